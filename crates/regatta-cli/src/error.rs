@@ -1,0 +1,4 @@
+//! What ends the program with a message: any error that prints as a sentence.
+
+/// The program's result.
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -1,0 +1,81 @@
+//! The `regatta` program: trains, generates, launches, prepares data, measures.
+
+mod bench;
+mod data;
+mod error;
+mod generate;
+mod launcher;
+mod progress;
+mod signals;
+mod train;
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Distributed training of deep-learning models, in Rust.
+#[derive(Parser)]
+#[command(name = "regatta", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model as a configuration says, on several workers.
+    Train(train::TrainArgs),
+    /// Stream text from a trained model.
+    Generate(generate::GenerateArgs),
+    /// Start a Regatta program on several local ranks.
+    Launch(LaunchArgs),
+    /// Prepare training data.
+    Data(data::DataArgs),
+    /// Measure.
+    Bench(bench::BenchArgs),
+}
+
+#[derive(Args)]
+struct LaunchArgs {
+    /// Number of ranks.
+    #[arg(short = 'n', long = "workers")]
+    workers: usize,
+    /// `shm` or `tcp`; left out: the fastest that works.
+    #[arg(long)]
+    transport: Option<regatta_comm::TransportKind>,
+    /// The program and its arguments, after `--`.
+    #[arg(last = true, required = true)]
+    program: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let outcome = match Cli::parse().command {
+        Command::Train(args) => train::run(args, started),
+        Command::Generate(args) => generate::run(args),
+        Command::Launch(args) => launch(args),
+        Command::Data(args) => data::run(args),
+        Command::Bench(args) => bench::run(args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn launch(args: LaunchArgs) -> error::Result<ExitCode> {
+    let (program, arguments) = args.program.split_first().ok_or("no program to launch")?;
+    let job = launcher::Job {
+        program: PathBuf::from(program),
+        arguments: arguments.to_vec(),
+        workers: args.workers,
+        transport: args.transport,
+        environment: vec![],
+        lead_owns_terminal: false,
+    };
+    launcher::launch(&job)
+}

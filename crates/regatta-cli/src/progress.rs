@@ -1,0 +1,93 @@
+//! What a person sees of a run: a live bar on a terminal, a line now and then elsewhere.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use regatta::train::{Job, Observer, Score, StepReport};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// Time between lines where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// Shows a run on standard error.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+    steps: usize,
+    begun: Instant,
+    done: usize,
+    last_line: Option<Instant>,
+    unit: &'static str,
+}
+
+impl Progress {
+    /// For a run of `steps`, in tokens or samples.
+    pub fn new(steps: usize, unit: &'static str) -> Self {
+        Self { bar: None, steps, begun: Instant::now(), done: 0, last_line: None, unit }
+    }
+
+    fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish();
+        }
+    }
+}
+
+impl Observer for Progress {
+    fn started(&mut self, job: &Job, done: usize, parameters: usize) {
+        let threads = if job.threads == 1 { "1 thread".into() } else { format!("{} threads", job.threads) };
+        self.say(&format!(
+            "{:.2} M parameters, {} worker(s) over {} with {threads} each, {}",
+            parameters as f64 / 1e6,
+            job.group.size(),
+            job.group.transport(),
+            job.plan
+        ));
+        if done > 0 {
+            self.say(&format!("resuming after step {done}"));
+        }
+        (self.done, self.begun) = (done, Instant::now());
+        if std::io::stderr().is_terminal() {
+            let bar = ProgressBar::new(self.steps as u64).with_position(done as u64);
+            if let Ok(style) = ProgressStyle::with_template("{bar:28} {pos}/{len} {msg}") {
+                bar.set_style(style);
+            }
+            self.bar = Some(bar);
+        }
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        let pace = self.begun.elapsed().as_secs_f64() / (report.step - self.done).max(1) as f64;
+        let left = pace * (self.steps - report.step) as f64;
+        let message = format!(
+            "loss {:.4}  {:.0} {}/s  {}:{:02} left",
+            report.loss,
+            report.tokens_per_s,
+            self.unit,
+            left as u64 / 60,
+            left as u64 % 60
+        );
+        if let Some(bar) = &self.bar {
+            bar.set_message(message);
+            bar.set_position(report.step as u64);
+        } else if self.last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY) || report.step == self.steps {
+            self.last_line = Some(Instant::now());
+            eprintln!("step {}/{}  {message}", report.step, self.steps);
+        }
+    }
+
+    fn evaluated(&mut self, step: usize, score: Score) {
+        let accuracy = score.accuracy.map_or(String::new(), |a| format!(", accuracy {:.2} %", 100.0 * a));
+        self.say(&format!("step {step}: validation loss {:.4}{accuracy}", score.loss));
+    }
+
+    fn warning(&mut self, message: &str) {
+        self.say(&format!("warning: {message}"));
+    }
+}

@@ -1,0 +1,247 @@
+//! `regatta train`: one command from a configuration to a trained model, on as many workers as serve best.
+
+use crate::error::Result;
+use crate::launcher;
+use crate::progress::Progress;
+use crate::signals;
+use clap::Args;
+use regatta::plan::{Mesh, Plan, default_workers, threads_per_worker};
+use regatta::train::{Config, Datasets, Job, ModelConfig, Observer, Silent, Summary, train};
+use regatta_comm::rendezvous::World;
+use regatta_comm::{Group, Options, TransportKind};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// When the launcher started, for its workers (microseconds since 1970).
+const STARTED: &str = "REGATTA_STARTED_US";
+/// The run's folder that the launcher chose, for its workers.
+const OUT: &str = "REGATTA_OUT";
+
+#[derive(Args)]
+pub struct TrainArgs {
+    /// The configuration, a TOML file.
+    config: PathBuf,
+    /// Local workers; left out: what the machine serves best.
+    #[arg(long)]
+    workers: Option<usize>,
+    /// Optimizer steps, instead of train.steps.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Change a key of the configuration.
+    #[arg(long = "set", value_name = "key.path=value")]
+    sets: Vec<String>,
+    /// The run's folder; left out: runs/NAME, numbered where that is taken.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Go on from the last checkpoint in the run's folder.
+    #[arg(long)]
+    resume: bool,
+    /// `thread` (ranks in one process), `shm` or `tcp`; left out: the fastest that works.
+    #[arg(long)]
+    transport: Option<TransportKind>,
+}
+
+impl TrainArgs {
+    fn config(&self) -> Result<Config> {
+        let mut sets = self.sets.clone();
+        sets.extend(self.steps.map(|steps| format!("train.steps={steps}")));
+        sets.extend(self.workers.map(|workers| format!("parallel.workers={workers}")));
+        sets.extend(self.transport.map(|transport| format!("parallel.transport={transport}")));
+        Ok(Config::load(&self.config, &sets)?)
+    }
+}
+
+pub fn run(args: TrainArgs, started: Instant) -> Result<ExitCode> {
+    let config = args.config()?;
+    match World::from_env()? {
+        Some(world) => worker(&args, config, &world, started),
+        None => launcher(&args, config, started),
+    }
+}
+
+/// One rank of a job that somebody started: we ourselves, mpirun, torchrun, srun.
+fn worker(args: &TrainArgs, config: Config, world: &World, started: Instant) -> Result<ExitCode> {
+    let stop = signals::stop_flag()?;
+    let plan = plan(&config, world.size)?;
+    // Before the ranks meet, so that none of them waits for another's preparation with a deadline running.
+    Datasets::open(&config)?;
+    let out = match std::env::var_os(OUT) {
+        Some(out) => PathBuf::from(out),
+        None => folder(args, true)?,
+    };
+    let group = Group::connect(world, &options(&config)?)?;
+    let threads = config.parallel.threads.unwrap_or_else(|| threads_per_worker(cores(), world.local_size));
+    let job = Job { config, plan, group, out, resume: args.resume, stop, started: launched(started), threads };
+    on_rank(&job)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn launcher(args: &TrainArgs, config: Config, started: Instant) -> Result<ExitCode> {
+    let batch = config.train.batch.map(|batch| batch / config.train.accumulate.max(1));
+    let workers = config.parallel.workers.unwrap_or_else(|| default_workers(cores(), batch));
+    if workers > cores() {
+        eprintln!("warning: {workers} workers on {} core(s): they will take turns", cores());
+    }
+    let plan = plan(&config, workers)?;
+    let prepared = Instant::now();
+    let data = Datasets::open(&config)?;
+    if prepared.elapsed() > Duration::from_secs(1) {
+        eprintln!("data prepared in {:.1} s: {}", prepared.elapsed().as_secs_f64(), data.describe());
+    }
+    let out = folder(args, args.resume)?;
+    let threads = config.parallel.threads.unwrap_or_else(|| threads_per_worker(cores(), workers));
+    let transport = config.parallel.transport.as_deref().map(str::parse::<TransportKind>).transpose()?;
+    if workers == 1 || transport == Some(TransportKind::Thread) {
+        let stop = signals::stop_flag()?;
+        let groups = match workers {
+            1 => vec![Group::solo()],
+            _ => Group::threads_with(workers, &options(&config)?),
+        };
+        let job = |group| Job {
+            config: config.clone(),
+            plan: plan.clone(),
+            group,
+            out: out.clone(),
+            resume: args.resume,
+            stop: stop.clone(),
+            started,
+            threads,
+        };
+        return in_threads(groups.into_iter().map(job).collect());
+    }
+    let since_start = started.elapsed();
+    let epoch = SystemTime::now().duration_since(UNIX_EPOCH)?.saturating_sub(since_start).as_micros();
+    drop(data);
+    launcher::launch(&launcher::Job {
+        program: std::env::current_exe()?,
+        arguments: std::env::args().skip(1).collect(),
+        workers,
+        transport,
+        environment: vec![
+            (STARTED.into(), epoch.to_string()),
+            (OUT.into(), out.display().to_string()),
+        ],
+        lead_owns_terminal: true,
+    })
+}
+
+/// Ranks as threads of this process.
+fn in_threads(jobs: Vec<Job>) -> Result<ExitCode> {
+    let mut failed: Option<String> = None;
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = jobs
+            .iter()
+            .map(|job| scope.spawn(move || on_rank(job).map_err(|error| error.to_string())))
+            .collect();
+        for (rank, thread) in ranks.into_iter().enumerate() {
+            let outcome = thread.join().unwrap_or_else(|_| Err("panicked".into()));
+            if let Err(error) = outcome {
+                failed.get_or_insert(if jobs.len() == 1 { error } else { format!("rank {rank}: {error}") });
+            }
+        }
+    });
+    failed.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
+}
+
+fn on_rank(job: &Job) -> Result<()> {
+    // The rank's thread is part of its own pool, so that small operations need no hand-over.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).use_current_thread().build()?;
+    let outcome = pool.install(|| {
+        if job.group.rank() != 0 {
+            return train(job, &mut Silent);
+        }
+        let unit = if matches!(job.config.model, ModelConfig::Gpt(_)) { "tokens" } else { "samples" };
+        let mut progress = Progress::new(job.config.train.steps, unit);
+        let outcome = train(job, &mut progress as &mut dyn Observer);
+        progress.finish();
+        outcome
+    });
+    match outcome {
+        Ok(summary) => {
+            if job.group.rank() == 0 {
+                report(&summary, &job.out);
+            }
+            Ok(())
+        }
+        Err(error) => {
+            job.group.abort(&error.to_string());
+            Err(error.into())
+        }
+    }
+}
+
+fn report(summary: &Summary, out: &Path) {
+    if let Some(sample) = &summary.sample {
+        println!("\n--- a sample ---\n{sample}\n---");
+    }
+    let validation = summary.val_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
+    let accuracy = summary.val_accuracy.map_or(String::new(), |a| format!(", accuracy {:.2} %", 100.0 * a));
+    println!("{} steps: training loss {:.4}{validation}{accuracy}", summary.steps, summary.train_loss);
+    println!(
+        "{:.0} tokens/s, {:.1} ms a step (communication {:.1} ms, not hidden {:.1} ms), first step after {:.2} s, \
+         at most {:.0} MiB a rank",
+        summary.tokens_per_s,
+        summary.step_ms,
+        summary.comm_ms,
+        summary.comm_exposed_ms,
+        summary.time_to_first_step_s,
+        summary.peak_rss_bytes.iter().max().copied().unwrap_or(0) as f64 / (1 << 20) as f64
+    );
+    if summary.interrupted {
+        println!("stopped after step {}; go on with --resume --out {}", summary.steps, out.display());
+    }
+    println!("{} holds summary.json, metrics.jsonl and checkpoints", out.display());
+}
+
+fn plan(config: &Config, workers: usize) -> Result<Plan> {
+    let bytes = (config.parallel.bucket_mib * (1 << 20) as f64) as usize;
+    Plan::new(Mesh::data(workers), config.batch(), bytes).map_err(|error| format!("train.batch: {error}").into())
+}
+
+fn options(config: &Config) -> Result<Options> {
+    let mut options = Options::from_env()?;
+    if let Some(transport) = &config.parallel.transport {
+        options.transport = Some(transport.parse()?);
+    }
+    if let Some(algorithm) = &config.parallel.algorithm {
+        options.algorithm = Some(algorithm.parse()?);
+    }
+    options.deadline = Duration::from_secs_f64(config.parallel.deadline_s);
+    Ok(options)
+}
+
+/// The run's folder: the given one, or one named after the configuration. A new run never goes where another
+/// has been.
+fn folder(args: &TrainArgs, existing: bool) -> Result<PathBuf> {
+    let used = |path: &Path| path.join("checkpoints").exists() || path.join("summary.json").exists();
+    if let Some(out) = &args.out {
+        if !existing && used(out) {
+            let problem = "holds an earlier run: go on with --resume, or give another --out";
+            return Err(format!("{} {problem}", out.display()).into());
+        }
+        return Ok(out.clone());
+    }
+    let name = args.config.file_stem().map_or("run".into(), |stem| stem.to_string_lossy().into_owned());
+    let path = |number: usize| match number {
+        1 => PathBuf::from("runs").join(&name),
+        _ => PathBuf::from("runs").join(format!("{name}-{number}")),
+    };
+    let free = (1..).find(|&number| !used(&path(number))).unwrap_or(1);
+    Ok(path(if existing { (free - 1).max(1) } else { free }))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// When the launcher started, or else this process.
+fn launched(started: Instant) -> Instant {
+    let launched = || {
+        let us: u64 = std::env::var(STARTED).ok()?.parse().ok()?;
+        let ago = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_micros(us)).ok()?;
+        Instant::now().checked_sub(ago)
+    };
+    launched().unwrap_or(started)
+}
+

@@ -1,0 +1,33 @@
+//! How many workers a machine serves best, and how many threads each has.
+
+/// The number of workers for `cores` cores: one per core, because batches cut over processes scale better than
+/// matrix products cut over threads, up to eight, beyond which memory bandwidth and memory itself are the limit.
+/// It divides `batch` where that is given (the global batch).
+pub fn default_workers(cores: usize, batch: Option<usize>) -> usize {
+    let most = cores.clamp(1, 8);
+    match batch {
+        Some(batch) => (1..=most).rev().find(|n| batch.is_multiple_of(*n)).unwrap_or(1),
+        None => most,
+    }
+}
+
+/// Each worker's share of the cores, at least one.
+pub fn threads_per_worker(cores: usize, workers: usize) -> usize {
+    (cores / workers.max(1)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_divide_the_batch_and_share_the_cores() {
+        assert_eq!(default_workers(2, Some(12)), 2);
+        assert_eq!(default_workers(8, Some(12)), 6);
+        assert_eq!(default_workers(4, Some(7)), 1);
+        assert_eq!(default_workers(64, None), 8);
+        assert_eq!(default_workers(0, None), 1);
+        assert_eq!(threads_per_worker(8, 3), 2);
+        assert_eq!(threads_per_worker(2, 4), 1);
+    }
+}

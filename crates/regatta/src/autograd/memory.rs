@@ -1,0 +1,157 @@
+//! Tensors over memory that the engine owns, and the way back from a tensor to its numbers.
+
+use burn::backend::{DType, Flex};
+use burn::tensor::{Tensor, TensorData};
+use cubecl_environment::bytes::{AccessError, AccessPolicy, AllocationController, AllocationProperty, Bytes};
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Alignment of every block: a cache line, and the widest vector register.
+const ALIGN: usize = 64;
+
+/// A block of f32 that tensors view while the engine writes it between steps: parameters live here, so that
+/// the optimizer updates them in place and no copy goes back into the model.
+pub struct Memory {
+    start: NonNull<f32>,
+    len: usize,
+}
+
+// SAFETY: a `Memory` is plain numbers; who may write when is the contract of `slice_mut`.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// A zeroed block of `len` elements.
+    pub fn zeroed(len: usize) -> Arc<Self> {
+        let layout = Self::layout(len);
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc_zeroed(layout) }.cast::<f32>();
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        Arc::new(Self { start, len })
+    }
+
+    fn layout(len: usize) -> Layout {
+        Layout::array::<f32>(len.max(1)).and_then(|l| l.align_to(ALIGN)).expect("a block under isize::MAX bytes")
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the block has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The block's numbers.
+    ///
+    /// # Safety
+    /// No [`slice_mut`](Self::slice_mut) of the same elements may be alive.
+    pub unsafe fn slice(&self) -> &[f32] {
+        // SAFETY: allocated with `len` initialised elements; aliasing is the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// The block's numbers, to write.
+    ///
+    /// # Safety
+    /// Nobody else may read or write these elements meanwhile: no tensor that views them may be in use by
+    /// another thread, and no other slice of them may be alive.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice_mut(&self, range: Range<usize>) -> &mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} is outside a block of {}", self.len);
+        // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), range.len()) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `zeroed` with the same layout.
+        unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) }
+    }
+}
+
+/// Part of a [`Memory`] as Burn's byte storage.
+struct Window {
+    memory: Arc<Memory>,
+    range: Range<usize>,
+}
+
+impl Window {
+    fn bytes(&self) -> (*mut MaybeUninit<u8>, usize) {
+        // SAFETY: `view` checked that the range lies in the block.
+        (unsafe { self.memory.start.as_ptr().add(self.range.start) }.cast(), self.range.len() * size_of::<f32>())
+    }
+}
+
+impl AllocationController for Window {
+    fn alloc_align(&self) -> usize {
+        ALIGN
+    }
+
+    fn property(&self) -> AllocationProperty {
+        AllocationProperty::Other
+    }
+
+    unsafe fn memory_mut(&mut self, _: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
+        let (start, len) = self.bytes();
+        // SAFETY: `&mut self` and the second handle that `view` returns keep kernels from getting here while
+        // the engine holds the block.
+        Ok(unsafe { std::slice::from_raw_parts_mut(start, len) })
+    }
+
+    fn memory(&self, _: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
+        let (start, len) = self.bytes();
+        // SAFETY: initialised, in bounds, and written by the engine only between steps.
+        Ok(unsafe { std::slice::from_raw_parts(start, len) })
+    }
+}
+
+/// A tensor of `shape` over the elements of `memory` from `offset` (a multiple of 16) on. No copy.
+///
+/// Keep a clone of the tensor for as long as the memory must stay untouched: Burn's in-place kernels write
+/// through a handle that is the only one.
+pub fn view<const D: usize>(memory: &Arc<Memory>, offset: usize, shape: [usize; D]) -> Tensor<D> {
+    let len: usize = shape.iter().product();
+    assert!(offset.is_multiple_of(ALIGN / size_of::<f32>()), "offset {offset} is not on a cache line");
+    assert!(offset + len <= memory.len, "a view of {len} at {offset} is outside a block of {}", memory.len);
+    let window = Window { memory: memory.clone(), range: offset..offset + len };
+    // SAFETY: the controller serves exactly this many initialised bytes for as long as it lives.
+    let bytes = unsafe { Bytes::from_controller(Box::new(window), len * size_of::<f32>()) };
+    Tensor::from_data(TensorData::from_bytes(bytes, shape, DType::F32), &super::device())
+}
+
+/// The tensor's numbers in row-major order, or nothing if they are not f32.
+pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Option<Vec<f32>> {
+    let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
+    match tensor.clone().try_into_primitive::<Flex>() {
+        Ok(primitive) => primitive.to_contiguous().as_slice::<f32>().map(<[f32]>::to_vec),
+        Err(_) => tensor.into_data().to_vec::<f32>().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_sees_what_the_engine_writes_and_kernels_do_not_write_through() {
+        let memory = Memory::zeroed(32);
+        // SAFETY: no tensor exists yet.
+        unsafe { memory.slice_mut(16..22) }.copy_from_slice(&[1., 2., 3., 4., 5., 6.]);
+        let tensor = view(&memory, 16, [2, 3]);
+        let keep = tensor.clone();
+        assert_eq!(to_vec(tensor.add_scalar(1.0)).unwrap(), [2., 3., 4., 5., 6., 7.]);
+        // SAFETY: no kernel is running.
+        assert_eq!(unsafe { memory.slice() }[16..22], [1., 2., 3., 4., 5., 6.]);
+        // SAFETY: as above.
+        unsafe { memory.slice_mut(16..17) }[0] = 9.0;
+        assert_eq!(to_vec(keep.transpose()).unwrap(), [9., 4., 2., 5., 3., 6.]);
+    }
+}

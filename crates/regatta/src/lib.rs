@@ -1,0 +1,26 @@
+//! **Regatta** trains deep-learning models on many workers, on [Burn](https://burn.dev) tensors.
+//!
+//! Two ways in:
+//! - a loop of your own on any Burn module: [`init`], [`broadcast_parameters`], [`DistributedOptimizer`];
+//! - Regatta's models and loop: [`train::train`], as the `regatta` program does.
+//!
+//! Below both lie [`parallel`] (how a model is spread over ranks) and the crate `regatta-comm` (how ranks talk).
+
+pub mod autograd;
+pub mod checkpoint;
+pub mod data;
+mod error;
+mod face;
+mod generate;
+pub mod layers;
+pub mod models;
+pub mod parallel;
+pub mod random;
+mod simd;
+pub mod train;
+
+pub use error::{Error, Result};
+pub use face::{DistributedOptimizer, all_reduce, broadcast_parameters, init, local_rank, rank, size};
+pub use generate::Generator;
+pub use regatta_comm as comm;
+pub use regatta_plan as plan;

@@ -1,0 +1,561 @@
+//! The configuration of a training run: a TOML file, changed by `--set key.path=value`.
+
+use crate::error::{Error, Result};
+use crate::models::{CnnConfig, GptConfig, MlpConfig};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// Everything a run depends on. Kept in every checkpoint and summary.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// The architecture.
+    pub model: ModelConfig,
+    /// What it learns from.
+    pub data: DataConfig,
+    /// Steps, batch and how often things happen.
+    pub train: TrainConfig,
+    /// How parameters are updated.
+    pub optimizer: OptimizerConfig,
+    /// How the work is spread.
+    pub parallel: ParallelConfig,
+    /// Text generated at the end of a language model's run.
+    pub sample: SampleConfig,
+}
+
+/// `[model]`; `kind` says which.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum ModelConfig {
+    /// A decoder-only transformer.
+    Gpt(GptConfig),
+    /// A multi-layer perceptron.
+    Mlp(MlpConfig),
+    /// A convolutional network.
+    Cnn(CnnConfig),
+}
+
+/// What `[data] kind` may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataKind {
+    /// Text of a file or folder (`path`).
+    Text,
+    /// The Rust sources of the crates that cargo has downloaded.
+    Rust,
+    /// MNIST digits in IDX files (`path`).
+    Mnist,
+}
+
+/// What `[data] tokenizer` may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenizerKind {
+    /// One token a character that occurs in the text.
+    Chars,
+    /// One token a byte.
+    Bytes,
+    /// Byte-level byte-pair encoding, trained on the text or loaded from `tokenizer_path`.
+    Bpe,
+}
+
+/// `[data]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// The kind of data.
+    pub kind: DataKind,
+    /// The file or folder, for `text` and `mnist`.
+    pub path: Option<PathBuf>,
+    /// Where prepared data is kept between runs.
+    pub cache: PathBuf,
+    /// How text becomes tokens.
+    pub tokenizer: TokenizerKind,
+    /// Tokens of a `bpe` vocabulary that is trained.
+    pub vocab_size: usize,
+    /// A `tokenizer.json`, or a folder with it or with GPT-2's `vocab.json` and `merges.txt`.
+    pub tokenizer_path: Option<PathBuf>,
+    /// Part of the text that is held out for validation.
+    pub val_fraction: f64,
+    /// At most this many MiB of text are used, for `rust`.
+    pub max_mib: usize,
+    /// Shift digits by up to this many pixels at random, for `mnist`.
+    pub shift: usize,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            kind: DataKind::Text,
+            path: None,
+            cache: "data".into(),
+            tokenizer: TokenizerKind::Chars,
+            vocab_size: 2048,
+            tokenizer_path: None,
+            val_fraction: 0.1,
+            max_mib: 16,
+            shift: 0,
+        }
+    }
+}
+
+/// What `[train] last_batch` may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LastBatch {
+    /// Leave out samples that do not fill the epoch's last batch.
+    Drop,
+    /// Fill the epoch's last batch with samples from its beginning.
+    Pad,
+}
+
+/// `[train]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Samples per step over all workers. Give this or `batch_per_worker`.
+    pub batch: Option<usize>,
+    /// Samples per step on each worker.
+    pub batch_per_worker: Option<usize>,
+    /// Micro-steps that a worker's samples are cut into.
+    pub accumulate: usize,
+    /// Seed of weights, order and dropout.
+    pub seed: u64,
+    /// Steps between lines in metrics.jsonl.
+    pub log_every: usize,
+    /// Steps between evaluations; 0: only at the end.
+    pub eval_every: usize,
+    /// Batches per evaluation, each as large as a step's; 0: all of the held-out data.
+    pub eval_batches: usize,
+    /// Steps between checkpoints; 0: only at the end.
+    pub checkpoint_every: usize,
+    /// What becomes of samples that do not fill an epoch's last batch.
+    pub last_batch: LastBatch,
+    /// Steps between checks that all ranks hold the same parameters; 0: only at the end.
+    pub check_every: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch: None,
+            batch_per_worker: None,
+            accumulate: 1,
+            seed: 1337,
+            log_every: 10,
+            eval_every: 0,
+            eval_batches: 20,
+            checkpoint_every: 0,
+            last_batch: LastBatch::Drop,
+            check_every: 0,
+        }
+    }
+}
+
+/// What `[optimizer] kind` may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay.
+    AdamW,
+    /// Stochastic gradient descent, with momentum where `momentum` is above 0.
+    Sgd,
+}
+
+/// `[optimizer]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// The update rule.
+    pub kind: OptimizerKind,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Learning rate at the end of the cosine; absent: a tenth of `lr`.
+    pub min_lr: Option<f64>,
+    /// Steps of linear warm-up from 0 to `lr`.
+    pub warmup: usize,
+    /// Steps until the cosine reaches `min_lr`; absent: `train.steps`.
+    pub decay_steps: Option<usize>,
+    /// Keep `lr` after the warm-up instead of the cosine.
+    pub constant: bool,
+    /// Weight decay of parameters with two or more dimensions; norms and biases have none.
+    pub weight_decay: f64,
+    /// AdamW's decay of the first moment.
+    pub beta1: f64,
+    /// AdamW's decay of the second moment.
+    pub beta2: f64,
+    /// AdamW's term against division by zero.
+    pub eps: f64,
+    /// SGD's momentum.
+    pub momentum: f64,
+    /// Largest global norm of the gradient; 0: no clipping.
+    pub clip: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            kind: OptimizerKind::AdamW,
+            lr: 1e-3,
+            min_lr: None,
+            warmup: 0,
+            decay_steps: None,
+            constant: false,
+            weight_decay: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            momentum: 0.0,
+            clip: 1.0,
+        }
+    }
+}
+
+/// `[parallel]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ParallelConfig {
+    /// Local workers; absent: what the machine serves best.
+    pub workers: Option<usize>,
+    /// Threads of each worker; absent: its share of the cores.
+    pub threads: Option<usize>,
+    /// `thread`, `shm` or `tcp`; absent: the fastest that every pair of ranks shares.
+    pub transport: Option<String>,
+    /// `direct` or `ring`; absent: what suits the transport.
+    pub algorithm: Option<String>,
+    /// Upper bound of a gradient bucket in MiB.
+    pub bucket_mib: f64,
+    /// Seconds without progress after which a wait becomes an error.
+    pub deadline_s: f64,
+}
+
+impl Default for ParallelConfig {
+    fn default() -> Self {
+        Self { workers: None, threads: None, transport: None, algorithm: None, bucket_mib: 25.0, deadline_s: 30.0 }
+    }
+}
+
+/// `[sample]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SampleConfig {
+    /// Text to go on from; absent: no sample.
+    pub prompt: Option<String>,
+    /// Tokens to generate.
+    pub tokens: usize,
+    /// Below 1 bolder, above 1 wilder; 0: always the likeliest token.
+    pub temperature: f64,
+    /// Choose among this many likeliest tokens; 0: among all.
+    pub top_k: usize,
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        Self { prompt: None, tokens: 200, temperature: 0.8, top_k: 50 }
+    }
+}
+
+const SECTIONS: [&str; 6] = ["model", "data", "train", "optimizer", "parallel", "sample"];
+
+impl Config {
+    /// Reads `path` and applies `sets`, each `key.path=value` with a TOML value or a bare string.
+    ///
+    /// # Errors
+    /// A file that cannot be read or parsed, an unknown key (with the nearest known one), a value of the wrong
+    /// type or out of range.
+    pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(Error::io("read the configuration", path))?;
+        Self::parse(&text, &path.display().to_string(), sets)
+    }
+
+    /// Parses TOML text; `origin` names it in errors.
+    pub fn parse(text: &str, origin: &str, sets: &[String]) -> Result<Self> {
+        let mut table: Table = text.parse().map_err(|error: toml::de::Error| Error::Config {
+            origin: origin.into(),
+            key: "TOML".into(),
+            problem: error.to_string().trim_end().to_string(),
+        })?;
+        for set in sets {
+            apply_set(&mut table, set)?;
+        }
+        let reader = Reader { origin };
+        for key in table.keys() {
+            if !SECTIONS.contains(&key.as_str()) {
+                return Err(reader.error(key, unknown("section", key, &SECTIONS)));
+            }
+        }
+        let config = Self {
+            model: reader.model(&table)?,
+            data: reader.section(&table, "data")?,
+            train: reader.section(&table, "train")?,
+            optimizer: reader.section(&table, "optimizer")?,
+            parallel: reader.section(&table, "parallel")?,
+            sample: reader.section(&table, "sample")?,
+        };
+        config.check(&reader)?;
+        Ok(config)
+    }
+
+    /// The samples of a step as the user gave them.
+    pub fn batch(&self) -> regatta_plan::Batch {
+        let accumulate = self.train.accumulate;
+        match (self.train.batch, self.train.batch_per_worker) {
+            (Some(samples), _) => regatta_plan::Batch::global(samples, accumulate),
+            (None, samples) => regatta_plan::Batch::per_worker(samples.unwrap_or(1), accumulate),
+        }
+    }
+
+    fn check(&self, reader: &Reader) -> Result<()> {
+        let (data, train, optimizer, parallel) = (&self.data, &self.train, &self.optimizer, &self.parallel);
+        match (&self.model, data.kind) {
+            (ModelConfig::Gpt(_), DataKind::Mnist) => {
+                return Err(reader.error("data.kind", "a gpt learns from text: use \"text\" or \"rust\""));
+            }
+            (ModelConfig::Mlp(_) | ModelConfig::Cnn(_), DataKind::Text | DataKind::Rust) => {
+                return Err(reader.error("data.kind", "this model learns from digits: use \"mnist\""));
+            }
+            _ => {}
+        }
+        match (train.batch, train.batch_per_worker) {
+            (None, None) => return Err(reader.error("train.batch", "missing: give it or train.batch_per_worker")),
+            (Some(_), Some(_)) => {
+                return Err(reader.error("train.batch", "given together with train.batch_per_worker: keep one of them"));
+            }
+            _ => {}
+        }
+        match &self.model {
+            ModelConfig::Gpt(gpt) => {
+                reader.at_least_one("model", &[("layers", gpt.layers), ("heads", gpt.heads), ("embed", gpt.embed)])?;
+                reader.at_least_one("model", &[("block", gpt.block)])?;
+                if !gpt.embed.is_multiple_of(gpt.heads) {
+                    let problem = format!("{} does not divide into {} heads (model.heads)", gpt.embed, gpt.heads);
+                    return Err(reader.error("model.embed", problem));
+                }
+                reader.within("model.dropout", gpt.dropout, 0.0, 1.0, false)?;
+            }
+            ModelConfig::Mlp(mlp) => {
+                reader.within("model.dropout", mlp.dropout, 0.0, 1.0, false)?;
+                if mlp.hidden.contains(&0) {
+                    return Err(reader.error("model.hidden", "a width of 0"));
+                }
+            }
+            ModelConfig::Cnn(cnn) => {
+                reader.within("model.dropout", cnn.dropout, 0.0, 1.0, false)?;
+                reader.at_least_one("model", &[("hidden", cnn.hidden)])?;
+                if cnn.channels.is_empty() || cnn.channels.len() > 4 || cnn.channels.contains(&0) {
+                    return Err(reader.error("model.channels", "1 to 4 convolutions, each with at least 1 channel"));
+                }
+            }
+        }
+        if data.kind == DataKind::Text && data.path.is_none() {
+            return Err(reader.error("data.path", "missing: the text file or folder; try --set data.path=FILE"));
+        }
+        reader.within("data.val_fraction", data.val_fraction, 0.0, 1.0, false)?;
+        reader.at_least_one("data", &[("max_mib", data.max_mib)])?;
+        if data.tokenizer == TokenizerKind::Bpe && data.vocab_size < 257 {
+            return Err(reader.error("data.vocab_size", "a byte-level vocabulary has at least 257 tokens"));
+        }
+        if data.shift > 8 {
+            return Err(reader.error("data.shift", "at most 8 pixels"));
+        }
+        let counts = [("steps", train.steps), ("accumulate", train.accumulate), ("log_every", train.log_every)];
+        reader.at_least_one("train", &counts)?;
+        reader.at_least_one("train", &[("batch", train.batch.unwrap_or(1))])?;
+        reader.at_least_one("train", &[("batch_per_worker", train.batch_per_worker.unwrap_or(1))])?;
+        reader.within("optimizer.lr", optimizer.lr, 0.0, 1e6, true)?;
+        reader.within("optimizer.min_lr", optimizer.min_lr.unwrap_or(0.0), 0.0, 1e6, true)?;
+        reader.within("optimizer.weight_decay", optimizer.weight_decay, 0.0, 1e6, true)?;
+        reader.within("optimizer.beta1", optimizer.beta1, 0.0, 1.0, false)?;
+        reader.within("optimizer.beta2", optimizer.beta2, 0.0, 1.0, false)?;
+        reader.within("optimizer.eps", optimizer.eps, 0.0, 1.0, true)?;
+        reader.within("optimizer.momentum", optimizer.momentum, 0.0, 1.0, false)?;
+        reader.within("optimizer.clip", optimizer.clip, 0.0, 1e30, true)?;
+        reader.at_least_one("parallel", &[("workers", parallel.workers.unwrap_or(1))])?;
+        reader.at_least_one("parallel", &[("threads", parallel.threads.unwrap_or(1))])?;
+        reader.within("parallel.bucket_mib", parallel.bucket_mib, 0.001, 65536.0, true)?;
+        reader.within("parallel.deadline_s", parallel.deadline_s, 0.1, 86400.0, true)?;
+        reader.one_of("parallel.transport", parallel.transport.as_deref(), &["thread", "shm", "tcp"])?;
+        reader.one_of("parallel.algorithm", parallel.algorithm.as_deref(), &["direct", "ring"])?;
+        reader.within("sample.temperature", self.sample.temperature, 0.0, 100.0, true)
+    }
+}
+
+struct Reader<'a> {
+    origin: &'a str,
+}
+
+impl Reader<'_> {
+    fn error(&self, key: &str, problem: impl Into<String>) -> Error {
+        Error::Config { origin: self.origin.into(), key: key.into(), problem: problem.into() }
+    }
+
+    fn section<T: DeserializeOwned>(&self, table: &Table, name: &str) -> Result<T> {
+        match table.get(name) {
+            None => self.read(Table::new(), name),
+            Some(Value::Table(section)) => self.read(section.clone(), name),
+            Some(_) => Err(self.error(name, format!("must be a section, as in [{name}]"))),
+        }
+    }
+
+    fn model(&self, table: &Table) -> Result<ModelConfig> {
+        let Some(Value::Table(section)) = table.get("model") else {
+            return Err(self.error("model", "missing: a section [model] with kind = \"gpt\", \"mlp\" or \"cnn\""));
+        };
+        let mut section = section.clone();
+        match section.remove("kind").as_ref().and_then(Value::as_str) {
+            Some("gpt") => self.read(section, "model").map(ModelConfig::Gpt),
+            Some("mlp") => self.read(section, "model").map(ModelConfig::Mlp),
+            Some("cnn") => self.read(section, "model").map(ModelConfig::Cnn),
+            Some(other) => Err(self.error("model.kind", unknown("kind", other, &["gpt", "mlp", "cnn"]))),
+            None => Err(self.error("model.kind", "missing: \"gpt\", \"mlp\" or \"cnn\"")),
+        }
+    }
+
+    fn read<T: DeserializeOwned>(&self, section: Table, name: &str) -> Result<T> {
+        // Key by key first, so that a wrong value is reported with its key.
+        for (key, value) in &section {
+            let one = Table::from_iter([(key.clone(), value.clone())]);
+            if let Err(error) = Value::Table(one).try_into::<T>() {
+                return Err(self.error(&format!("{name}.{key}"), explain(&error.to_string(), key)));
+            }
+        }
+        Value::Table(section).try_into().map_err(|error: toml::de::Error| self.error(name, error.to_string()))
+    }
+
+    fn at_least_one(&self, section: &str, counts: &[(&str, usize)]) -> Result<()> {
+        match counts.iter().find(|(_, count)| *count == 0) {
+            Some((key, _)) => Err(self.error(&format!("{section}.{key}"), "must be at least 1")),
+            None => Ok(()),
+        }
+    }
+
+    fn within(&self, key: &str, value: f64, low: f64, high: f64, closed: bool) -> Result<()> {
+        let below = if closed { value <= high } else { value < high };
+        if value >= low && below {
+            return Ok(());
+        }
+        let (upto, high) = if closed { ("to", high) } else { ("to below", high) };
+        Err(self.error(key, format!("{value} is out of range: {low} {upto} {high}")))
+    }
+
+    fn one_of(&self, key: &str, value: Option<&str>, allowed: &[&str]) -> Result<()> {
+        match value {
+            Some(value) if !allowed.contains(&value) => Err(self.error(key, unknown("value", value, allowed))),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn apply_set(table: &mut Table, set: &str) -> Result<()> {
+    let bad = |problem: &str| Error::Config { origin: "--set".into(), key: set.into(), problem: problem.into() };
+    let (key, value) = set.split_once('=').ok_or_else(|| bad("must be key.path=value"))?;
+    let value = match format!("v = {value}").parse::<Table>() {
+        Ok(mut parsed) if parsed.len() == 1 => parsed.remove("v").unwrap_or(Value::String(value.into())),
+        _ => Value::String(value.into()),
+    };
+    let parts: Vec<&str> = key.trim().split('.').collect();
+    let Some((last, sections)) = parts.split_last().filter(|_| parts.iter().all(|part| !part.is_empty())) else {
+        return Err(bad("the key is empty"));
+    };
+    let mut at = table;
+    for part in sections {
+        let next = at.entry(part.to_string()).or_insert_with(|| Value::Table(Table::new()));
+        at = next.as_table_mut().ok_or_else(|| bad("goes into a value that is no section"))?;
+    }
+    at.insert(last.to_string(), value);
+    Ok(())
+}
+
+/// Turns serde's message about one key into a sentence, with the nearest known key.
+fn explain(message: &str, key: &str) -> String {
+    let first = message.lines().next().unwrap_or(message);
+    if !first.contains("unknown field") {
+        return first.to_string();
+    }
+    let known: Vec<&str> = first.split('`').skip(3).step_by(2).collect();
+    unknown("key", key, &known)
+}
+
+fn unknown(what: &str, given: &str, known: &[&str]) -> String {
+    let nearest = known.iter().min_by_key(|candidate| edits(given, candidate));
+    match nearest.filter(|candidate| edits(given, candidate) <= 1 + given.len() / 3) {
+        Some(nearest) => format!("unknown {what} `{given}`; did you mean `{nearest}`?"),
+        None => format!("unknown {what} `{given}`; known are {}", known.join(", ")),
+    }
+}
+
+/// Edits (insert, delete, replace) between two words (Levenshtein 1966).
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, &y) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GPT: &str = "[model]\nkind = \"gpt\"\n[data]\npath = \"x\"\n[train]\nbatch = 12\n";
+
+    fn problem(text: &str, sets: &[&str]) -> String {
+        let sets: Vec<String> = sets.iter().map(|s| s.to_string()).collect();
+        Config::parse(text, "c.toml", &sets).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_sets_and_round_trip() {
+        let sets = ["train.steps=7".into(), "data.path=a b.txt".into(), "optimizer.lr=3e-4".into()];
+        let config = Config::parse(GPT, "c.toml", &sets).unwrap();
+        assert_eq!((config.train.steps, config.optimizer.lr), (7, 3e-4));
+        assert_eq!(config.data.path.as_deref(), Some(Path::new("a b.txt")));
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(Config::parse(&text, "again", &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn a_misspelt_key_suggests_the_nearest() {
+        assert_eq!(
+            problem(GPT, &["train.stepz=3"]),
+            "c.toml: `train.stepz`: unknown key `stepz`; did you mean `steps`?"
+        );
+        assert!(problem(GPT, &["model.hedas=3"]).contains("did you mean `heads`?"));
+        assert!(problem(GPT, &["trian.steps=3"]).contains("did you mean `train`?"));
+        assert!(problem(GPT, &["train.zzzzzzzz=3"]).contains("known are steps, batch"));
+        assert!(problem(GPT, &["parallel.transport=shn"]).contains("did you mean `shm`?"));
+        assert!(problem("[model]\nkind='gtp'", &[]).contains("did you mean `gpt`?"));
+    }
+
+    #[test]
+    fn values_out_of_range_name_their_key() {
+        for (set, key) in [
+            ("train.steps=0", "train.steps"),
+            ("model.dropout=1.0", "model.dropout"),
+            ("model.heads=7", "model.embed"),
+            ("optimizer.lr=-1", "optimizer.lr"),
+            ("train.batch_per_worker=3", "train.batch"),
+            ("train.steps=\"many\"", "train.steps"),
+            ("train.steps=-4", "train.steps"),
+            ("data.kind=mnist", "data.kind"),
+            ("optimizer.lr=nan", "optimizer.lr"),
+            ("parallel.deadline_s=0", "parallel.deadline_s"),
+        ] {
+            let problem = problem(GPT, &[set]);
+            assert!(problem.starts_with(&format!("c.toml: `{key}`: ")), "{set}: {problem}");
+        }
+        assert!(problem("[train\n", &[]).contains("c.toml"));
+        assert!(problem("[model]\nkind='gpt'\n[train]\nbatch=1", &[]).contains("`data.path`: missing"));
+        assert!(problem(GPT, &["train"]).contains("must be key.path=value"));
+        assert!(problem("model = 3", &[]).contains("missing: a section [model]"));
+    }
+}
