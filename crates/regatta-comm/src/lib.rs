@@ -1,1 +1,58 @@
-//! wip
+//! Collective communication between ranks: threads of one process, processes on one host over shared memory,
+//! processes anywhere over TCP.
+//!
+//! It knows bytes and numbers; no tensors and no models.
+//!
+//! ```
+//! use regatta_comm::{Group, ReduceOp};
+//!
+//! let ranks: Vec<_> = Group::threads(4)
+//!     .into_iter()
+//!     .map(|group| {
+//!         std::thread::spawn(move || {
+//!             let mut data = [group.rank() as f32, 1.0];
+//!             group.all_reduce(&mut data, ReduceOp::Sum)?;
+//!             Ok::<_, regatta_comm::Error>(data)
+//!         })
+//!     })
+//!     .collect();
+//! for rank in ranks {
+//!     assert_eq!(rank.join().unwrap()?, [6.0, 4.0]);
+//! }
+//! # Ok::<(), regatta_comm::Error>(())
+//! ```
+//!
+//! Processes call [`Group::from_env`] instead, and are started by `regatta launch`, torchrun, mpirun or srun.
+//!
+//! | transport | ranks are | all-reduce of B bytes on n ranks |
+//! |---|---|---|
+//! | `thread` | threads of a process | `direct`: every rank reduces its slice from its peers' memory |
+//! | `shm` | processes on a Linux host | the same, and in place for [`Buffer`]s of the group |
+//! | `tcp` | processes anywhere | `ring`: 2(n-1) steps, 2(n-1)/n * B bytes sent by each rank |
+//!
+//! Nothing hangs: every wait has a deadline ([`Options::deadline`]), a rank that dies is noticed by the closing
+//! of its connection to the job's store, and ranks that call different operations are told so.
+
+mod algorithm;
+mod buffer;
+mod call;
+mod element;
+mod error;
+mod group;
+mod health;
+mod job;
+mod kernel;
+mod options;
+mod queue;
+pub mod rendezvous;
+mod transport;
+
+pub use algorithm::Algorithm;
+pub use buffer::Buffer;
+pub use element::{DType, Element, ReduceOp};
+pub use error::{Error, Result};
+pub use group::{Group, Traffic};
+pub use half::{bf16, f16};
+pub use options::Options;
+pub use queue::{Pending, Timing};
+pub use transport::TransportKind;

@@ -1,0 +1,263 @@
+//! Direct algorithms over shared memory: each rank reduces its own slice straight from its peers' memory.
+//!
+//! Cost of an all-reduce of B bytes on n ranks, per rank: data in private memory is staged in chunks that stay
+//! in the cache, (n-1)/n * B bytes copied out, B read and reduced, (n-1)/n * B copied in, two waits a chunk,
+//! where staging the next chunk hides one. Registered data is not staged: B bytes read, B written, two waits in
+//! all. A small message is staged whole and every rank reduces all of it: one wait.
+//!
+//! All ranks combine in the order of ranks and slices are reduced by one rank each, so results are the same bits
+//! on every rank and in every run. 16-bit floats are accumulated in f32 and rounded once.
+
+use super::ring::part;
+use crate::call::Call;
+use crate::element::Element;
+use crate::error::Result;
+use crate::kernel;
+use crate::transport::shared::{Counter, PRIVATE, SLOT, Shared};
+
+/// Up to here every rank reduces everything, in bytes: reading n small messages costs less than a second wait.
+const SMALL: usize = 16 << 10;
+/// Bytes reduced at a time in registered memory: stays in the first-level cache.
+const BLOCK: usize = 16 << 10;
+
+/// Registered memory as this rank sees it: where its own data lies, and where a peer's does.
+pub(crate) trait Registered {
+    /// The place of `data` in this rank's registered memory, if it lies there.
+    fn place(&self, data: &[u8]) -> Option<u64>;
+    /// `len` bytes at `place` of `rank`'s registered memory.
+    fn at(&self, rank: usize, place: u64, len: usize) -> Option<*mut u8>;
+}
+
+fn peers(shared: &Shared) -> impl Iterator<Item = usize> + use<> {
+    let (rank, size) = (shared.rank(), shared.size());
+    // Each rank begins with its right neighbour, so that not all read from the same one at once.
+    (1..size).map(move |distance| (rank + distance) % size)
+}
+
+/// Leaves the reduction of all ranks' `data` in everyone's.
+pub(crate) fn all_reduce<T: Element>(
+    shared: &mut Shared,
+    registered: Option<&dyn Registered>,
+    call: Call,
+    data: &mut [T],
+) -> Result<()> {
+    if size_of_val(data) <= SMALL {
+        return small(shared, call, data);
+    }
+    // One round to learn whether everyone's data is registered; every rank sees the same answer.
+    let own = registered.and_then(|memory| memory.place(bytemuck::cast_slice(data))).unwrap_or(PRIVATE);
+    let round = shared.begin(call)?;
+    shared.stage(round, call, own);
+    let mut places = vec![own; shared.size()];
+    for peer in peers(shared) {
+        places[peer] = shared.await_staged(peer, round, call)?;
+    }
+    match registered {
+        Some(memory) if !places.contains(&PRIVATE) => in_place(shared, memory, &places, round, call, data)?,
+        _ => {
+            shared.publish(Counter::Done, round);
+            return chunked(shared, call, data);
+        }
+    }
+    shared.publish(Counter::Done, round);
+    Ok(())
+}
+
+fn small<T: Element>(shared: &mut Shared, call: Call, data: &mut [T]) -> Result<()> {
+    let round = shared.begin(call)?;
+    let bytes = size_of_val(data);
+    shared.staging(round)[..bytes].copy_from_slice(bytemuck::cast_slice(data));
+    shared.stage(round, call, PRIVATE);
+    for peer in peers(shared) {
+        shared.await_staged(peer, round, call)?;
+    }
+    let parts: Vec<&[T]> =
+        (0..shared.size()).map(|rank| bytemuck::cast_slice(&shared.staged(rank, round)[..bytes])).collect();
+    kernel::reduce(data, &parts, call.op);
+    shared.publish(Counter::Done, round);
+    Ok(())
+}
+
+fn chunked<T: Element>(shared: &mut Shared, call: Call, data: &mut [T]) -> Result<()> {
+    let (rank, size) = (shared.rank(), shared.size());
+    let chunk = SLOT / size_of::<T>();
+    let chunks = data.len().div_ceil(chunk);
+    let range = |index: usize| index * chunk..data.len().min((index + 1) * chunk);
+    let ranges: Vec<_> = (0..chunks).map(range).collect();
+    let mut staged = vec![0; chunks];
+    let stage = |shared: &mut Shared, index: usize, data: &[T]| -> Result<u32> {
+        let round = shared.begin(call)?;
+        let piece = &data[ranges[index].clone()];
+        let staging = bytemuck::cast_slice_mut::<u8, T>(shared.staging(round));
+        // Our own slice is reduced from where it is.
+        let own = part(piece.len(), size, rank);
+        staging[..own.start].copy_from_slice(&piece[..own.start]);
+        staging[own.end..piece.len()].copy_from_slice(&piece[own.end..]);
+        shared.stage(round, call, PRIVATE);
+        Ok(round)
+    };
+    staged[0] = stage(shared, 0, data)?;
+    let mut own_copy = vec![T::zeroed(); chunk.div_ceil(size)];
+    for index in 0..chunks {
+        if index + 1 < chunks {
+            staged[index + 1] = stage(shared, index + 1, data)?;
+        }
+        let round = staged[index];
+        let piece = &mut data[ranges[index].clone()];
+        let len = piece.len();
+        let own = part(len, size, rank);
+        for peer in peers(shared) {
+            shared.await_staged(peer, round, call)?;
+        }
+        let own_copy = &mut own_copy[..own.len()];
+        own_copy.copy_from_slice(&piece[own.clone()]);
+        let parts: Vec<&[T]> = (0..size)
+            .map(|peer| match peer == rank {
+                true => &*own_copy,
+                false => &bytemuck::cast_slice(shared.staged(peer, round))[own.clone()],
+            })
+            .collect();
+        kernel::reduce(&mut piece[own.clone()], &parts, call.op);
+        shared.results(round)[..size_of_val(&piece[own.clone()])]
+            .copy_from_slice(bytemuck::cast_slice(&piece[own.clone()]));
+        shared.publish(Counter::Reduced, round);
+        for peer in peers(shared) {
+            shared.await_counter(peer, Counter::Reduced, round, call)?;
+            let theirs = part(len, size, peer);
+            let results = bytemuck::cast_slice::<u8, T>(shared.reduced(peer, round));
+            piece[theirs.clone()].copy_from_slice(&results[..theirs.len()]);
+        }
+        shared.publish(Counter::Done, round);
+    }
+    Ok(())
+}
+
+fn in_place<T: Element>(
+    shared: &mut Shared,
+    memory: &dyn Registered,
+    places: &[u64],
+    round: u32,
+    call: Call,
+    data: &mut [T],
+) -> Result<()> {
+    let (rank, size) = (shared.rank(), shared.size());
+    let bytes = size_of_val(data);
+    let starts: Option<Vec<*mut T>> =
+        (0..size).map(|peer| Some(memory.at(peer, places[peer], bytes)?.cast::<T>())).collect();
+    let Some(starts) = starts else {
+        return Err(crate::error::Error::Usage("a peer named registered memory that it does not have".into()));
+    };
+    let own = part(data.len(), size, rank);
+    let block = BLOCK / size_of::<T>();
+    let mut sums = vec![T::zeroed(); block];
+    let mut at = own.start;
+    while at < own.end {
+        let len = block.min(own.end - at);
+        let sums = &mut sums[..len];
+        // SAFETY: `at` checked the bounds; all ranks have staged, so none writes this slice but its owner, us.
+        let parts: Vec<&[T]> =
+            starts.iter().map(|start| unsafe { std::slice::from_raw_parts(start.add(at), len) }).collect();
+        kernel::reduce(sums, &parts, call.op);
+        drop(parts);
+        for start in &starts {
+            // SAFETY: as above; no reference to the slice is alive.
+            unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), start.add(at), len) };
+        }
+        at += len;
+    }
+    shared.publish(Counter::Reduced, round);
+    for peer in peers(shared) {
+        shared.await_counter(peer, Counter::Reduced, round, call)?;
+    }
+    Ok(())
+}
+
+/// Leaves the reduction of everyone's `rank`-th part of `input` in `output`.
+pub(crate) fn reduce_scatter<T: Element>(
+    shared: &mut Shared,
+    call: Call,
+    input: &[T],
+    output: &mut [T],
+) -> Result<()> {
+    let (rank, size, len) = (shared.rank(), shared.size(), output.len());
+    let chunk = SLOT / size_of::<T>() / size;
+    let mut at = 0;
+    while at == 0 || at < len {
+        let count = chunk.min(len - at);
+        let round = shared.begin(call)?;
+        let staging = bytemuck::cast_slice_mut::<u8, T>(shared.staging(round));
+        for peer in (0..size).filter(|&peer| peer != rank) {
+            staging[peer * chunk..][..count].copy_from_slice(&input[peer * len + at..][..count]);
+        }
+        shared.stage(round, call, PRIVATE);
+        for peer in peers(shared) {
+            shared.await_staged(peer, round, call)?;
+        }
+        let parts: Vec<&[T]> = (0..size)
+            .map(|peer| match peer == rank {
+                true => &input[rank * len + at..][..count],
+                false => &bytemuck::cast_slice(shared.staged(peer, round))[rank * chunk..][..count],
+            })
+            .collect();
+        kernel::reduce(&mut output[at..at + count], &parts, call.op);
+        shared.publish(Counter::Done, round);
+        at += count.max(1);
+    }
+    Ok(())
+}
+
+/// Gathers everyone's `input` into everyone's `output`, in the order of ranks.
+pub(crate) fn all_gather<T: Element>(shared: &mut Shared, call: Call, input: &[T], output: &mut [T]) -> Result<()> {
+    let (rank, len) = (shared.rank(), input.len());
+    let chunk = SLOT / size_of::<T>();
+    output[rank * len..][..len].copy_from_slice(input);
+    let mut at = 0;
+    while at == 0 || at < len {
+        let count = chunk.min(len - at);
+        let round = shared.begin(call)?;
+        bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..count].copy_from_slice(&input[at..at + count]);
+        shared.stage(round, call, PRIVATE);
+        for peer in peers(shared) {
+            shared.await_staged(peer, round, call)?;
+            let theirs = bytemuck::cast_slice::<u8, T>(shared.staged(peer, round));
+            output[peer * len + at..][..count].copy_from_slice(&theirs[..count]);
+        }
+        shared.publish(Counter::Done, round);
+        at += count.max(1);
+    }
+    Ok(())
+}
+
+/// Copies `data` of the call's root to everyone.
+pub(crate) fn broadcast<T: Element>(shared: &mut Shared, call: Call, data: &mut [T]) -> Result<()> {
+    let root = call.root as usize;
+    let chunk = SLOT / size_of::<T>();
+    let mut at = 0;
+    while at == 0 || at < data.len() {
+        let count = chunk.min(data.len() - at);
+        let round = shared.begin(call)?;
+        let piece = &mut data[at..at + count];
+        if shared.rank() == root {
+            bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..count].copy_from_slice(piece);
+            shared.stage(round, call, PRIVATE);
+        } else {
+            shared.stage(round, call, PRIVATE);
+            shared.await_staged(root, round, call)?;
+            piece.copy_from_slice(&bytemuck::cast_slice::<u8, T>(shared.staged(root, round))[..count]);
+        }
+        shared.publish(Counter::Done, round);
+        at += count.max(1);
+    }
+    Ok(())
+}
+
+/// Returns when all ranks have called it.
+pub(crate) fn barrier(shared: &mut Shared, call: Call) -> Result<()> {
+    let round = shared.begin(call)?;
+    shared.stage(round, call, PRIVATE);
+    for peer in peers(shared) {
+        shared.await_staged(peer, round, call)?;
+    }
+    shared.publish(Counter::Done, round);
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! The inner loops: combining vectors element by element, compiled for the vector units that the machine has.
+
+use crate::element::{Element, ReduceOp};
+
+macro_rules! dispatch {
+    ($name:ident, $body:ident, ($($arg:ident: $type:ty),*)) => {
+        fn $name<T: Element>($($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")]
+                fn wide<T: Element>($($arg: $type),*) { $body::<T>($($arg),*) }
+                #[target_feature(enable = "avx2,f16c")]
+                fn half<T: Element>($($arg: $type),*) { $body::<T>($($arg),*) }
+                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("f16c")
+                {
+                    // SAFETY: the processor has these features.
+                    return unsafe { wide::<T>($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
+                    // SAFETY: the processor has these features.
+                    return unsafe { half::<T>($($arg),*) };
+                }
+            }
+            $body::<T>($($arg),*)
+        }
+    };
+}
+
+#[inline(always)]
+fn fold<T: Element>(into: &mut [T], from: &[T], f: impl Fn(T::Wide, T::Wide) -> T::Wide) {
+    for (a, b) in into.iter_mut().zip(from) {
+        *a = T::narrow(f(a.widen(), b.widen()));
+    }
+}
+
+#[inline(always)]
+fn combine_body<T: Element>(into: &mut [T], from: &[T], op: ReduceOp) {
+    match op {
+        ReduceOp::Sum | ReduceOp::Mean => fold(into, from, T::sum),
+        ReduceOp::Product => fold(into, from, T::product),
+        ReduceOp::Min => fold(into, from, T::min),
+        ReduceOp::Max => fold(into, from, T::max),
+    }
+}
+
+#[inline(always)]
+fn divide_body<T: Element>(data: &mut [T], ranks: usize) {
+    for x in data {
+        *x = T::narrow(T::divide(x.widen(), ranks));
+    }
+}
+
+/// Combines all `parts` (equally long, in this order) into `into`, rounding once at the end.
+#[inline(always)]
+fn reduce_body<T: Element>(into: &mut [T], parts: &[&[T]], op: ReduceOp) {
+    #[inline(always)]
+    fn run<T: Element>(into: &mut [T], parts: &[&[T]], mean: Option<usize>, f: impl Fn(T::Wide, T::Wide) -> T::Wide) {
+        match *parts {
+            [] => {}
+            [a] => into.copy_from_slice(a),
+            [a, b] => {
+                for ((x, a), b) in into.iter_mut().zip(a).zip(b) {
+                    let sum = f(a.widen(), b.widen());
+                    *x = T::narrow(match mean {
+                        Some(ranks) => T::divide(sum, ranks),
+                        None => sum,
+                    });
+                }
+            }
+            [first, ref rest @ ..] => {
+                for (i, x) in into.iter_mut().enumerate() {
+                    let sum = rest.iter().fold(first[i].widen(), |sum, part| f(sum, part[i].widen()));
+                    *x = T::narrow(match mean {
+                        Some(ranks) => T::divide(sum, ranks),
+                        None => sum,
+                    });
+                }
+            }
+        }
+    }
+    match op {
+        ReduceOp::Sum => run(into, parts, None, T::sum),
+        ReduceOp::Mean => run(into, parts, Some(parts.len()), T::sum),
+        ReduceOp::Product => run(into, parts, None, T::product),
+        ReduceOp::Min => run(into, parts, None, T::min),
+        ReduceOp::Max => run(into, parts, None, T::max),
+    }
+}
+
+dispatch!(combine_all, combine_body, (into: &mut [T], from: &[T], op: ReduceOp));
+dispatch!(divide_all, divide_body, (data: &mut [T], ranks: usize));
+dispatch!(reduce_all, reduce_body, (into: &mut [T], parts: &[&[T]], op: ReduceOp));
+
+/// `into = into op from`, element by element. A mean is summed here and divided by [`divide`].
+pub(crate) fn combine<T: Element>(into: &mut [T], from: &[T], op: ReduceOp) {
+    combine_all(into, from, op);
+}
+
+/// Divides a sum over `ranks` ranks, for the mean.
+pub(crate) fn divide<T: Element>(data: &mut [T], ranks: usize) {
+    divide_all(data, ranks);
+}
+
+/// `into = parts[0] op parts[1] op ...`, in this order; 16-bit floats are accumulated in f32 and rounded once.
+pub(crate) fn reduce<T: Element>(into: &mut [T], parts: &[&[T]], op: ReduceOp) {
+    debug_assert!(parts.iter().all(|part| part.len() == into.len()));
+    reduce_all(into, parts, op);
+}

@@ -1,0 +1,120 @@
+//! Asynchronous operations: a thread per group that executes them in the order of submission.
+
+use crate::error::{Error, Result};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// When an operation was submitted, began and ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Submitted.
+    pub queued: Instant,
+    /// Its turn came.
+    pub started: Instant,
+    /// Done.
+    pub finished: Instant,
+}
+
+/// An operation that has been submitted. Dropping it does not cancel the operation.
+#[must_use = "wait for the operation: its buffer comes back from there"]
+#[derive(Debug)]
+pub struct Pending<B> {
+    outcome: Receiver<(Result<B>, Timing)>,
+    received: Option<(Result<B>, Timing)>,
+}
+
+impl<B> Pending<B> {
+    /// Waits until the operation is done and returns its buffer.
+    ///
+    /// # Errors
+    /// What the operation met; the buffer is then lost.
+    pub fn wait(self) -> Result<B> {
+        self.wait_timed().map(|(buffer, _)| buffer)
+    }
+
+    /// As [`wait`](Self::wait), with the times.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_timed(mut self) -> Result<(B, Timing)> {
+        let outcome = match self.received.take() {
+            Some(outcome) => Some(outcome),
+            None => self.outcome.recv().ok(),
+        };
+        let ended = || Error::System { action: "finish an operation".into(), reason: "its thread has ended".into() };
+        let (result, timing) = outcome.ok_or_else(ended)?;
+        Ok((result?, timing))
+    }
+
+    /// Whether [`wait`](Self::wait) would return at once.
+    pub fn is_done(&mut self) -> bool {
+        if self.received.is_none() {
+            self.received = self.outcome.try_recv().ok();
+        }
+        self.received.is_some()
+    }
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// The thread and what it has yet to do.
+#[derive(Default)]
+pub(crate) struct Queue {
+    worker: Mutex<Option<(Sender<Work>, JoinHandle<()>)>>,
+    open: Arc<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    count: Mutex<usize>,
+    none: Condvar,
+}
+
+impl Queue {
+    /// Runs `operation` on the thread, after everything submitted before.
+    pub(crate) fn submit<B: Send + 'static>(&self, operation: impl FnOnce() -> Result<B> + Send + 'static) -> Pending<B> {
+        let (sender, outcome) = channel();
+        let queued = Instant::now();
+        let open = self.open.clone();
+        *open.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        let work: Work = Box::new(move || {
+            let started = Instant::now();
+            let result = operation();
+            let timing = Timing { queued, started, finished: Instant::now() };
+            // Nobody may be waiting for it.
+            let _ = sender.send((result, timing));
+            let mut count = open.count.lock().unwrap_or_else(PoisonError::into_inner);
+            *count -= 1;
+            if *count == 0 {
+                open.none.notify_all();
+            }
+        });
+        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let (queue, _) = worker.get_or_insert_with(|| {
+            let (queue, works) = channel::<Work>();
+            let thread = std::thread::spawn(move || works.into_iter().for_each(|work| work()));
+            (queue, thread)
+        });
+        // The thread ends only with the queue.
+        let _ = queue.send(work);
+        Pending { outcome, received: None }
+    }
+
+    /// Waits until everything submitted is done.
+    pub(crate) fn drain(&self) {
+        let count = self.open.count.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.open.none.wait_while(count, |count| *count > 0));
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if let Some((queue, thread)) = self.worker.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            drop(queue);
+            // Every operation ends: at the latest by its deadline.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The environment contracts: what `regatta launch`, torchrun, Open MPI and Slurm tell the processes they start.
+
+use crate::error::{Error, Result};
+use std::path::PathBuf;
+
+/// Where the job's store is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreAt {
+    /// Somebody else runs it, at `host:port`.
+    Elsewhere(String),
+    /// Rank 0 runs it.
+    Rank0 {
+        /// Rank 0's host.
+        host: String,
+        /// The port that the environment gives.
+        port: u16,
+        /// The port itself is taken by the launcher: use one of the 32 that follow.
+        beside: bool,
+    },
+    /// Rank 0 runs it on a free port and writes the address into this file; all ranks are on one host.
+    File(PathBuf),
+}
+
+/// A process's place in its job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct World {
+    /// Rank, 0 to `size - 1`.
+    pub rank: usize,
+    /// Ranks in the job.
+    pub size: usize,
+    /// Rank among those on this host.
+    pub local_rank: usize,
+    /// Ranks on this host.
+    pub local_size: usize,
+    /// How ranks find each other.
+    pub store: StoreAt,
+    /// Tells this job from others that might use the same port.
+    pub job: String,
+}
+
+/// Ports that are tried after one that is taken.
+pub(crate) const BESIDE: u16 = 32;
+
+impl World {
+    /// This process's place in the job that started it; nothing where no launcher did.
+    ///
+    /// # Errors
+    /// Variables that are missing, malformed or contradict each other.
+    pub fn from_env() -> Result<Option<Self>> {
+        Self::from(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn from(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>> {
+        let vars = Vars { get };
+        let world = if get("RANK").is_some() || get("REGATTA_STORE").is_some() {
+            vars.torchrun()?
+        } else if get("OMPI_COMM_WORLD_RANK").is_some() {
+            vars.open_mpi()?
+        } else if get("SLURM_STEP_ID").is_some() && get("SLURM_PROCID").is_some() {
+            match vars.slurm()? {
+                Some(world) => world,
+                None => return Ok(None),
+            }
+        } else {
+            return Ok(None);
+        };
+        let error = |problem: String| Err(Error::Env { variable: "rank and size".into(), problem });
+        if world.size == 0 || world.rank >= world.size {
+            return error(format!("rank {} is not below the world size {}", world.rank, world.size));
+        }
+        if world.local_rank >= world.local_size {
+            return error(format!("local rank {} is not below the local size {}", world.local_rank, world.local_size));
+        }
+        Ok(Some(world))
+    }
+}
+
+struct Vars<'a> {
+    get: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Vars<'_> {
+    fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>> {
+        let Some(text) = (self.get)(name) else { return Ok(None) };
+        let problem = || Error::Env { variable: name.into(), problem: format!("{text:?} is no number in range") };
+        text.trim().parse().map(Some).map_err(|_| problem())
+    }
+
+    fn needed<T: std::str::FromStr>(&self, name: &str, because: &str) -> Result<T> {
+        let missing = || Error::Env { variable: name.into(), problem: format!("is not set, but {because}") };
+        self.number(name)?.ok_or_else(missing)
+    }
+
+    fn master(&self, beside: bool) -> Result<Option<StoreAt>> {
+        let Some(host) = (self.get)("MASTER_ADDR") else { return Ok(None) };
+        let port = self.needed("MASTER_PORT", "MASTER_ADDR is: rank 0 listens there")?;
+        Ok(Some(StoreAt::Rank0 { host, port, beside }))
+    }
+
+    /// `regatta launch` and torchrun.
+    fn torchrun(&self) -> Result<World> {
+        let rank = self.needed("RANK", "this process was started as part of a job")?;
+        let size = self.needed("WORLD_SIZE", "RANK is: the number of ranks in the job")?;
+        let elastic = (self.get)("TORCHELASTIC_RUN_ID");
+        let store = match (self.get)("REGATTA_STORE") {
+            Some(address) => StoreAt::Elsewhere(address),
+            None => self.master(elastic.is_some())?.ok_or_else(|| Error::Env {
+                variable: "MASTER_ADDR".into(),
+                problem: "is not set, but RANK is: the address of rank 0".into(),
+            })?,
+        };
+        let restart = (self.get)("TORCHELASTIC_RESTART_COUNT").unwrap_or_default();
+        let job = elastic.map_or(String::new(), |run| format!("{run}/{restart}"));
+        Ok(World {
+            rank,
+            size,
+            local_rank: self.number("LOCAL_RANK")?.unwrap_or(rank),
+            local_size: self.number("LOCAL_WORLD_SIZE")?.unwrap_or(size),
+            store,
+            job,
+        })
+    }
+
+    fn open_mpi(&self) -> Result<World> {
+        let because = "OMPI_COMM_WORLD_RANK is";
+        let (rank, size) =
+            (self.needed("OMPI_COMM_WORLD_RANK", because)?, self.needed("OMPI_COMM_WORLD_SIZE", because)?);
+        let local_rank = self.needed("OMPI_COMM_WORLD_LOCAL_RANK", because)?;
+        let local_size = self.needed("OMPI_COMM_WORLD_LOCAL_SIZE", because)?;
+        let parent = || parent_process().to_string();
+        let job = (self.get)("PMIX_NAMESPACE").or_else(|| (self.get)("OMPI_MCA_ess_base_jobid")).unwrap_or_else(parent);
+        let store = match self.master(false)? {
+            Some(store) => store,
+            None if local_size == size => {
+                let name: String = job.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+                StoreAt::File(std::env::temp_dir().join(format!("regatta-{}-{name}.addr", user())))
+            }
+            None => {
+                return Err(Error::Env {
+                    variable: "MASTER_ADDR".into(),
+                    problem: "is not set, but the job spans several hosts: start it with \
+                              `mpirun -x MASTER_ADDR=<host of rank 0> -x MASTER_PORT=29500`"
+                        .into(),
+                });
+            }
+        };
+        Ok(World { rank, size, local_rank, local_size, store, job })
+    }
+
+    /// Only a step of several tasks is a job; a batch script itself is not.
+    fn slurm(&self) -> Result<Option<World>> {
+        let because = "SLURM_PROCID is";
+        let Some(size) = self.number("SLURM_NTASKS")?.filter(|&size: &usize| size > 1) else { return Ok(None) };
+        let rank = self.needed("SLURM_PROCID", because)?;
+        let local_rank = self.needed("SLURM_LOCALID", because)?;
+        // As in "4" or "4(x2),3".
+        let tasks = (self.get)("SLURM_STEP_TASKS_PER_NODE").or_else(|| (self.get)("SLURM_TASKS_PER_NODE"));
+        let first = tasks.and_then(|tasks| tasks.split(['(', ',']).next()?.trim().parse::<usize>().ok());
+        let local_size = first.unwrap_or(size).max(local_rank + 1);
+        let job_id: u64 = self.needed("SLURM_JOB_ID", because)?;
+        let step: u64 = self.number("SLURM_STEP_ID")?.unwrap_or(0);
+        let store = match self.master(false)? {
+            Some(store) => store,
+            None => {
+                let list = (self.get)("SLURM_STEP_NODELIST").or_else(|| (self.get)("SLURM_JOB_NODELIST"));
+                let host = list.as_deref().and_then(first_host).ok_or_else(|| Error::Env {
+                    variable: "SLURM_JOB_NODELIST".into(),
+                    problem: "names no host; set MASTER_ADDR and MASTER_PORT".into(),
+                })?;
+                // Between the registered and the ephemeral ports, different for jobs that share a host.
+                let port = 20_000 + ((job_id * 7 + step) % 10_000) as u16;
+                StoreAt::Rank0 { host, port, beside: false }
+            }
+        };
+        Ok(Some(World { rank, size, local_rank, local_size, store, job: format!("{job_id}.{step}") }))
+    }
+}
+
+/// The first host of a Slurm list, as in `node[01-03,07],other`.
+fn first_host(list: &str) -> Option<String> {
+    let (name, rest) = list.split_at(list.find(['[', ',']).unwrap_or(list.len()));
+    let number = match rest.strip_prefix('[') {
+        Some(ranges) => ranges.split(['-', ',', ']']).next()?,
+        None => "",
+    };
+    let host = format!("{}{number}", name.trim());
+    (!host.is_empty()).then_some(host)
+}
+
+#[cfg(unix)]
+fn user() -> String {
+    rustix::process::getuid().as_raw().to_string()
+}
+
+#[cfg(not(unix))]
+fn user() -> String {
+    std::env::var("USERNAME").unwrap_or_default()
+}
+
+#[cfg(unix)]
+fn parent_process() -> u32 {
+    std::os::unix::process::parent_id()
+}
+
+#[cfg(not(unix))]
+fn parent_process() -> u32 {
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn world(vars: &[(&str, &str)]) -> Result<Option<World>> {
+        World::from(&|name| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string()))
+    }
+
+    #[test]
+    fn torchrun_variables() {
+        let vars = [("RANK", "3"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")];
+        let master = [("MASTER_ADDR", "10.0.0.1"), ("MASTER_PORT", "29500")];
+        let found = world(&[&vars[..], &master].concat()).unwrap().unwrap();
+        assert_eq!((found.rank, found.size, found.local_rank, found.local_size), (3, 8, 1, 2));
+        assert_eq!(found.store, StoreAt::Rank0 { host: "10.0.0.1".into(), port: 29500, beside: false });
+        let agent = world(&[&vars[..], &master, &[("TORCHELASTIC_RUN_ID", "none")]].concat()).unwrap().unwrap();
+        assert!(matches!(agent.store, StoreAt::Rank0 { beside: true, .. }));
+        let ours = world(&[&vars[..], &[("REGATTA_STORE", "127.0.0.1:5")]].concat()).unwrap().unwrap();
+        assert_eq!(ours.store, StoreAt::Elsewhere("127.0.0.1:5".into()));
+    }
+
+    #[test]
+    fn contradictions_name_the_variable() {
+        let problem = |vars: &[(&str, &str)]| world(vars).unwrap_err().to_string();
+        assert!(problem(&[("RANK", "0")]).contains("WORLD_SIZE: is not set"));
+        assert!(problem(&[("RANK", "x"), ("WORLD_SIZE", "2")]).contains("RANK: \"x\" is no number"));
+        let base = [("RANK", "2"), ("WORLD_SIZE", "2"), ("REGATTA_STORE", "a:1"), ("LOCAL_RANK", "0")];
+        assert!(problem(&base).contains("rank 2 is not below"));
+        assert!(problem(&[("RANK", "0"), ("WORLD_SIZE", "2")]).contains("MASTER_ADDR: is not set"));
+        assert!(world(&[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn open_mpi_variables() {
+        let base = [
+            ("OMPI_COMM_WORLD_RANK", "1"),
+            ("OMPI_COMM_WORLD_SIZE", "2"),
+            ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
+            ("PMIX_NAMESPACE", "123.456"),
+        ];
+        let one_host = world(&[&base[..], &[("OMPI_COMM_WORLD_LOCAL_SIZE", "2")]].concat()).unwrap().unwrap();
+        assert!(matches!(&one_host.store, StoreAt::File(path) if path.to_string_lossy().ends_with("123-456.addr")));
+        let hosts = [&base[..], &[("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "2")]].concat();
+        let hosts: Vec<_> = hosts.into_iter().filter(|pair| *pair != ("OMPI_COMM_WORLD_SIZE", "2")).collect();
+        assert!(world(&hosts).unwrap_err().to_string().contains("mpirun -x MASTER_ADDR"));
+    }
+
+    #[test]
+    fn slurm_variables() {
+        let base = [
+            ("SLURM_PROCID", "2"),
+            ("SLURM_STEP_ID", "0"),
+            ("SLURM_NTASKS", "4"),
+            ("SLURM_LOCALID", "0"),
+            ("SLURM_JOB_ID", "77"),
+            ("SLURM_STEP_TASKS_PER_NODE", "2(x2)"),
+            ("SLURM_JOB_NODELIST", "node[01-02]"),
+        ];
+        let found = world(&base).unwrap().unwrap();
+        assert_eq!((found.rank, found.local_size), (2, 2));
+        assert!(matches!(found.store, StoreAt::Rank0 { host, .. } if host == "node01"));
+        assert_eq!(world(&[("SLURM_PROCID", "0"), ("SLURM_STEP_ID", "0"), ("SLURM_NTASKS", "1")]), Ok(None));
+        assert_eq!(first_host("a,b").as_deref(), Some("a"));
+        assert_eq!(first_host("n-[3,5-7],x").as_deref(), Some("n-3"));
+        assert_eq!(first_host(""), None);
+    }
+}

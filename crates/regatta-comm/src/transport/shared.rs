@@ -1,0 +1,356 @@
+//! Memory that all ranks of a group see: the portable core of the `thread` and `shm` transports.
+//!
+//! Every rank has a control block with three counters that only it writes: `staged`, `reduced` and `done`.
+//! Collective operations proceed in rounds, numbered without end; a counter at `r` says that the rank has
+//! staged its data of round `r`, reduced its part, or read all that it wants of it. Data is staged in one of
+//! two slots in turn, so a slot is free again when all have `done` the round before the last. A slot also holds
+//! what the rank calls, so that peers notice when it is something else than they do.
+
+use crate::call::{Call, show};
+use crate::error::{Error, Result};
+use crate::health::{Health, SLICE, Wait};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
+
+/// Bytes that one slot stages.
+pub(crate) const SLOT: usize = 256 << 10;
+/// Bytes of a slot's results.
+const RESULT: usize = SLOT;
+/// Bytes of a channel between two ranks; a power of two.
+const CHANNEL: usize = 64 << 10;
+const LINE: usize = 64;
+const HEADER: usize = 4096;
+/// Says in a slot that the data is not in registered memory.
+pub(crate) const PRIVATE: u64 = u64::MAX;
+
+/// How a rank sleeps until another changes a word, and wakes others.
+pub(crate) trait Waker: Send + Sync {
+    /// Sleeps while `word` is `expected`, at most `timeout`; may wake early.
+    fn sleep(&self, word: &AtomicU32, expected: u32, timeout: Duration);
+    /// Wakes all that sleep on `word`.
+    fn wake(&self, word: &AtomicU32);
+}
+
+/// The memory, and how to sleep on it.
+pub(crate) trait Region: Send + Sync {
+    fn start(&self) -> NonNull<u8>;
+    fn len(&self) -> usize;
+    fn waker(&self) -> &dyn Waker;
+}
+
+/// A counter of a control block.
+#[derive(Clone, Copy)]
+pub(crate) enum Counter {
+    Staged = 0,
+    Reduced = 1,
+    Done = 2,
+}
+
+/// Written by one rank, read by all.
+#[repr(C, align(64))]
+struct Control {
+    counters: [AtomicU32; 3],
+    _pad0: [u32; 13],
+    /// Ranks asleep on one of the counters.
+    sleepers: AtomicU32,
+    _pad1: [u32; 15],
+    /// Grows with every change of a channel that concerns this rank; written by its peers.
+    event: AtomicU32,
+    /// Whether this rank is asleep on `event`.
+    asleep: AtomicU32,
+    _pad2: [u32; 14],
+    /// What is called in each of the two slots: call (two words), place of registered data.
+    slots: [[AtomicU64; 4]; 2],
+}
+
+/// A byte queue from one rank to another.
+#[repr(C, align(64))]
+struct Channel {
+    /// Bytes ever written.
+    head: AtomicU32,
+    _pad0: [u32; 15],
+    /// Bytes ever read.
+    tail: AtomicU32,
+    _pad1: [u32; 15],
+}
+
+/// One rank's view of the shared memory.
+pub(crate) struct Shared {
+    region: Arc<dyn Region>,
+    rank: usize,
+    size: usize,
+    health: Arc<Health>,
+    deadline: Duration,
+    /// How long to spin before sleeping.
+    pub(crate) patience: Duration,
+    /// Give the processor to others between looks, because there are more ranks than processors.
+    crowded: bool,
+    /// The last round.
+    round: u32,
+    /// Ranks of the world by rank of the group, for errors.
+    names: Arc<[usize]>,
+}
+
+// SAFETY: all access to the region goes through atomics or follows the protocol of rounds.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    /// Bytes that `size` ranks need, without registered memory.
+    pub(crate) fn bytes(size: usize) -> usize {
+        let channels = size * size * (size_of::<Channel>() + CHANNEL);
+        HEADER + size * size_of::<Control>() + channels + size * 2 * (SLOT + RESULT)
+    }
+
+    pub(crate) fn new(
+        region: Arc<dyn Region>,
+        rank: usize,
+        names: Arc<[usize]>,
+        health: Arc<Health>,
+        deadline: Duration,
+    ) -> Self {
+        let size = names.len();
+        assert!(region.len() >= Self::bytes(size), "the region is too small for {size} ranks");
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let crowded = size > cores;
+        Self { region, rank, size, health, deadline, patience: Duration::ZERO, crowded, round: 0, names }
+    }
+
+    pub(crate) fn rank(&self) -> usize {
+        self.rank
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    fn at(&self, offset: usize) -> *mut u8 {
+        debug_assert!(offset < self.region.len());
+        // SAFETY: every offset is computed from the layout that `bytes` adds up.
+        unsafe { self.region.start().as_ptr().add(offset) }
+    }
+
+    fn control(&self, rank: usize) -> &Control {
+        assert!(rank < self.size);
+        // SAFETY: in bounds and aligned; a control block consists of atomics and was zeroed memory.
+        unsafe { &*self.at(HEADER + rank * size_of::<Control>()).cast::<Control>() }
+    }
+
+    fn channel(&self, from: usize, to: usize) -> (&Channel, *mut u8) {
+        assert!(from < self.size && to < self.size);
+        let index = from * self.size + to;
+        let base = HEADER + self.size * size_of::<Control>();
+        let start = self.at(base + index * (size_of::<Channel>() + CHANNEL));
+        // SAFETY: as for `control`; the channel's bytes follow its counters.
+        unsafe { (&*start.cast::<Channel>(), start.add(size_of::<Channel>())) }
+    }
+
+    fn slot(&self, rank: usize, round: u32) -> *mut u8 {
+        assert!(rank < self.size);
+        let base = HEADER + self.size * size_of::<Control>() + self.size * self.size * (size_of::<Channel>() + CHANNEL);
+        self.at(base + (rank * 2 + (round % 2) as usize) * (SLOT + RESULT))
+    }
+
+    /// Begins the next round: waits until its slot is free, and returns its number.
+    pub(crate) fn begin(&mut self, call: Call) -> Result<u32> {
+        let round = self.round.wrapping_add(1);
+        for peer in 0..self.size {
+            self.await_counter(peer, Counter::Done, round.wrapping_sub(2), call)?;
+        }
+        self.round = round;
+        Ok(round)
+    }
+
+    /// This rank's place for data of `round`, to write before it is staged.
+    pub(crate) fn staging(&mut self, round: u32) -> &mut [u8] {
+        // SAFETY: `begin` saw that no peer reads the slot any longer, and only this rank writes it.
+        unsafe { std::slice::from_raw_parts_mut(self.slot(self.rank, round), SLOT) }
+    }
+
+    /// This rank's place for results of `round`.
+    pub(crate) fn results(&mut self, round: u32) -> &mut [u8] {
+        // SAFETY: as for `staging`.
+        unsafe { std::slice::from_raw_parts_mut(self.slot(self.rank, round).add(SLOT), RESULT) }
+    }
+
+    /// Says that this rank has staged its data of `round`, and what it is calling.
+    pub(crate) fn stage(&mut self, round: u32, call: Call, place: u64) {
+        let slot = &self.control(self.rank).slots[(round % 2) as usize];
+        let [a, b] = call.encode();
+        for (word, value) in slot.iter().zip([a, b, place]) {
+            word.store(value, Ordering::Relaxed);
+        }
+        self.publish(Counter::Staged, round);
+    }
+
+    /// Waits until `peer` has staged `round`, checks that it calls the same, and returns the place of its
+    /// registered data.
+    pub(crate) fn await_staged(&mut self, peer: usize, round: u32, call: Call) -> Result<u64> {
+        self.await_counter(peer, Counter::Staged, round, call)?;
+        let slot = &self.control(peer).slots[(round % 2) as usize];
+        let [a, b, place] = [0, 1, 2].map(|i| slot[i].load(Ordering::Relaxed));
+        if [a, b] == call.encode() {
+            return Ok(place);
+        }
+        Err(Error::Mismatch {
+            rank: self.names[self.rank],
+            call: call.to_string(),
+            other: self.names[peer],
+            other_call: show(Call::decode([a, b])),
+        })
+    }
+
+    /// What `peer` has staged in `round`.
+    pub(crate) fn staged(&self, peer: usize, round: u32) -> &[u8] {
+        // SAFETY: the peer does not write the slot again before this rank is done with the round.
+        unsafe { std::slice::from_raw_parts(self.slot(peer, round), SLOT) }
+    }
+
+    /// The results of `peer` in `round`.
+    pub(crate) fn reduced(&self, peer: usize, round: u32) -> &[u8] {
+        // SAFETY: as for `staged`.
+        unsafe { std::slice::from_raw_parts(self.slot(peer, round).add(SLOT), RESULT) }
+    }
+
+    /// Sets one of this rank's counters and wakes those who wait for it.
+    pub(crate) fn publish(&self, counter: Counter, round: u32) {
+        let control = self.control(self.rank);
+        let word = &control.counters[counter as usize];
+        word.store(round, Ordering::Release);
+        // Pairs with the fence in `await_counter`: either we see the sleeper, or it sees the new value.
+        fence(Ordering::SeqCst);
+        if control.sleepers.load(Ordering::Relaxed) > 0 {
+            self.region.waker().wake(word);
+        }
+    }
+
+    /// Waits until `peer`'s counter has come to `round`.
+    pub(crate) fn await_counter(&self, peer: usize, counter: Counter, round: u32, call: Call) -> Result<()> {
+        let control = self.control(peer);
+        let word = &control.counters[counter as usize];
+        let reached = |value: u32| value.wrapping_sub(round).cast_signed() >= 0;
+        if reached(word.load(Ordering::Acquire)) || self.spin(|| reached(word.load(Ordering::Acquire))) {
+            return Ok(());
+        }
+        let mut wait = Wait::new(&self.health, self.deadline);
+        control.sleepers.fetch_add(1, Ordering::SeqCst);
+        let outcome = loop {
+            fence(Ordering::SeqCst);
+            let value = word.load(Ordering::Acquire);
+            if reached(value) {
+                break Ok(());
+            }
+            if let Err(error) = wait.check(self.names[peer], call) {
+                break Err(error);
+            }
+            self.region.waker().sleep(word, value, SLICE);
+        };
+        control.sleepers.fetch_sub(1, Ordering::SeqCst);
+        outcome
+    }
+
+    /// Looks for a while without sleeping; whether `ready` came true.
+    fn spin(&self, ready: impl Fn() -> bool) -> bool {
+        if self.crowded {
+            for _ in 0..16 {
+                std::thread::yield_now();
+                if ready() {
+                    return true;
+                }
+            }
+            return false;
+        }
+        let mut until = None;
+        loop {
+            for _ in 0..64 {
+                std::hint::spin_loop();
+                if ready() {
+                    return true;
+                }
+            }
+            let now = Instant::now();
+            if now >= *until.get_or_insert(now + self.patience) {
+                return false;
+            }
+        }
+    }
+
+    /// Tells `peer` that a channel of its has changed.
+    fn ring(&self, peer: usize) {
+        let control = self.control(peer);
+        control.event.fetch_add(1, Ordering::SeqCst);
+        if control.asleep.load(Ordering::SeqCst) > 0 {
+            self.region.waker().wake(&control.event);
+        }
+    }
+
+    pub(crate) fn try_send(&mut self, to: usize, bytes: &[u8]) -> usize {
+        let (channel, data) = self.channel(self.rank, to);
+        let head = channel.head.load(Ordering::Relaxed);
+        let used = head.wrapping_sub(channel.tail.load(Ordering::Acquire)) as usize;
+        let count = bytes.len().min(CHANNEL.saturating_sub(used));
+        if count == 0 {
+            return 0;
+        }
+        let at = head as usize % CHANNEL;
+        let first = count.min(CHANNEL - at);
+        // SAFETY: in bounds; the reader stays behind `tail`, so these bytes are the writer's.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), data.add(at), first);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr().add(first), data, count - first);
+        }
+        channel.head.store(head.wrapping_add(count as u32), Ordering::Release);
+        self.ring(to);
+        count
+    }
+
+    pub(crate) fn try_recv(&mut self, from: usize, buffer: &mut [u8]) -> usize {
+        let (channel, data) = self.channel(from, self.rank);
+        let tail = channel.tail.load(Ordering::Relaxed);
+        let ready = (channel.head.load(Ordering::Acquire).wrapping_sub(tail) as usize).min(CHANNEL);
+        let count = buffer.len().min(ready);
+        if count == 0 {
+            return 0;
+        }
+        let at = tail as usize % CHANNEL;
+        let first = count.min(CHANNEL - at);
+        // SAFETY: in bounds; the writer stays before `head`, so these bytes are the reader's.
+        unsafe {
+            std::ptr::copy_nonoverlapping(data.add(at), buffer.as_mut_ptr(), first);
+            std::ptr::copy_nonoverlapping(data, buffer.as_mut_ptr().add(first), count - first);
+        }
+        channel.tail.store(tail.wrapping_add(count as u32), Ordering::Release);
+        self.ring(from);
+        count
+    }
+
+    /// Sleeps until a channel may be ready.
+    pub(crate) fn wait(&mut self, to: Option<usize>, from: Option<usize>, timeout: Duration) {
+        let ready = || {
+            let writable = to.is_some_and(|to| {
+                let channel = self.channel(self.rank, to).0;
+                let used = channel.head.load(Ordering::Relaxed).wrapping_sub(channel.tail.load(Ordering::Acquire));
+                (used as usize) < CHANNEL
+            });
+            writable
+                || from.is_some_and(|from| {
+                    let channel = self.channel(from, self.rank).0;
+                    channel.head.load(Ordering::Acquire) != channel.tail.load(Ordering::Relaxed)
+                })
+        };
+        if self.spin(ready) {
+            return;
+        }
+        let control = self.control(self.rank);
+        let event = control.event.load(Ordering::SeqCst);
+        control.asleep.store(1, Ordering::SeqCst);
+        if !ready() {
+            self.region.waker().sleep(&control.event, event, timeout);
+        }
+        control.asleep.store(0, Ordering::SeqCst);
+    }
+}
+
+const _: () = assert!(size_of::<Control>().is_multiple_of(LINE) && size_of::<Channel>() == 2 * LINE);
+const _: () = assert!(CHANNEL.is_power_of_two() && SLOT.is_multiple_of(LINE));

@@ -1,0 +1,299 @@
+//! Ranks as processes of one Linux host, over a segment in `/dev/shm`.
+//!
+//! The segment is one sparse file: the shared core first, then an arena of registered memory for each rank, of
+//! which only what a rank allocates takes memory. All ranks map it, then the file is unlinked, so that nothing
+//! is left however the job ends.
+
+use super::shared::{Region, Shared, Waker};
+use super::{Transport, TransportKind};
+use crate::algorithm::direct::Registered;
+use crate::error::{Error, Result};
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstat, ftruncate, open, statvfs};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::thread::futex;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+const FOLDER: &str = "/dev/shm";
+const PREFIX: &str = "regatta-";
+const PAGE: usize = 4096;
+const MAGIC: u64 = 0x0001_4154_5441_4745;
+/// Address space for one rank's registered memory.
+const LARGEST_ARENA: usize = 16 << 30;
+/// A segment whose creator is gone is removed when it is older than this: a younger one may be about to be
+/// unlinked by its job.
+const STALE: Duration = Duration::from_secs(60);
+
+/// A mapped segment.
+pub(crate) struct Segment {
+    file: OwnedFd,
+    start: NonNull<u8>,
+    len: usize,
+    fixed: usize,
+    arena: usize,
+}
+
+// SAFETY: the memory is reached through `Shared` and `Arena`, which synchronise.
+unsafe impl Send for Segment {}
+// SAFETY: as above.
+unsafe impl Sync for Segment {}
+
+/// The beginning of the segment: enough to know that it is the one that was meant.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Header {
+    magic: u64,
+    nonce: u64,
+    size: u64,
+    arena: u64,
+}
+
+impl Segment {
+    /// Creates a segment for `size` ranks, and the path under which peers find it.
+    pub(crate) fn create(size: usize, nonce: u64) -> Result<(Self, PathBuf)> {
+        remove_stale();
+        let path = Path::new(FOLDER).join(format!("{PREFIX}{}-{nonce:016x}", std::process::id()));
+        let fail = |error: rustix::io::Errno| Error::System {
+            action: format!("create shared memory in {FOLDER}"),
+            reason: format!("{error}; make {FOLDER} larger, or use --transport tcp"),
+        };
+        let space = statvfs(FOLDER).map_err(fail)?;
+        let arena = ((space.f_blocks * space.f_frsize) as usize / size).clamp(PAGE, LARGEST_ARENA) / PAGE * PAGE;
+        let fixed = Shared::bytes(size).next_multiple_of(PAGE);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(fail)?;
+        let segment = fallocate(&file, FallocateFlags::empty(), 0, fixed as u64)
+            .and_then(|()| ftruncate(&file, (fixed + size * arena) as u64))
+            .and_then(|()| Self::map(file, fixed, arena, fixed + size * arena));
+        let segment = segment.inspect_err(|_| unlink(&path)).map_err(fail)?;
+        let header = Header { magic: MAGIC, nonce, size: size as u64, arena: arena as u64 };
+        // SAFETY: the mapping is larger than a header, page-aligned, and nobody else knows of it yet.
+        unsafe { segment.start.cast::<Header>().write(header) };
+        Ok((segment, path))
+    }
+
+    /// Opens the segment at `path` and checks that it is the one with `nonce`.
+    pub(crate) fn open(path: &Path, size: usize, nonce: u64) -> Result<Self> {
+        let action = || format!("open shared memory {}", path.display());
+        let file = open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(Error::system(action()))?;
+        let len = fstat(&file).map_err(Error::system(action()))?.st_size as usize;
+        let foreign = || Error::System { action: action(), reason: "it belongs to another job".into() };
+        let fixed = Shared::bytes(size).next_multiple_of(PAGE);
+        if len < fixed + size * PAGE || !(len - fixed).is_multiple_of(size) {
+            return Err(foreign());
+        }
+        let arena = (len - fixed) / size;
+        let segment = Self::map(file, fixed, arena, len).map_err(Error::system(action()))?;
+        // SAFETY: the mapping is larger than a header and page-aligned.
+        let header = unsafe { segment.start.cast::<Header>().read() };
+        if header.magic != MAGIC || header.nonce != nonce || header.size != size as u64 || header.arena != arena as u64 {
+            return Err(foreign());
+        }
+        Ok(segment)
+    }
+
+    fn map(file: OwnedFd, fixed: usize, arena: usize, len: usize) -> rustix::io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let start =
+            unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0) }?;
+        let start = NonNull::new(start.cast::<u8>()).ok_or(rustix::io::Errno::NOMEM)?;
+        Ok(Self { file, start, len, fixed, arena })
+    }
+}
+
+/// Removes the name of a segment; what is mapped stays.
+pub(crate) fn unlink(path: &Path) {
+    // It may be gone already.
+    let _ = fs::remove_file(path);
+}
+
+/// Removes segments of jobs that died between creating and unlinking theirs.
+fn remove_stale() {
+    for entry in fs::read_dir(FOLDER).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        let Some(pid) = pid.filter(|pid| pid.bytes().all(|b| b.is_ascii_digit())) else { continue };
+        let age = entry.metadata().ok().and_then(|meta| meta.modified().ok()?.elapsed().ok());
+        if !Path::new("/proc").join(pid).exists() && age.is_some_and(|age| age > STALE) {
+            unlink(&entry.path());
+        }
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `map` with this length; nobody holds a reference into it any longer.
+        unsafe {
+            let _ = munmap(self.start.as_ptr().cast(), self.len);
+        }
+    }
+}
+
+struct Futex;
+
+impl Waker for Futex {
+    fn sleep(&self, word: &AtomicU32, expected: u32, timeout: Duration) {
+        let timeout = futex::Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
+        // Woken, timed out, or the word had changed: the caller looks again in any case.
+        let _ = futex::wait(word, futex::Flags::empty(), expected, Some(&timeout));
+    }
+
+    fn wake(&self, word: &AtomicU32) {
+        // Only fails on a bad address.
+        let _ = futex::wake(word, futex::Flags::empty(), i32::MAX as u32);
+    }
+}
+
+impl Region for Segment {
+    fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    fn len(&self) -> usize {
+        self.fixed
+    }
+
+    fn waker(&self) -> &dyn Waker {
+        &Futex
+    }
+}
+
+/// One rank's registered memory, and the view of its peers'.
+pub(crate) struct Arena {
+    segment: Arc<Segment>,
+    rank: usize,
+    state: Mutex<Free>,
+}
+
+#[derive(Default)]
+struct Free {
+    /// Free pieces, as (offset, length), sorted.
+    pieces: Vec<(usize, usize)>,
+    /// Everything from here on has never been used.
+    fresh: usize,
+}
+
+impl Arena {
+    pub(crate) fn new(segment: Arc<Segment>, rank: usize) -> Self {
+        Self { segment, rank, state: Mutex::default() }
+    }
+
+    /// `len` bytes of zeroed memory; none where the arena or `/dev/shm` is full.
+    pub(crate) fn allocate(self: &Arc<Self>, len: usize) -> Option<Piece> {
+        let len = len.max(1).next_multiple_of(PAGE);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let offset = match state.pieces.iter().position(|&(_, size)| size >= len) {
+            Some(index) => {
+                let (offset, size) = state.pieces.remove(index);
+                if size > len {
+                    state.pieces.insert(index, (offset + len, size - len));
+                }
+                offset
+            }
+            None => {
+                let offset = state.fresh;
+                if len > self.segment.arena - offset {
+                    return None;
+                }
+                let at = self.segment.fixed + self.rank * self.segment.arena + offset;
+                // Reserves the memory now: a full file system would otherwise end us by a signal later.
+                fallocate(&self.segment.file, FallocateFlags::empty(), at as u64, len as u64).ok()?;
+                state.fresh = offset + len;
+                offset
+            }
+        };
+        drop(state);
+        let piece = Piece { arena: self.clone(), offset, len };
+        // SAFETY: the piece is this caller's alone and reserved.
+        unsafe { std::ptr::write_bytes(piece.start(), 0, len) };
+        Some(piece)
+    }
+
+    fn free(&self, offset: usize, len: usize) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = state.pieces.partition_point(|&(at, _)| at < offset);
+        state.pieces.insert(index, (offset, len));
+        // Join with the neighbours.
+        if state.pieces.get(index + 1).is_some_and(|next| offset + len == next.0) {
+            state.pieces[index].1 += state.pieces.remove(index + 1).1;
+        }
+        if index > 0 && state.pieces[index - 1].0 + state.pieces[index - 1].1 == state.pieces[index].0 {
+            state.pieces[index - 1].1 += state.pieces.remove(index).1;
+        }
+    }
+
+    fn base(&self, rank: usize) -> *mut u8 {
+        // SAFETY: the arenas follow the fixed part, and `rank` is below the group's size.
+        unsafe { self.segment.start.as_ptr().add(self.segment.fixed + rank * self.segment.arena) }
+    }
+}
+
+impl Registered for Arena {
+    fn place(&self, data: &[u8]) -> Option<u64> {
+        let offset = (data.as_ptr() as usize).checked_sub(self.base(self.rank) as usize)?;
+        (offset < self.segment.arena && data.len() <= self.segment.arena - offset).then_some(offset as u64)
+    }
+
+    fn at(&self, rank: usize, place: u64, len: usize) -> Option<*mut u8> {
+        let end = usize::try_from(place).ok()?.checked_add(len)?;
+        // SAFETY: within the rank's arena by the check.
+        (end <= self.segment.arena).then(|| unsafe { self.base(rank).add(place as usize) })
+    }
+}
+
+/// A piece of registered memory; free again when dropped.
+pub(crate) struct Piece {
+    arena: Arc<Arena>,
+    offset: usize,
+    len: usize,
+}
+
+impl Piece {
+    pub(crate) fn start(&self) -> *mut u8 {
+        // SAFETY: the piece was allocated in this rank's arena.
+        unsafe { self.arena.base(self.arena.rank).add(self.offset) }
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.arena.free(self.offset, self.len);
+    }
+}
+
+/// The endpoint of one process.
+pub(crate) struct ShmTransport {
+    pub(crate) shared: Shared,
+}
+
+impl Transport for ShmTransport {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Shm
+    }
+
+    fn try_send(&mut self, to: usize, bytes: &[u8]) -> Result<usize> {
+        Ok(self.shared.try_send(to, bytes))
+    }
+
+    fn try_recv(&mut self, from: usize, buffer: &mut [u8]) -> Result<usize> {
+        Ok(self.shared.try_recv(from, buffer))
+    }
+
+    fn wait(&mut self, to: Option<usize>, from: Option<usize>, timeout: Duration) -> Result<()> {
+        self.shared.wait(to, from, timeout);
+        Ok(())
+    }
+
+    fn set_patience(&mut self, patience: Duration) {
+        self.shared.patience = patience;
+    }
+
+    fn shared(&mut self) -> Option<&mut Shared> {
+        Some(&mut self.shared)
+    }
+}
