@@ -387,6 +387,11 @@ impl Core {
             Error::PeerDied { rank, .. } => {
                 self.context.health.verdict(Error::PeerDied { rank, call: call.to_string() })
             }
+            Error::Deadline { rank, call, waited } => {
+                // Others may have learnt more meanwhile.
+                let rank = self.job.blame(rank);
+                self.context.health.check().err().unwrap_or(Error::Deadline { rank, call, waited })
+            }
             error => error,
         };
         engine.failed = Some(error.clone());

@@ -107,6 +107,26 @@ impl Job {
         }
     }
 
+    /// Who keeps a rank waiting that has waited for `peer` in vain: `peer` may itself be waiting for another.
+    pub(crate) fn blame(&self, peer: usize) -> usize {
+        let Ways::Processes { store, .. } = &self.ways else { return peer };
+        // Without a store there is nobody to ask.
+        let _ = store.set(&format!("stuck/{}", self.rank), peer.to_string().as_bytes());
+        let mut seen = vec![self.rank];
+        let mut culprit = peer;
+        while !seen.contains(&culprit) {
+            seen.push(culprit);
+            // A rank that runs into its own deadline says so at about the same time.
+            let answer = store.try_get(&format!("stuck/{culprit}"), Instant::now());
+            let next = answer.ok().flatten().and_then(|rank| String::from_utf8(rank).ok()?.parse().ok());
+            match next {
+                Some(next) => culprit = next,
+                None => return culprit,
+            }
+        }
+        peer
+    }
+
     /// A transport for the group `id`, in which this process is `context.rank`. All members call it.
     pub(crate) fn link(&self, id: u64, context: &Context, options: &Options) -> Result<Link> {
         let until = Instant::now() + options.join;

@@ -8,7 +8,7 @@ use crate::models::Gpt;
 use crate::parallel::ParamStore;
 use crate::random::Stream;
 use crate::train::{ModelConfig, SampleConfig};
-use burn::module::AutodiffModule;
+use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use std::path::Path;
 

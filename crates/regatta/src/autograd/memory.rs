@@ -132,7 +132,7 @@ pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Option<Vec<f32>> {
     let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
     match tensor.clone().try_into_primitive::<Flex>() {
         Ok(primitive) => primitive.to_contiguous().as_slice::<f32>().map(<[f32]>::to_vec),
-        Err(_) => tensor.into_data().to_vec::<f32>().ok(),
+        Err(_) => tensor.into_data().try_to_vec::<f32>().ok(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! One training run on one rank.
 
 use super::config::{Config, LastBatch, ModelConfig};
-use super::dataset::{Dataset, Datasets, HostBatch};
+use super::dataset::{Datasets, HostBatch};
 use super::evaluate::{Score, evaluate};
 use super::optimizer::FlatOptimizer;
 use super::schedule::learning_rate;
@@ -15,7 +15,6 @@ use crate::layers::Context;
 use crate::models::{Cnn, Gpt, Mlp, Model};
 use crate::parallel::{CommTime, GradientSync, Keep, ParamStore};
 use crate::random::Stream;
-use burn::module::AutodiffModule;
 use regatta_comm::{Group, ReduceOp};
 use regatta_plan::Plan;
 use serde::Serialize;
@@ -122,7 +121,7 @@ struct Run<'a, M> {
     time_to_first_step: Option<Duration>,
 }
 
-impl<'a, M: Model + AutodiffModule> Run<'a, M> {
+impl<'a, M: Model> Run<'a, M> {
     fn new(job: &'a Job, data: &'a Datasets, model: M) -> Result<Self> {
         let (model, mut store) = ParamStore::adopt(model, job.plan.bucket_bytes)?;
         let mut optimizer = FlatOptimizer::new(&job.config.optimizer, store.layout().clone());

@@ -1,0 +1,243 @@
+//! Ranks that disagree, stall, leave, panic or are killed: every survivor gets an error that names the culprit.
+
+mod common;
+
+use common::{WAYS, run};
+use regatta_comm::rendezvous::{StoreServer, World};
+use regatta_comm::{Error, Group, Options, ReduceOp};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+#[test]
+fn different_calls_name_both_sides() {
+    for way in WAYS {
+        let errors = run(way, 2, Duration::from_secs(20), |group| match group.rank() {
+            0 => group.all_reduce(&mut [1.0f32; 1024], ReduceOp::Sum).unwrap_err().to_string(),
+            _ => group.all_gather(&[1.0f64; 512], &mut [0.0; 1024]).unwrap_err().to_string(),
+        });
+        for error in &errors {
+            assert!(
+                error.contains("all_reduce f32[1024] sum") && error.contains("all_gather f64[512]"),
+                "{way:?}: {error}"
+            );
+        }
+        let errors = run(way, 3, Duration::from_secs(20), |group| {
+            let len = if group.rank() == 2 { 300_000 } else { 200_000 };
+            let first = group.all_reduce(&mut vec![1.0f32; len], ReduceOp::Sum).unwrap_err();
+            // The group is unusable from here on.
+            assert_eq!(group.barrier().unwrap_err().to_string(), first.to_string());
+            first.to_string()
+        });
+        assert!(errors.iter().all(|error| error.contains("f32[300000]") && error.contains("f32[200000]")), "{errors:?}");
+    }
+}
+
+#[test]
+fn a_late_rank_is_named_at_the_deadline() {
+    for way in WAYS {
+        let (release, wait) = channel::<()>();
+        let wait = std::sync::Mutex::new(wait);
+        let release = std::sync::Mutex::new(Some(release));
+        let errors = run(way, 2, Duration::from_millis(300), |group| {
+            if group.rank() == 1 {
+                // Computes, as it were, until the other has given up.
+                let _ = wait.lock().unwrap().recv();
+                // What rank 0 left behind may still be answered; the news of its end comes at once.
+                return loop {
+                    if let Err(error) = group.all_reduce(&mut [0.0f32; 64], ReduceOp::Sum) {
+                        break error.to_string();
+                    }
+                };
+            }
+            let begun = Instant::now();
+            let error = group.all_reduce(&mut [0.0f32; 64], ReduceOp::Sum).unwrap_err();
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            drop(release.lock().unwrap().take());
+            error.to_string()
+        });
+        assert!(errors[0].contains("still waiting for rank 1"), "{}", errors[0]);
+        assert!(errors[1].contains("rank 0 gave up") && errors[1].contains("rank 1"), "{}", errors[1]);
+    }
+}
+
+#[test]
+fn a_rank_that_left_or_aborted_is_named() {
+    for way in WAYS {
+        let errors = run(way, 2, Duration::from_secs(20), |group| match group.rank() {
+            0 => group.barrier().unwrap_err().to_string(),
+            _ => {
+                drop(group);
+                String::new()
+            }
+        });
+        assert!(errors[0].contains("rank 1"), "{way:?}: {}", errors[0]);
+        let errors = run(way, 3, Duration::from_secs(20), |group| match group.rank() {
+            2 => {
+                group.abort("its data is gone");
+                String::new()
+            }
+            _ => group.barrier().unwrap_err().to_string(),
+        });
+        assert!(errors[..2].iter().all(|error| error.contains("rank 2 gave up: its data is gone")), "{errors:?}");
+    }
+}
+
+#[test]
+fn a_panicking_rank_ends_the_others() {
+    for way in WAYS {
+        let errors = run(way, 2, Duration::from_secs(20), |group| match group.rank() {
+            0 => group.barrier().unwrap_err().to_string(),
+            _ => {
+                let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+                    let _group = group;
+                    panic!("on purpose");
+                }));
+                assert!(caught.is_err());
+                String::new()
+            }
+        });
+        assert!(errors[0].contains("rank 1 gave up: it panicked"), "{}", errors[0]);
+    }
+}
+
+#[test]
+fn a_port_in_use_is_a_clear_error() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let Err(error) = StoreServer::start(&address, 1) else { panic!("the port was taken") };
+    let error = error.to_string();
+    assert!(error.contains(&address) && error.contains("in use") && error.contains("MASTER_PORT"), "{error}");
+}
+
+#[test]
+fn ranks_that_do_not_come_are_named() {
+    let server = StoreServer::start("127.0.0.1:0", 3).unwrap();
+    let world = World {
+        rank: 0,
+        size: 3,
+        local_rank: 0,
+        local_size: 3,
+        store: regatta_comm::rendezvous::StoreAt::Elsewhere(server.addr().to_string()),
+        job: String::new(),
+    };
+    let options = Options { join: Duration::from_millis(100), ..Options::default() };
+    let Err(error) = Group::connect(&world, &options) else { panic!("nobody else came") };
+    assert!(error.to_string().contains("rank 1, 2 of 3 did not join"), "{error}");
+}
+
+#[test]
+fn strangers_neither_join_nor_disturb() {
+    let server = StoreServer::start("127.0.0.1:0", 1).unwrap();
+    let mut held = vec![];
+    for garbage in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[255; 64], &[0; 8], b""] {
+        let mut stream = std::net::TcpStream::connect(server.addr()).unwrap();
+        stream.write_all(garbage).unwrap();
+        held.push(stream);
+    }
+    let world = World {
+        rank: 0,
+        size: 1,
+        local_rank: 0,
+        local_size: 1,
+        store: regatta_comm::rendezvous::StoreAt::Elsewhere(server.addr().to_string()),
+        job: String::new(),
+    };
+    let group = Group::connect(&world, &Options::default()).unwrap();
+    group.barrier().unwrap();
+    let foreign = World { job: "another".into(), ..world };
+    let options = Options { join: Duration::from_millis(50), ..Options::default() };
+    assert!(matches!(Group::connect(&foreign, &options), Err(Error::Rendezvous(_))));
+}
+
+/// Not a test by itself: a rank in a process of its own, which `killed_and_stopped_processes` starts.
+#[test]
+fn child_rank() {
+    if std::env::var("REGATTA_TEST_CHILD").is_err() {
+        return;
+    }
+    let group = Group::from_env(&Options::from_env().unwrap()).unwrap();
+    let mut data = vec![1.0f32; 100_000];
+    println!("ready");
+    loop {
+        if let Err(error) = group.all_reduce(&mut data, ReduceOp::Max) {
+            println!("error: {error}");
+            return;
+        }
+    }
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn children(transport: &str, size: usize, deadline: &str) -> (StoreServer, Vec<Killed>) {
+    let server = StoreServer::start("127.0.0.1:0", size).unwrap();
+    let start = |rank: usize| {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["child_rank", "--exact", "--nocapture"])
+            .env("REGATTA_TEST_CHILD", "1")
+            .env("RANK", rank.to_string())
+            .env("WORLD_SIZE", size.to_string())
+            .env("REGATTA_STORE", server.addr().to_string())
+            .env("REGATTA_TRANSPORT", transport)
+            .env("REGATTA_DEADLINE_S", deadline)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Killed(child)
+    };
+    let children = (0..size).map(start).collect();
+    (server, children)
+}
+
+/// Reads lines until one contains `wanted`.
+fn line(reader: &mut impl BufRead, wanted: &str) -> String {
+    let mut text = String::new();
+    loop {
+        let mut line = String::new();
+        assert!(reader.read_line(&mut line).unwrap() > 0, "no {wanted:?} in {text}");
+        if line.contains(wanted) {
+            return line;
+        }
+        text.push_str(&line);
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn segments_of(pids: &[u32]) -> Vec<String> {
+    let names = std::fs::read_dir("/dev/shm").unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    names.filter(|name| pids.iter().any(|pid| name.starts_with(&format!("regatta-{pid}-")))).collect()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn killed_and_stopped_processes() {
+    for transport in ["shm", "tcp"] {
+        for (signal, deadline, culprit) in [("-KILL", "20", "rank 1 (host "), ("-STOP", "1", "waiting for rank 1")] {
+            let (_server, mut ranks) = children(transport, 3, deadline);
+            let mut outputs: Vec<_> =
+                ranks.iter_mut().map(|rank| BufReader::new(rank.0.stdout.take().unwrap())).collect();
+            outputs.iter_mut().for_each(|output| drop(line(output, "ready")));
+            let pids: Vec<u32> = ranks.iter().map(|rank| rank.0.id()).collect();
+            assert!(Command::new("kill").args([signal, &pids[1].to_string()]).status().unwrap().success());
+            let begun = Instant::now();
+            let errors: Vec<_> = [0, 2].map(|rank| line(&mut outputs[rank], "error: ")).into();
+            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+            assert!(errors.iter().all(|error| error.contains("rank 1")), "{transport} {signal}: {errors:?}");
+            assert!(errors.iter().any(|error| error.contains(culprit)), "{transport} {signal}: {errors:?}");
+            for rank in [0, 2] {
+                ranks[rank].0.wait().unwrap();
+            }
+            drop(ranks);
+            assert_eq!(segments_of(&pids), Vec::<String>::new());
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Real text on every machine that built Regatta: the Rust sources of the crates that cargo downloaded.
+
+use super::text::{Texts, hash};
+use crate::error::{Error, Result};
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Longer files are mostly generated.
+const LONGEST_FILE: u64 = 192 << 10;
+/// So are files with longer lines.
+const LONGEST_LINE: usize = 300;
+
+/// Where cargo keeps the sources of downloaded crates.
+pub fn registry() -> Option<PathBuf> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".cargo")));
+    Some(home?.join("registry").join("src"))
+}
+
+/// Up to `max_bytes` of Rust files below `registry` (see [`registry`]), without duplicates, split by file. Files
+/// are chosen by a hash of their path within the registry, so the choice depends on the crates alone.
+///
+/// # Errors
+/// No such folder or no Rust files in it.
+pub fn read(registry: &Path, max_bytes: usize, val_fraction: f64) -> Result<Texts> {
+    let mut paths = vec![];
+    for index in folders(registry) {
+        for package in folders(&index) {
+            walk(&package, &index, &mut paths);
+        }
+    }
+    paths.sort();
+    paths.dedup_by(|a, b| a.0 == b.0);
+    paths.sort_by_cached_key(|(name, _)| hash(name.as_bytes()));
+    let (mut chosen, mut seen, mut bytes) = (vec![], HashSet::new(), 0);
+    for (name, path) in paths {
+        if bytes >= max_bytes {
+            break;
+        }
+        // A file that vanished or is no UTF-8 is left out.
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        if text.is_empty() || text.lines().any(|line| line.len() > LONGEST_LINE) || !seen.insert(hash(text.as_bytes())) {
+            continue;
+        }
+        bytes += text.len();
+        chosen.push((name, text));
+    }
+    if chosen.len() < 2 {
+        return Err(Error::data(registry, "holds no Rust sources of downloaded crates; run `cargo fetch` first"));
+    }
+    chosen.sort();
+    Ok(Texts::split(chosen.into_iter().map(|(_, text)| text).collect(), val_fraction))
+}
+
+fn folders(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.map(|entry| entry.path()).collect()
+}
+
+/// Collects Rust files below `folder` with their path relative to `base`.
+fn walk(folder: &Path, base: &Path, found: &mut Vec<(String, PathBuf)>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => walk(&path, base, found),
+            Ok(kind) if kind.is_file() && path.extension().is_some_and(|extension| extension == "rs") => {
+                let short = entry.metadata().is_ok_and(|meta| meta.len() <= LONGEST_FILE);
+                if let (true, Ok(name)) = (short, path.strip_prefix(base)) {
+                    found.push((name.to_string_lossy().into_owned(), path.clone()));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chooses_by_content_of_the_registry_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        for index in ["index-a", "index-b"] {
+            for package in 0..10 {
+                let src = folder.path().join(index).join(format!("crate-{package}")).join("src");
+                fs::create_dir_all(&src).unwrap();
+                fs::write(src.join("lib.rs"), format!("fn f{package}() {{}}\n").repeat(20)).unwrap();
+                fs::write(src.join("long.rs"), "x".repeat(5000)).unwrap();
+                fs::write(src.join("note.txt"), "no rust").unwrap();
+            }
+        }
+        let texts = read(folder.path(), 1 << 20, 0.2).unwrap();
+        assert_eq!(texts.train.len() + texts.val.len(), 10);
+        assert!(!texts.val.is_empty());
+        assert_eq!(texts, read(&folder.path().join(".").clone(), 1 << 20, 0.2).unwrap());
+        let few = read(folder.path(), 600, 0.2).unwrap();
+        assert!(few.train.len() + few.val.len() < 5);
+        assert!(read(&folder.path().join("none"), 1, 0.1).unwrap_err().to_string().contains("cargo fetch"));
+    }
+}

@@ -1,0 +1,142 @@
+//! Text files and folders, cut into a part to learn from and a part held out.
+
+use crate::error::{Error, Result};
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Texts by purpose.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Texts {
+    /// To learn from.
+    pub train: Vec<String>,
+    /// Held out.
+    pub val: Vec<String>,
+}
+
+impl Texts {
+    /// Reads `path`, a file (cut at `1 - val_fraction`) or a folder (files are held out whole, at least one where
+    /// there are several and `val_fraction` is above 0). Files that are no UTF-8 text, hidden or seen before are
+    /// skipped.
+    ///
+    /// # Errors
+    /// A path that is missing or unreadable, or no text there.
+    pub fn read(path: &Path, val_fraction: f64) -> Result<Self> {
+        let meta = fs::metadata(path).map_err(|error| {
+            Error::data(path, format!("cannot be read ({error}); set data.path to a text file or folder"))
+        })?;
+        let mut files = vec![];
+        if meta.is_dir() {
+            walk(path, &mut files)?;
+        } else {
+            let text = fs::read(path).map_err(Error::io("read", path))?;
+            let text = String::from_utf8(text).map_err(|_| Error::data(path, "is no UTF-8 text"))?;
+            files.push(text);
+        }
+        if files.iter().all(String::is_empty) {
+            return Err(Error::data(path, "holds no text"));
+        }
+        if files.len() == 1 {
+            let text = files.remove(0);
+            let (train, val) = text.split_at(boundary(&text, (text.len() as f64 * (1.0 - val_fraction)) as usize));
+            return Ok(Self { train: vec![train.into()], val: vec![val.into()] });
+        }
+        Ok(Self::split(files, val_fraction))
+    }
+
+    /// Holds whole `files` out until they make up `val_fraction` of the text, chosen by a hash of their content.
+    pub fn split(files: Vec<String>, val_fraction: f64) -> Self {
+        let total: usize = files.iter().map(String::len).sum();
+        let mut order: Vec<usize> = (0..files.len()).collect();
+        order.sort_by_key(|&i| (hash(files[i].as_bytes()), i));
+        let wanted = (total as f64 * val_fraction) as usize;
+        let (mut held, mut bytes) = (HashSet::new(), 0);
+        for &i in order.iter().take(files.len() - 1) {
+            if bytes >= wanted {
+                break;
+            }
+            bytes += files[i].len();
+            held.insert(i);
+        }
+        let mut texts = Self::default();
+        for (i, file) in files.into_iter().enumerate() {
+            if held.contains(&i) { texts.val.push(file) } else { texts.train.push(file) }
+        }
+        texts
+    }
+}
+
+/// The first `len` bytes of `text`, less where a character would be cut; nothing where that is empty.
+pub fn prefix(text: &str, len: usize) -> Option<&str> {
+    Some(&text[..boundary(text, len)]).filter(|text| !text.is_empty())
+}
+
+/// The last character boundary at or before `at`.
+fn boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
+}
+
+fn walk(folder: &Path, files: &mut Vec<String>) -> Result<()> {
+    let mut seen = HashSet::new();
+    let mut open = vec![folder.to_path_buf()];
+    let mut paths: Vec<PathBuf> = vec![];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).map_err(Error::io("read the folder", &folder))? {
+            let entry = entry.map_err(Error::io("read the folder", &folder))?;
+            let hidden = entry.file_name().to_string_lossy().starts_with('.');
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() && !hidden => open.push(entry.path()),
+                Ok(kind) if kind.is_file() && !hidden => paths.push(entry.path()),
+                _ => {}
+            }
+        }
+    }
+    paths.sort();
+    for path in paths {
+        // A picture or a file without permission among the texts is no reason to stop.
+        let text = fs::read(&path).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        if let Some(text) = text.filter(|text| !text.is_empty() && seen.insert(hash(text.as_bytes()))) {
+            files.push(text);
+        }
+    }
+    Ok(())
+}
+
+/// 64-bit FNV-1a.
+pub fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_cut_and_a_folder_is_split_by_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        fs::write(&path, "0123456789ä".repeat(10)).unwrap();
+        let texts = Texts::read(&path, 0.1).unwrap();
+        assert_eq!(texts.train[0].len() + texts.val[0].len(), 120);
+        assert!((texts.val[0].len() as i64 - 12).abs() < 2);
+        for n in 0..20 {
+            fs::write(folder.path().join(format!("{n}.txt")), format!("text number {n}")).unwrap();
+        }
+        fs::write(folder.path().join("copy.txt"), "text number 3").unwrap();
+        fs::write(folder.path().join("binary"), [255, 254, 0]).unwrap();
+        let texts = Texts::read(folder.path(), 0.1).unwrap();
+        assert_eq!(texts.train.len() + texts.val.len(), 21);
+        assert!(!texts.val.is_empty());
+        assert_eq!(texts, Texts::read(folder.path(), 0.1).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let problem = |path: &Path| Texts::read(path, 0.1).unwrap_err().to_string();
+        assert!(problem(folder.path()).contains("holds no text"));
+        assert!(problem(&folder.path().join("none")).contains("data.path"));
+        fs::write(folder.path().join("b"), [0xff, 0xfe]).unwrap();
+        assert!(problem(&folder.path().join("b")).contains("no UTF-8"));
+    }
+}

@@ -1,0 +1,227 @@
+//! Token files: a header, then every token in two or four bytes, read through a memory map.
+
+use crate::error::{Error, Result};
+use crate::random::Stream;
+use memmap2::Mmap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8; 8] = b"rgttatok";
+const VERSION: u32 = 1;
+/// Magic, version, bytes a token, vocabulary, count.
+const HEADER: usize = 8 + 4 + 4 + 8 + 8;
+
+/// A memory-mapped token file.
+#[derive(Debug)]
+pub struct TokenFile {
+    path: PathBuf,
+    map: Mmap,
+    wide: bool,
+    vocab: usize,
+    len: usize,
+}
+
+impl TokenFile {
+    /// Writes `tokens` (all below `vocab`) to `path`, by way of a temporary file.
+    ///
+    /// # Errors
+    /// A file that cannot be written; then nothing is left.
+    pub fn write(path: &Path, tokens: &[u32], vocab: usize) -> Result<()> {
+        let wide = vocab > 1 << 16;
+        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+        let write = || -> std::io::Result<()> {
+            let mut file = BufWriter::new(File::create(&temporary)?);
+            file.write_all(MAGIC)?;
+            file.write_all(&VERSION.to_le_bytes())?;
+            file.write_all(&(if wide { 4u32 } else { 2 }).to_le_bytes())?;
+            file.write_all(&(vocab as u64).to_le_bytes())?;
+            file.write_all(&(tokens.len() as u64).to_le_bytes())?;
+            for &token in tokens {
+                match wide {
+                    true => file.write_all(&token.to_le_bytes())?,
+                    false => file.write_all(&(token as u16).to_le_bytes())?,
+                }
+            }
+            file.into_inner()?.sync_all()?;
+            fs::rename(&temporary, path)
+        };
+        write().map_err(|error| {
+            // Best effort: the write's own error is what matters.
+            let _ = fs::remove_file(&temporary);
+            Error::io("write", path)(error)
+        })
+    }
+
+    /// Maps the token file at `path`.
+    ///
+    /// # Errors
+    /// A file that is missing, no token file, or truncated.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        // SAFETY: token files are written under another name and renamed, never changed in place.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))?;
+        let foreign = || Error::data(path, "is no token file of this version; remove it to prepare the data again");
+        let field = |at: usize, len: usize| map.get(at..at + len).ok_or_else(foreign);
+        if map.get(..8) != Some(MAGIC) || field(8, 4)? != VERSION.to_le_bytes() {
+            return Err(foreign());
+        }
+        let word = |at: usize| field(at, 8).map(|bytes| bytes.iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b)));
+        let wide = match field(12, 4)? {
+            [2, 0, 0, 0] => false,
+            [4, 0, 0, 0] => true,
+            _ => return Err(foreign()),
+        };
+        let (vocab, len) = (word(16)? as usize, word(24)?);
+        let bytes = len.checked_mul(if wide { 4 } else { 2 }).and_then(|bytes| bytes.checked_add(HEADER as u64));
+        if bytes != Some(map.len() as u64) {
+            let problem = format!(
+                "is truncated: {} bytes for {len} tokens; remove it to prepare the data again",
+                map.len()
+            );
+            return Err(Error::data(path, problem));
+        }
+        Ok(Self { path: path.into(), map, wide, vocab, len: len as usize })
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Size of the vocabulary.
+    pub fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn token(&self, at: usize) -> i64 {
+        match self.wide {
+            true => {
+                let at = HEADER + 4 * at;
+                i64::from(u32::from_le_bytes([self.map[at], self.map[at + 1], self.map[at + 2], self.map[at + 3]]))
+            }
+            false => {
+                let at = HEADER + 2 * at;
+                i64::from(u16::from_le_bytes([self.map[at], self.map[at + 1]]))
+            }
+        }
+    }
+
+    /// Appends the `len` tokens from `at` on to `out`. Panics where there are fewer.
+    pub fn copy(&self, at: usize, len: usize, out: &mut Vec<i64>) {
+        assert!(at + len <= self.len, "tokens {at}..{} of {}", at + len, self.len);
+        out.extend((at..at + len).map(|at| self.token(at)));
+    }
+}
+
+/// A token file as samples for a language model: windows of `block` tokens and the tokens that follow them.
+#[derive(Debug)]
+pub struct Windows {
+    tokens: TokenFile,
+    block: usize,
+    /// Epochs cut the text at different places where there is a seed.
+    phase: Option<Stream>,
+}
+
+impl Windows {
+    /// Windows over `tokens`. With a `seed`, every epoch begins its windows at another phase.
+    ///
+    /// # Errors
+    /// Fewer than `block + 1` tokens.
+    pub fn new(tokens: TokenFile, block: usize, seed: Option<u64>) -> Result<Self> {
+        if tokens.len() < block + 1 {
+            let problem = format!(
+                "has {} tokens, but a block of {block} takes {}: lower model.block, give more text, or change \
+                 data.val_fraction",
+                tokens.len(),
+                block + 1
+            );
+            return Err(Error::data(tokens.path(), problem));
+        }
+        Ok(Self { tokens, block, phase: seed.map(|seed| Stream::new(seed).named("phase")) })
+    }
+
+    /// Windows in an epoch.
+    pub fn len(&self) -> usize {
+        let all = (self.tokens.len() - 1) / self.block;
+        // With phases, one less fits after the largest of them.
+        if self.phase.is_some() { (all - 1).max(1) } else { all }
+    }
+
+    /// Never: there is at least one window.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Appends window `index` of `epoch` to `inputs`, and the tokens one place further to `targets`.
+    pub fn fill(&self, epoch: u64, index: usize, inputs: &mut Vec<i64>, targets: &mut Vec<i64>) {
+        let spare = self.tokens.len() - 1 - self.len() * self.block;
+        let phase = self.phase.map_or(0, |stream| stream.bits(epoch) as usize % (spare.min(self.block) + 1));
+        let at = index * self.block + phase;
+        self.tokens.copy(at, self.block, inputs);
+        self.tokens.copy(at + 1, self.block, targets);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn file(tokens: &[u32], vocab: usize) -> (tempfile::TempDir, TokenFile) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.tok");
+        TokenFile::write(&path, tokens, vocab).unwrap();
+        let file = TokenFile::open(&path).unwrap();
+        (folder, file)
+    }
+
+    proptest! {
+        #[test]
+        fn tokens_come_back(tokens in prop::collection::vec(0u32..70_000, 0..50), wide in any::<bool>()) {
+            let vocab = if wide { 70_000 } else { 50_000 };
+            let tokens: Vec<u32> = tokens.into_iter().map(|token| token % vocab as u32).collect();
+            let (_folder, file) = file(&tokens, vocab);
+            let mut out = vec![];
+            file.copy(0, tokens.len(), &mut out);
+            prop_assert_eq!(out, tokens.iter().map(|&t| i64::from(t)).collect::<Vec<_>>());
+            prop_assert_eq!((file.len(), file.vocab()), (tokens.len(), vocab));
+        }
+
+        #[test]
+        fn windows_stay_within_the_text(len in 9usize..200, block in 1usize..8, epoch in 0u64..50) {
+            let (_folder, file) = file(&(0..len as u32).collect::<Vec<_>>(), len);
+            let windows = Windows::new(file, block, Some(7)).unwrap();
+            for index in 0..windows.len() {
+                let (mut inputs, mut targets) = (vec![], vec![]);
+                windows.fill(epoch, index, &mut inputs, &mut targets);
+                prop_assert!(inputs.iter().zip(&targets).all(|(a, b)| a + 1 == *b) && inputs.len() == block);
+            }
+        }
+    }
+
+    #[test]
+    fn short_truncated_and_foreign_files_are_refused() {
+        let (folder, short) = file(&[1; 40], 50);
+        let error = Windows::new(short, 64, None).unwrap_err().to_string();
+        assert!(error.contains("40 tokens") && error.contains("takes 65"), "{error}");
+        let path = folder.path().join("t.tok");
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
+        assert!(TokenFile::open(&path).unwrap_err().to_string().contains("truncated"));
+        fs::write(&path, b"something else entirely, long enough for a header").unwrap();
+        assert!(TokenFile::open(&path).unwrap_err().to_string().contains("no token file"));
+        fs::write(&path, b"").unwrap();
+        assert!(TokenFile::open(&path).is_err());
+    }
+}

@@ -1,0 +1,315 @@
+//! From a configuration to batches: prepares the data once, keeps it, and hands out samples.
+
+use super::config::{Config, DataConfig, DataKind, ModelConfig, TokenizerKind};
+use crate::checkpoint::write_atomically;
+use crate::data::mnist::{Digits, PIXELS, SIDE};
+use crate::data::text::{Texts, hash};
+use crate::data::tokenizer::Tokenizer;
+use crate::data::tokens::{TokenFile, Windows};
+use crate::data::{rust_corpus, text};
+use crate::error::{Error, Result};
+use crate::models::Batch;
+use crate::random::Stream;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rayon::prelude::*;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Bytes of text that one task encodes.
+const PIECE: usize = 1 << 18;
+
+/// Samples by index.
+pub trait Dataset: Send + Sync {
+    /// Samples in an epoch.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tokens in a sample; 1 where samples are not text.
+    fn tokens_per_sample(&self) -> usize;
+
+    /// The samples `indices` of `epoch`.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    fn batch(&self, epoch: u64, indices: &[usize]) -> Result<HostBatch>;
+}
+
+/// A batch in ordinary memory.
+#[derive(Debug, Clone, PartialEq)]
+pub enum HostBatch {
+    /// Token ids and the ids that follow them, `[rows, time]` each.
+    Text {
+        /// What the model sees.
+        inputs: Vec<i64>,
+        /// What it is to say.
+        targets: Vec<i64>,
+        /// Tokens of a row.
+        time: usize,
+    },
+    /// Digits, `[rows, 28, 28]`, and their labels, `[rows]`.
+    Digits {
+        /// Normalised pixels.
+        pixels: Vec<f32>,
+        /// Classes.
+        labels: Vec<i64>,
+    },
+}
+
+impl HostBatch {
+    /// Tokens in the batch; for digits, samples.
+    pub fn tokens(&self) -> usize {
+        match self {
+            Self::Text { inputs, .. } => inputs.len(),
+            Self::Digits { labels, .. } => labels.len(),
+        }
+    }
+
+    /// Cuts the batch into `parts` batches of equally many rows.
+    pub fn split(self, parts: usize) -> Vec<Self> {
+        if parts <= 1 {
+            return vec![self];
+        }
+        match self {
+            Self::Text { inputs, targets, time } => {
+                let each = inputs.len() / time / parts * time;
+                let pairs = inputs.chunks_exact(each).zip(targets.chunks_exact(each));
+                pairs.map(|(a, b)| Self::Text { inputs: a.to_vec(), targets: b.to_vec(), time }).collect()
+            }
+            Self::Digits { pixels, labels } => {
+                let each = labels.len() / parts;
+                let pairs = pixels.chunks_exact(each * PIXELS).zip(labels.chunks_exact(each));
+                pairs.map(|(a, b)| Self::Digits { pixels: a.to_vec(), labels: b.to_vec() }).collect()
+            }
+        }
+    }
+
+    /// Moves the batch to `device`.
+    pub fn into_batch(self, device: &Device) -> Batch {
+        match self {
+            Self::Text { inputs, targets, time } => {
+                let rows = inputs.len() / time;
+                let tensor = |ids| Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, time]), device);
+                Batch::Text { inputs: tensor(inputs), targets: tensor(targets) }
+            }
+            Self::Digits { pixels, labels } => {
+                let rows = labels.len();
+                Batch::Images {
+                    pixels: Tensor::from_data(TensorData::new(pixels, [rows, 1, SIDE, SIDE]), device),
+                    labels: Tensor::from_data(TensorData::new(labels, [rows]), device),
+                }
+            }
+        }
+    }
+}
+
+/// The data of a run.
+#[derive(Clone)]
+pub struct Datasets {
+    /// To learn from.
+    pub train: Arc<dyn Dataset>,
+    /// Held out.
+    pub val: Arc<dyn Dataset>,
+    /// Tokens of the vocabulary, or classes.
+    pub vocab: usize,
+    /// For text.
+    pub tokenizer: Option<Tokenizer>,
+}
+
+impl Datasets {
+    /// Opens the data of `config`, preparing it first where that has not been done for the same settings. Of
+    /// several processes that come at once, one prepares and the others wait for it.
+    ///
+    /// # Errors
+    /// Data that is missing, unreadable or too small for the model.
+    pub fn open(config: &Config) -> Result<Self> {
+        match (&config.model, config.data.kind) {
+            (ModelConfig::Gpt(gpt), DataKind::Text | DataKind::Rust) => {
+                let folder = prepare(&config.data)?;
+                let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
+                let open = |name: &str, seed| Windows::new(TokenFile::open(&folder.join(name))?, gpt.block, seed);
+                Ok(Self {
+                    train: Arc::new(TextSamples(open("train.tok", Some(config.train.seed))?, gpt.block)),
+                    val: Arc::new(TextSamples(open("val.tok", None)?, gpt.block)),
+                    vocab: tokenizer.vocab_size(),
+                    tokenizer: Some(tokenizer),
+                })
+            }
+            _ => {
+                let path = config.data.path.clone().unwrap_or_else(|| config.data.cache.join("mnist"));
+                let [train, val] = Digits::read(&path)?;
+                let seed = config.train.seed;
+                Ok(Self {
+                    train: Arc::new(DigitSamples { digits: train, shift: config.data.shift, seed }),
+                    val: Arc::new(DigitSamples { digits: val, shift: 0, seed }),
+                    vocab: 10,
+                    tokenizer: None,
+                })
+            }
+        }
+    }
+
+    /// A few words on the data.
+    pub fn describe(&self) -> String {
+        let (train, val) = (self.train.len(), self.val.len());
+        match &self.tokenizer {
+            Some(tokenizer) => format!(
+                "{:.2} M tokens to learn from, {:.2} M held out, {} tokens of {}",
+                (train * self.train.tokens_per_sample()) as f64 / 1e6,
+                (val * self.val.tokens_per_sample()) as f64 / 1e6,
+                self.vocab,
+                tokenizer.kind()
+            ),
+            None => format!("{train} samples to learn from, {val} held out"),
+        }
+    }
+}
+
+struct TextSamples(Windows, usize);
+
+impl Dataset for TextSamples {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn tokens_per_sample(&self) -> usize {
+        self.1
+    }
+
+    fn batch(&self, epoch: u64, indices: &[usize]) -> Result<HostBatch> {
+        let (mut inputs, mut targets) = (vec![], vec![]);
+        for &index in indices {
+            self.0.fill(epoch, index, &mut inputs, &mut targets);
+        }
+        Ok(HostBatch::Text { inputs, targets, time: self.1 })
+    }
+}
+
+struct DigitSamples {
+    digits: Digits,
+    shift: usize,
+    seed: u64,
+}
+
+impl Dataset for DigitSamples {
+    fn len(&self) -> usize {
+        self.digits.len()
+    }
+
+    fn tokens_per_sample(&self) -> usize {
+        1
+    }
+
+    fn batch(&self, epoch: u64, indices: &[usize]) -> Result<HostBatch> {
+        let noise = Stream::new(self.seed).named("shift").at(epoch);
+        let (mut pixels, mut labels) = (Vec::with_capacity(indices.len() * PIXELS), vec![]);
+        for &index in indices {
+            self.digits.fill(index, self.shift, noise.at(index as u64), &mut pixels);
+            labels.push(i64::from(self.digits.labels[index]));
+        }
+        Ok(HostBatch::Digits { pixels, labels })
+    }
+}
+
+/// The folder with `train.tok`, `val.tok` and `tokenizer.json` for `config`, made where it is not there yet.
+fn prepare(config: &DataConfig) -> Result<PathBuf> {
+    let name = match (config.kind, &config.path) {
+        (DataKind::Rust, _) => "rust".to_string(),
+        (_, Some(path)) => path.file_stem().map_or("text".into(), |stem| stem.to_string_lossy().into_owned()),
+        (_, None) => "text".into(),
+    };
+    // Everything that the result depends on; the size and time of a file stand for its content.
+    let source = match (config.kind, &config.path) {
+        (DataKind::Text, Some(path)) => {
+            let meta = fs::metadata(path).map_err(|error| {
+                Error::data(path, format!("cannot be read ({error}); set data.path to a text file or folder"))
+            })?;
+            let when = meta.modified().ok();
+            let path = fs::canonicalize(path).map_err(Error::io("find", path))?;
+            // A folder's own time does not tell of changes in its files, so it is read anew by its texts.
+            match meta.is_dir() {
+                true => format!("{path:?} {:x}", fingerprint(&Texts::read(&path, config.val_fraction)?)),
+                false => format!("{path:?} {} {when:?}", meta.len()),
+            }
+        }
+        _ => format!("{:?} {}", rust_corpus::registry(), config.max_mib),
+    };
+    let settings = format!(
+        "{source} {:?} {} {:?} {}",
+        config.tokenizer, config.vocab_size, config.tokenizer_path, config.val_fraction
+    );
+    let folder = config.cache.join(format!("{name}-{:012x}", hash(settings.as_bytes()) >> 16));
+    let done = folder.join("meta.json");
+    if done.exists() {
+        return Ok(folder);
+    }
+    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+    let lock_path = folder.join("lock");
+    let lock = File::create(&lock_path).map_err(Error::io("create", &lock_path))?;
+    lock.lock().map_err(Error::io("lock", &lock_path))?;
+    // Another process may have been faster.
+    if !done.exists() {
+        make(config, &folder, &settings)?;
+    }
+    Ok(folder)
+}
+
+fn fingerprint(texts: &Texts) -> u64 {
+    texts.train.iter().chain(&texts.val).fold(0, |sum, text| sum.rotate_left(5) ^ hash(text.as_bytes()))
+}
+
+fn make(config: &DataConfig, folder: &Path, settings: &str) -> Result<()> {
+    let texts = match (config.kind, &config.path) {
+        (DataKind::Text, Some(path)) => Texts::read(path, config.val_fraction)?,
+        _ => {
+            let registry = rust_corpus::registry().ok_or_else(|| {
+                Error::data("CARGO_HOME", "is not set and there is no home folder: the crates' sources are unknown")
+            })?;
+            rust_corpus::read(&registry, config.max_mib << 20, config.val_fraction)?
+        }
+    };
+    let all = || texts.train.iter().chain(&texts.val).map(String::as_str);
+    let tokenizer = match (config.tokenizer, &config.tokenizer_path) {
+        (TokenizerKind::Bpe, Some(path)) => Tokenizer::load(path)?,
+        (TokenizerKind::Bpe, None) => {
+            // Enough to learn the frequent words from.
+            let some: Vec<&str> = sample(&texts.train, 4 << 20);
+            Tokenizer::train_bpe(some.into_iter(), config.vocab_size)?
+        }
+        (TokenizerKind::Chars, _) => Tokenizer::chars(all()),
+        (TokenizerKind::Bytes, _) => Tokenizer::bytes(),
+    };
+    let vocab = tokenizer.vocab_size();
+    tokenizer.save(&folder.join("tokenizer.json"))?;
+    let mut counts = [0; 2];
+    for (part, (name, texts)) in [("train.tok", &texts.train), ("val.tok", &texts.val)].into_iter().enumerate() {
+        let pieces: Vec<&str> =
+            texts.iter().flat_map(|text| crate::data::tokenizer::pieces(text, PIECE)).collect();
+        let encoded: Vec<Vec<u32>> =
+            pieces.par_iter().map(|piece| tokenizer.encode(piece)).collect::<Result<_>>()?;
+        let tokens = encoded.concat();
+        counts[part] = tokens.len();
+        TokenFile::write(&folder.join(name), &tokens, vocab)?;
+    }
+    let meta = serde_json::json!({
+        "settings": settings, "train_tokens": counts[0], "val_tokens": counts[1], "vocab": vocab,
+        "content": format!("{:016x}", fingerprint(&texts)),
+    });
+    // Last, because it says that the rest is there.
+    write_atomically(&folder.join("meta.json"), meta.to_string().as_bytes())
+}
+
+/// Texts spread evenly over `texts`, of about `bytes` bytes.
+fn sample(texts: &[String], bytes: usize) -> Vec<&str> {
+    let total: usize = texts.iter().map(String::len).sum();
+    let every = (total / bytes.max(1)).max(1);
+    if texts.len() < 2 * every {
+        let each = bytes / texts.len().max(1);
+        return texts.iter().filter_map(|text| text::prefix(text, each)).collect();
+    }
+    texts.iter().step_by(every).map(String::as_str).collect()
+}
