@@ -63,11 +63,11 @@ pub fn launch(job: &Job) -> Result<ExitCode> {
         }
     }
     drop(sender);
-    let failed = watch(&ranks, &events, &interrupted);
+    let failed = watch(&ranks, &events, &interrupted, &store);
     let tails: Vec<Vec<String>> = ranks.into_iter().map(Rank::finish).collect();
     match failed {
         None => Ok(ExitCode::SUCCESS),
-        Some((rank, status)) => Err(describe(rank, status, &tails[rank]).into()),
+        Some((rank, status)) => Err(describe(rank, status, &tails[rank], &store).into()),
     }
 }
 
@@ -76,6 +76,7 @@ fn watch(
     ranks: &[Rank],
     events: &Receiver<(usize, ExitStatus)>,
     interrupted: &AtomicBool,
+    store: &StoreServer,
 ) -> Option<(usize, ExitStatus)> {
     let mut failed = None;
     let mut running = ranks.len();
@@ -87,6 +88,8 @@ fn watch(
                 running -= 1;
                 if !status.success() && failed.is_none() {
                     failed = Some((rank, status));
+                    // It may have ended without a word to the others.
+                    store.abort(Some(rank), &format!("rank {rank} {}", how(status)));
                     kill_at = Some(Instant::now() + GRACE_AFTER_FAILURE);
                 }
             }
@@ -106,10 +109,16 @@ fn watch(
     failed
 }
 
-fn describe(rank: usize, status: ExitStatus, tail: &[String]) -> String {
+fn describe(rank: usize, status: ExitStatus, tail: &[String], store: &StoreServer) -> String {
     let mut text = format!("rank {rank} {}", how(status));
     let said: Vec<&String> = tail.iter().filter(|line| !line.trim().is_empty()).collect();
-    if !said.is_empty() {
+    if said.is_empty() {
+        // Its output went straight to the terminal; the job's store knows why it gave up.
+        if let Some((_, reason)) = store.first_failure().filter(|(_, reason)| *reason != text) {
+            text.push_str(": ");
+            text.push_str(&reason);
+        }
+    } else {
         text.push_str("; it said last:");
         for line in said {
             text.push_str("\n  ");

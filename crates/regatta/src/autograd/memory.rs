@@ -113,6 +113,28 @@ impl AllocationController for Window {
     }
 }
 
+/// Keeps memory that tensors free for the tensors of the next step, instead of giving it back to the system:
+/// a step allocates what the last one freed, and would otherwise take a page fault for every 4 KiB of it.
+/// For a process that trains; does nothing where the C library is not glibc.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
+        }
+        const TRIM_THRESHOLD: std::ffi::c_int = -1;
+        const MMAP_THRESHOLD: std::ffi::c_int = -3;
+        const ARENA_MAX: std::ffi::c_int = -8;
+        // SAFETY: `mallopt` may be called at any time and refuses what it does not know.
+        unsafe {
+            mallopt(TRIM_THRESHOLD, std::ffi::c_int::MAX);
+            mallopt(MMAP_THRESHOLD, 1 << 30);
+            // Memory freed by one thread serves the others too.
+            mallopt(ARENA_MAX, 1);
+        }
+    }
+}
+
 /// A tensor of `shape` over the elements of `memory` from `offset` (a multiple of 16) on. No copy.
 ///
 /// Keep a clone of the tensor for as long as the memory must stay untouched: Burn's in-place kernels write

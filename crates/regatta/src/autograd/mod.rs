@@ -6,7 +6,7 @@ mod hook;
 mod memory;
 
 pub(crate) use hook::{Gradient, GradientHook, Ladder, hook_at};
-pub use memory::{Memory, to_vec, view};
+pub use memory::{Memory, keep_freed_memory, to_vec, view};
 
 use burn::tensor::Device;
 

@@ -6,7 +6,7 @@ use super::evaluate::{Score, evaluate};
 use super::optimizer::FlatOptimizer;
 use super::schedule::learning_rate;
 use super::summary::{Memory, Summary, median, peak_rss_bytes};
-use crate::autograd::train_device;
+use crate::autograd::{keep_freed_memory, train_device};
 use crate::checkpoint::{self, Checkpoint, Snapshot, State, Which};
 use crate::data::prefetch::Prefetch;
 use crate::data::sampler::{Position, Sampler};
@@ -94,6 +94,7 @@ impl Observer for Silent {}
 /// Data or a checkpoint that cannot be used, a peer that died or stalled, a loss that is not finite. The last
 /// checkpoint stays.
 pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
+    keep_freed_memory();
     let data = Datasets::open(&job.config)?;
     let seed = job.config.train.seed;
     match &job.config.model {
@@ -154,6 +155,13 @@ impl<'a, M: Model> Run<'a, M> {
     fn train(mut self, observer: &mut dyn Observer) -> Result<Summary> {
         let (job, config) = (self.job, &self.job.config.train);
         let lead = job.group.rank() == 0;
+        if lead {
+            fs::create_dir_all(&job.out).map_err(Error::io("create the run's folder", &job.out))?;
+            if let Some(tokenizer) = &self.data.tokenizer {
+                // So that the folder is all that generating text takes.
+                tokenizer.save(&job.out.join("tokenizer.json"))?;
+            }
+        }
         let mut metrics = if lead { Some(Metrics::open(job, self.done, observer)?) } else { None };
         if lead {
             observer.started(job, self.done, self.store.layout().num_params());
@@ -331,11 +339,10 @@ impl<'a, M: Model> Run<'a, M> {
         let job = self.job;
         let sample = &job.config.sample;
         let mut text = None;
-        if let (Some(prompt), Some(tokenizer), false, 0) =
-            (&sample.prompt, &self.data.tokenizer, interrupted, job.group.rank())
+        if let (Some(prompt), ModelConfig::Gpt(_), false, 0) =
+            (&sample.prompt, &job.config.model, interrupted, job.group.rank())
         {
             let generator = crate::generate::Generator::load(&job.out, Which::Last)?;
-            let _ = tokenizer;
             text = Some(generator.text(prompt, sample, job.config.train.seed)?);
         }
         Ok(text)
@@ -443,7 +450,6 @@ struct Metrics {
 impl Metrics {
     /// Begins the file anew, or keeps the lines up to step `done` of a run that is resumed.
     fn open(job: &Job, done: usize, observer: &mut dyn Observer) -> Result<Self> {
-        fs::create_dir_all(&job.out).map_err(Error::io("create the run's folder", &job.out))?;
         let path = job.out.join("metrics.jsonl");
         let step = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
         let kept: Vec<String> = match File::open(&path) {

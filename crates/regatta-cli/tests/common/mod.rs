@@ -1,0 +1,120 @@
+//! Running the real program on small jobs.
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A small language model over a text of its own.
+pub const SMALL: &str = r#"
+[model]
+kind = "gpt"
+layers = 2
+heads = 2
+embed = 32
+block = 16
+
+[data]
+kind = "text"
+tokenizer = "chars"
+
+[train]
+steps = 12
+batch = 8
+eval_batches = 2
+log_every = 1
+
+[optimizer]
+lr = 1e-2
+constant = true
+"#;
+
+/// A folder for a test, with a text and a configuration in it.
+pub struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let text: String = (0..4000).map(|n| format!("line {} has {} words\n", n % 97, n * n % 31)).collect();
+        std::fs::write(folder.path().join("text.txt"), text).unwrap();
+        std::fs::write(folder.path().join("small.toml"), SMALL).unwrap();
+        Self { folder }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The program in this folder, free of any launcher's variables.
+    pub fn regatta(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_regatta"));
+        command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
+        for (key, _) in std::env::vars() {
+            let of_launcher = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"];
+            let prefixes = ["OMPI_", "PMIX_", "SLURM_", "TORCHELASTIC_", "REGATTA_"];
+            if of_launcher.contains(&key.as_str()) || prefixes.iter().any(|prefix| key.starts_with(prefix)) {
+                command.env_remove(key);
+            }
+        }
+        command
+    }
+
+    /// `regatta train small.toml` with the text, into `out`.
+    pub fn train(&self, out: &str, more: &[&str]) -> Command {
+        let mut arguments = vec!["train", "small.toml", "--set", "data.path=text.txt", "--out", out];
+        arguments.extend(more);
+        self.regatta(&arguments)
+    }
+
+    pub fn summary(&self, out: &str) -> Value {
+        let path = self.path(out).join("summary.json");
+        serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+            .unwrap()
+    }
+}
+
+/// Runs to a good end.
+pub fn succeed(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}\n{}", said(&output));
+    output
+}
+
+/// Runs to a failure and returns what it said.
+pub fn fail(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(!output.status.success(), "{command:?} succeeded\n{}", said(&output));
+    assert!(output.status.code().is_some_and(|code| code != 101), "{command:?} panicked\n{}", said(&output));
+    said(&output)
+}
+
+pub fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+pub fn losses(summary: &Value) -> Vec<f64> {
+    summary["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect()
+}
+
+/// Largest relative difference.
+#[allow(dead_code)]
+pub fn difference(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| ((a - b) / a).abs()).fold(0.0, f64::max)
+}
+
+/// Whether a program is there; says that a test skips where it is not.
+#[allow(dead_code)]
+pub fn have(program: &str) -> bool {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| is_file(&folder.join(program))));
+    if !found {
+        eprintln!("skipped: {program} is not installed");
+    }
+    found
+}
+
+fn is_file(path: &Path) -> bool {
+    path.is_file()
+}
