@@ -75,7 +75,10 @@ fn bytes(text: &str) -> std::result::Result<usize, String> {
         None => (text.trim(), 1),
     };
     let count: usize = digits.parse().map_err(|_| format!("{text} is no size; write 4096, 16K, 4M"))?;
-    count.checked_mul(factor).filter(|bytes| bytes.is_multiple_of(4)).ok_or(format!("{text}: f32 data is a multiple of 4 bytes"))
+    count
+        .checked_mul(factor)
+        .filter(|bytes| bytes.is_multiple_of(4))
+        .ok_or(format!("{text}: f32 data is a multiple of 4 bytes"))
 }
 
 #[derive(Serialize)]
@@ -118,6 +121,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         program: std::env::current_exe()?,
         arguments: std::env::args().skip(1).collect(),
         workers: args.workers,
+        threads: 1,
         transport: args.transport,
         environment: vec![],
         lead_owns_terminal: true,

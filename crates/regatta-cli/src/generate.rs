@@ -39,12 +39,8 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     }
     let which = if args.last { Which::Last } else { Which::Best };
     let generator = Generator::load(&args.run, which)?;
-    let options = SampleConfig {
-        prompt: None,
-        tokens: args.tokens,
-        temperature: args.temperature,
-        top_k: args.top_k,
-    };
+    let options =
+        SampleConfig { prompt: None, tokens: args.tokens, temperature: args.temperature, top_k: args.top_k };
     let mut out = std::io::stdout().lock();
     write!(out, "{}", args.prompt)?;
     let mut closed = false;

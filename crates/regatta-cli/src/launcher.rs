@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// The variable that tells a rank how many threads it has.
+pub const THREADS: &str = "REGATTA_THREADS";
 /// How long ranks may take to end by themselves after one has failed or a signal has come.
 const GRACE_AFTER_FAILURE: Duration = Duration::from_secs(5);
 const GRACE_AFTER_SIGNAL: Duration = Duration::from_secs(60);
@@ -30,6 +32,8 @@ pub struct Job {
     pub arguments: Vec<String>,
     /// Number of ranks.
     pub workers: usize,
+    /// Threads that each rank computes with.
+    pub threads: usize,
     /// How they communicate; none: the fastest that works.
     pub transport: Option<TransportKind>,
     /// More environment variables.
@@ -176,6 +180,7 @@ impl Rank {
             ("MASTER_ADDR", address.ip().to_string()),
             ("MASTER_PORT", address.port().to_string()),
             ("REGATTA_STORE", address.to_string()),
+            (THREADS, job.threads.to_string()),
         ];
         command.envs(variables);
         if let Some(transport) = job.transport {
@@ -187,6 +192,7 @@ impl Rank {
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
         }
         let mut child = command.spawn()?;
+        crate::cores::bind(child.id(), rank, job.workers, job.threads);
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let mut readers = vec![];
         if let Some(out) = child.stdout.take() {

@@ -1,6 +1,7 @@
 //! The `regatta` program: trains, generates, launches, prepares data, measures.
 
 mod bench;
+mod cores;
 mod data;
 mod error;
 mod generate;
@@ -73,6 +74,7 @@ fn launch(args: LaunchArgs) -> error::Result<ExitCode> {
         program: PathBuf::from(program),
         arguments: arguments.to_vec(),
         workers: args.workers,
+        threads: regatta::plan::threads_per_worker(cores::available(), args.workers),
         transport: args.transport,
         environment: vec![],
         lead_owns_terminal: false,

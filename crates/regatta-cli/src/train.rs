@@ -1,5 +1,6 @@
 //! `regatta train`: one command from a configuration to a trained model, on as many workers as serve best.
 
+use crate::cores;
 use crate::error::Result;
 use crate::launcher;
 use crate::progress::Progress;
@@ -71,17 +72,21 @@ fn worker(args: &TrainArgs, config: Config, world: &World, started: Instant) -> 
         None => folder(args, true)?,
     };
     let group = Group::connect(world, &options(&config)?)?;
-    let threads = config.parallel.threads.unwrap_or_else(|| threads_per_worker(cores(), world.local_size));
-    let job = Job { config, plan, group, out, resume: args.resume, stop, started: launched(started), threads };
+    // A launcher that binds its ranks leaves each with its own share already, and we say how many threads that is.
+    let told = std::env::var(launcher::THREADS).ok().and_then(|threads| threads.parse().ok());
+    let share = told.unwrap_or_else(|| threads_per_worker(cores::available(), world.local_size));
+    let threads = config.parallel.threads.unwrap_or(share);
+    let job =
+        Job { config, plan, group, out, resume: args.resume, stop, started: launched(started), threads };
     on_rank(&job)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn launcher(args: &TrainArgs, config: Config, started: Instant) -> Result<ExitCode> {
     let batch = config.train.batch.map(|batch| batch / config.train.accumulate.max(1));
-    let workers = config.parallel.workers.unwrap_or_else(|| default_workers(cores(), batch));
-    if workers > cores() {
-        eprintln!("warning: {workers} workers on {} core(s): they will take turns", cores());
+    let workers = config.parallel.workers.unwrap_or_else(|| default_workers(cores::available(), batch));
+    if workers > cores::available() {
+        eprintln!("warning: {workers} workers on {} core(s): they will take turns", cores::available());
     }
     let plan = plan(&config, workers)?;
     let prepared = Instant::now();
@@ -90,7 +95,7 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant) -> Result<ExitCo
         eprintln!("data prepared in {:.1} s: {}", prepared.elapsed().as_secs_f64(), data.describe());
     }
     let out = folder(args, args.resume)?;
-    let threads = config.parallel.threads.unwrap_or_else(|| threads_per_worker(cores(), workers));
+    let threads = config.parallel.threads.unwrap_or_else(|| threads_per_worker(cores::available(), workers));
     let transport = config.parallel.transport.as_deref().map(str::parse::<TransportKind>).transpose()?;
     if workers == 1 || transport == Some(TransportKind::Thread) {
         let stop = signals::stop_flag()?;
@@ -117,11 +122,9 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant) -> Result<ExitCo
         program: std::env::current_exe()?,
         arguments: std::env::args().skip(1).collect(),
         workers,
+        threads,
         transport,
-        environment: vec![
-            (STARTED.into(), epoch.to_string()),
-            (OUT.into(), out.display().to_string()),
-        ],
+        environment: vec![(STARTED.into(), epoch.to_string()), (OUT.into(), out.display().to_string())],
         lead_owns_terminal: true,
     })
 }
@@ -196,7 +199,8 @@ fn report(summary: &Summary, out: &Path) {
 
 fn plan(config: &Config, workers: usize) -> Result<Plan> {
     let bytes = (config.parallel.bucket_mib * (1 << 20) as f64) as usize;
-    Plan::new(Mesh::data(workers), config.batch(), bytes).map_err(|error| format!("train.batch: {error}").into())
+    Plan::new(Mesh::data(workers), config.batch(), bytes)
+        .map_err(|error| format!("train.batch: {error}").into())
 }
 
 fn options(config: &Config) -> Result<Options> {
@@ -231,10 +235,6 @@ fn folder(args: &TrainArgs, existing: bool) -> Result<PathBuf> {
     Ok(path(if existing { (free - 1).max(1) } else { free }))
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 /// When the launcher started, or else this process.
 fn launched(started: Instant) -> Instant {
     let launched = || {
@@ -244,4 +244,3 @@ fn launched(started: Instant) -> Instant {
     };
     launched().unwrap_or(started)
 }
-

@@ -124,8 +124,11 @@ fn a_disk_that_fills_up_costs_a_checkpoint_but_not_the_run() {
     let more = ["--workers", "2", "--steps", "30", "--resume", "--set", "train.checkpoint_every=5"];
     let error = fail(&mut place.train("disk/run", &more));
     assert!(error.contains("training goes on") && error.contains("No space left"), "{error}");
-    let names: Vec<_> =
-        fs::read_dir(disk.join("run/checkpoints")).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    let names: Vec<_> = fs::read_dir(disk.join("run/checkpoints"))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
     assert!(names.iter().all(|name| !name.to_string_lossy().contains("tmp")), "{names:?}");
     assert_eq!(fs::read_to_string(disk.join("run/checkpoints/last")).unwrap(), "step-00000010");
     fs::remove_file(disk.join("filler")).unwrap();
@@ -141,7 +144,10 @@ fn mpirun_starts_it_unchanged() {
     let place = Place::new();
     let train = place.train("mpi", &[]);
     let mut command = Command::new("mpirun");
-    command.args(["--allow-run-as-root", "--oversubscribe", "-n", "2"]).arg(train.get_program()).args(train.get_args());
+    command
+        .args(["--allow-run-as-root", "--oversubscribe", "-n", "2"])
+        .arg(train.get_program())
+        .args(train.get_args());
     command.current_dir(train.get_current_dir().unwrap());
     succeed(&mut command);
     succeed(&mut place.train("ours", &["--workers", "2"]));
@@ -189,26 +195,46 @@ fn launch_prefixes_lines_and_shows_the_failure_last() {
     assert!(begun.elapsed() < Duration::from_secs(30));
     let end: Vec<&str> = output.lines().rev().take(2).collect();
     assert_eq!(end, ["  broken", "error: rank 1 failed with exit code 3; it said last:"]);
-    assert!(fail(&mut place.regatta(&["launch", "-n", "2", "--", "no-such-program"])).contains("no-such-program"));
+    assert!(
+        fail(&mut place.regatta(&["launch", "-n", "2", "--", "no-such-program"])).contains("no-such-program")
+    );
 }
 
 #[test]
 fn collectives_are_measured_as_json() {
     let place = Place::new();
-    for (transport, algorithm) in [("shm", "direct"), ("shm", "ring"), ("tcp", "ring"), ("thread", "direct")] {
+    for (transport, algorithm) in [("shm", "direct"), ("shm", "ring"), ("tcp", "ring"), ("thread", "direct")]
+    {
         for op in ["all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier", "send_recv"] {
             let arguments = [
-                "bench", "collective", "--op", op, "--workers", "2", "--transport", transport, "--algorithm", algorithm,
-                "--sizes", "4,64K", "--json",
+                "bench",
+                "collective",
+                "--op",
+                op,
+                "--workers",
+                "2",
+                "--transport",
+                transport,
+                "--algorithm",
+                algorithm,
+                "--sizes",
+                "4,64K",
+                "--json",
             ];
             let output = succeed(&mut place.regatta(&arguments));
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            let lines: Vec<serde_json::Value> =
+                text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
             assert_eq!(lines.len(), 2, "{text}");
             for (line, bytes) in lines.iter().zip([4, 65536]) {
-                assert_eq!((&line["op"], &line["transport"], &line["algorithm"]), (&op.into(), &transport.into(), &algorithm.into()));
+                assert_eq!(
+                    (&line["op"], &line["transport"], &line["algorithm"]),
+                    (&op.into(), &transport.into(), &algorithm.into())
+                );
                 assert_eq!((line["world"].as_u64(), line["bytes"].as_u64()), (Some(2), Some(bytes)));
-                assert!(line["median_us"].as_f64().unwrap() > 0.0 && line["algbw_gbs"].as_f64().unwrap() > 0.0);
+                assert!(
+                    line["median_us"].as_f64().unwrap() > 0.0 && line["algbw_gbs"].as_f64().unwrap() > 0.0
+                );
             }
         }
     }

@@ -30,7 +30,10 @@ fn one_two_and_four_workers_agree_over_every_transport() {
         }
         let again = run("again", "2", "shm", &[]);
         let first = place.summary(&format!("{optimizer}-shm-2"));
-        assert_eq!((&again["losses"], &again["parameter_hash"]), (&first["losses"], &first["parameter_hash"]));
+        assert_eq!(
+            (&again["losses"], &again["parameter_hash"]),
+            (&first["losses"], &first["parameter_hash"])
+        );
         // Micro-steps add up to the same gradient.
         let cut = run("cut", "2", "shm", &["--set", "train.accumulate=2"]);
         assert!(difference(&losses(&one), &losses(&cut)) < bound);
@@ -49,8 +52,20 @@ fn summary_and_metrics_have_what_they_promise() {
     succeed(&mut place.train("run", &["--workers", "2"]));
     let summary = place.summary("run");
     for key in [
-        "steps", "train_loss", "val_loss", "tokens_per_s", "step_ms", "comm_ms", "comm_exposed_ms",
-        "time_to_first_step_s", "peak_rss_bytes", "losses", "world", "plan", "parameter_hash", "memory",
+        "steps",
+        "train_loss",
+        "val_loss",
+        "tokens_per_s",
+        "step_ms",
+        "comm_ms",
+        "comm_exposed_ms",
+        "time_to_first_step_s",
+        "peak_rss_bytes",
+        "losses",
+        "world",
+        "plan",
+        "parameter_hash",
+        "memory",
     ] {
         assert!(!summary[key].is_null(), "{key} is missing in {summary}");
     }
@@ -59,7 +74,8 @@ fn summary_and_metrics_have_what_they_promise() {
     assert_eq!(summary["plan"]["mesh"], serde_json::json!([["data", 2]]));
     assert!(losses(&summary)[11] < losses(&summary)[0]);
     let metrics = fs::read_to_string(place.path("run/metrics.jsonl")).unwrap();
-    let lines: Vec<serde_json::Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<serde_json::Value> =
+        metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.iter().filter(|line| line["loss"].is_f64()).count(), 12);
     assert!(lines.iter().any(|line| line["val_loss"].is_f64()));
 }
@@ -76,7 +92,10 @@ fn a_resumed_run_is_bitwise_the_undisturbed_one() {
     succeed(&mut place.train("parts", &[&more[..], &["--resume"]].concat()));
     let (whole, parts) = (place.summary("whole"), place.summary("parts"));
     assert_eq!(losses(&whole), losses(&parts));
-    assert_eq!((&whole["parameter_hash"], &whole["val_loss"]), (&parts["parameter_hash"], &parts["val_loss"]));
+    assert_eq!(
+        (&whole["parameter_hash"], &whole["val_loss"]),
+        (&parts["parameter_hash"], &parts["val_loss"])
+    );
     let lines = fs::read_to_string(place.path("parts/metrics.jsonl")).unwrap();
     assert_eq!(lines.lines().filter(|line| line.contains("\"loss\"")).count(), 12);
     // Only what `last` and `best` name is kept.
@@ -122,7 +141,8 @@ fn digits_and_bpe_and_folders_train() {
     }
     fs::create_dir(place.path("texts")).unwrap();
     for n in 0..8 {
-        fs::write(place.path(&format!("texts/{n}.txt")), format!("text {n} of some words\n").repeat(200)).unwrap();
+        fs::write(place.path(&format!("texts/{n}.txt")), format!("text {n} of some words\n").repeat(200))
+            .unwrap();
     }
     let more = ["--set", "data.path=texts", "--set", "data.tokenizer=bpe", "--set", "data.vocab_size=300"];
     succeed(&mut place.train("bpe", &more));
@@ -155,7 +175,8 @@ fn bad_input_is_a_sentence_and_leaves_nothing() {
     assert!(fail(&mut place.regatta(&["train", "absent.toml"])).contains("absent.toml"));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let many = (cores + 1).to_string();
-    let output = succeed(&mut place.train("many", &["--workers", &many, "--set", &format!("train.batch={many}")]));
+    let output =
+        succeed(&mut place.train("many", &["--workers", &many, "--set", &format!("train.batch={many}")]));
     assert!(said(&output).contains("take turns"), "{}", said(&output));
 }
 
@@ -164,7 +185,8 @@ fn damaged_and_foreign_checkpoints_are_refused() {
     let place = Place::new();
     succeed(&mut place.train("run", &["--steps", "2"]));
     let folder = place.path("run/checkpoints/step-00000002");
-    let resume = |more: &[&str]| fail(&mut place.train("run", &[&["--resume", "--workers", "2"], more].concat()));
+    let resume =
+        |more: &[&str]| fail(&mut place.train("run", &[&["--resume", "--workers", "2"], more].concat()));
     assert!(resume(&["--set", "model.embed=64"]).contains("[model]"));
     assert!(resume(&["--set", "model.layers=3"]).contains("has no layers.2"));
     assert!(resume(&["--set", "train.batch=16"]).contains("train.batch"));

@@ -10,8 +10,7 @@ use regatta_comm::{Error, Group, Options, ReduceOp, TransportKind};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-const SIZES: [usize; 9] =
-    [4, 1 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];
+const SIZES: [usize; 9] = [4, 1 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];
 
 fn main() -> ExitCode {
     match run() {

@@ -59,7 +59,9 @@ impl<T: Element> Deref for Buffer<T> {
             Memory::Heap(vec) => vec,
             // SAFETY: the piece is page-aligned, holds `len` initialised numbers and is this buffer's alone.
             #[cfg(target_os = "linux")]
-            Memory::Registered(piece) => unsafe { std::slice::from_raw_parts(piece.start().cast(), self.len) },
+            Memory::Registered(piece) => unsafe {
+                std::slice::from_raw_parts(piece.start().cast(), self.len)
+            },
         }
     }
 }
@@ -70,13 +72,21 @@ impl<T: Element> DerefMut for Buffer<T> {
             Memory::Heap(vec) => vec,
             // SAFETY: as for `deref`; `&mut self` excludes other slices.
             #[cfg(target_os = "linux")]
-            Memory::Registered(piece) => unsafe { std::slice::from_raw_parts_mut(piece.start().cast(), self.len) },
+            Memory::Registered(piece) => unsafe {
+                std::slice::from_raw_parts_mut(piece.start().cast(), self.len)
+            },
         }
     }
 }
 
 impl<T: Element> fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffer({}[{}]{})", T::DTYPE, self.len, if self.is_registered() { ", registered" } else { "" })
+        write!(
+            f,
+            "Buffer({}[{}]{})",
+            T::DTYPE,
+            self.len,
+            if self.is_registered() { ", registered" } else { "" }
+        )
     }
 }

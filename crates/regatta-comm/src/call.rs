@@ -44,7 +44,8 @@ impl Call {
 
     /// As two words.
     pub(crate) fn encode(self) -> [u64; 2] {
-        let codes = u64::from(self.kind as u8) | u64::from(self.dtype as u8) << 8 | u64::from(self.op as u8) << 16;
+        let codes =
+            u64::from(self.kind as u8) | u64::from(self.dtype as u8) << 8 | u64::from(self.op as u8) << 16;
         [codes | u64::from(self.root) << 32, self.len]
     }
 

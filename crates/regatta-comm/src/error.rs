@@ -39,7 +39,9 @@ pub enum Error {
         waited: Duration,
     },
     /// A rank ended normally while others still needed it.
-    #[error("rank {rank} has left the job, but {call} needs it: all ranks of a group must make the same calls")]
+    #[error(
+        "rank {rank} has left the job, but {call} needs it: all ranks of a group must make the same calls"
+    )]
     Left {
         /// The rank that left.
         rank: usize,
@@ -47,7 +49,9 @@ pub enum Error {
         call: String,
     },
     /// Two ranks called different operations at the same place of their programs.
-    #[error("rank {rank} called {call}, rank {other} called {other_call}: all ranks of a group must make the same calls")]
+    #[error(
+        "rank {rank} called {call}, rank {other} called {other_call}: all ranks of a group must make the same calls"
+    )]
     Mismatch {
         /// This rank.
         rank: usize,

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a call that its caller waits for looks for its peers before it sleeps.
-const CALLER_PATIENCE: Duration = Duration::from_micros(50);
+const CALLER_PATIENCE: Duration = Duration::from_micros(200);
 /// The same on the communication thread, which takes the processor from the caller's computation.
 const QUEUE_PATIENCE: Duration = Duration::from_micros(2);
 
@@ -127,7 +127,8 @@ impl Group {
             let algorithm = select(link.transport.kind(), options.algorithm)?;
             Ok((link, algorithm))
         });
-        let (Link { transport, memory }, algorithm) = linked.inspect_err(|error| job.abort(&error.to_string()))?;
+        let (Link { transport, memory }, algorithm) =
+            linked.inspect_err(|error| job.abort(&error.to_string()))?;
         let core = Core {
             context,
             options: options.clone(),
@@ -137,7 +138,8 @@ impl Group {
             engine: Mutex::new(Engine { transport, failed: None, traffic: Traffic::default() }),
             job,
         };
-        let inner = Inner { queue: Queue::default(), core: Arc::new(core), local, splits: AtomicU64::new(0), id };
+        let inner =
+            Inner { queue: Queue::default(), core: Arc::new(core), local, splits: AtomicU64::new(0), id };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -202,7 +204,9 @@ impl Group {
         let rank = members.iter().position(|&(_, rank)| rank == self.rank()).unwrap_or(0);
         let names = members.iter().map(|&(_, rank)| self.core().context.names[rank]).collect();
         let id = [number + 1, color].iter().fold(self.inner.id ^ 0xcbf2_9ce4_8422_2325, |id, word| {
-            word.to_le_bytes().iter().fold(id, |id, byte| (id ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+            word.to_le_bytes()
+                .iter()
+                .fold(id, |id, byte| (id ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
         });
         let options = Options { transport: Some(self.transport()), ..self.core().options.clone() };
         let options = match self.transport() {
@@ -223,7 +227,9 @@ impl Group {
     /// None so far: where registered memory is exhausted, the buffer is on the heap.
     pub fn buffer<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         #[cfg(target_os = "linux")]
-        if let Some(piece) = self.core().memory.as_ref().and_then(|memory| memory.allocate(len * size_of::<T>())) {
+        if let Some(piece) =
+            self.core().memory.as_ref().and_then(|memory| memory.allocate(len * size_of::<T>()))
+        {
             return Ok(Buffer::registered(piece, len));
         }
         Ok(Buffer::heap(len))
@@ -320,7 +326,9 @@ impl Group {
         mut output: Buffer<T>,
     ) -> Pending<(Buffer<T>, Buffer<T>)> {
         let core = self.inner.core.clone();
-        self.inner.queue.submit(move || core.all_gather(&input, &mut output, QUEUE_PATIENCE).map(|()| (input, output)))
+        self.inner
+            .queue
+            .submit(move || core.all_gather(&input, &mut output, QUEUE_PATIENCE).map(|()| (input, output)))
     }
 
     /// [`broadcast`](Self::broadcast) that goes on while the caller computes.

@@ -71,7 +71,9 @@ impl Job {
 
     pub(crate) fn threads(size: usize) -> Vec<Self> {
         let (hub, health) = (Arc::new(Hub::default()), Arc::<Health>::default());
-        (0..size).map(|rank| Self { rank, health: health.clone(), ways: Ways::Threads(hub.clone()) }).collect()
+        (0..size)
+            .map(|rank| Self { rank, health: health.clone(), ways: Ways::Threads(hub.clone()) })
+            .collect()
     }
 
     /// Finds the other processes of `world`.
@@ -80,8 +82,13 @@ impl Job {
         let health = Arc::<Health>::default();
         let job = world.job.as_bytes();
         let server = if world.rank == 0 { serve(world)? } else { None };
-        let store =
-            StoreClient::connect(&|| addresses(&world.store, server.as_ref()), job, world.rank, health.clone(), until)?;
+        let store = StoreClient::connect(
+            &|| addresses(&world.store, server.as_ref()),
+            job,
+            world.rank,
+            health.clone(),
+            until,
+        )?;
         store.set(&format!("node/{}", world.rank), host_identity().as_bytes())?;
         let mut hosts = vec![];
         for rank in 0..world.size {
@@ -284,7 +291,10 @@ fn shared_memory(
             let answer = store.get(&format!("{key}/{peer}"), until)?;
             if answer != b"ok" {
                 let reason = String::from_utf8_lossy(&answer).into_owned();
-                return Err(Error::Rendezvous(format!("rank {} has no shared memory: {reason}", context.names[peer])));
+                return Err(Error::Rendezvous(format!(
+                    "rank {} has no shared memory: {reason}",
+                    context.names[peer]
+                )));
             }
         }
         Ok(())

@@ -56,7 +56,12 @@ fn divide_body<T: Element>(data: &mut [T], ranks: usize) {
 #[inline(always)]
 fn reduce_body<T: Element>(into: &mut [T], parts: &[&[T]], op: ReduceOp) {
     #[inline(always)]
-    fn run<T: Element>(into: &mut [T], parts: &[&[T]], mean: Option<usize>, f: impl Fn(T::Wide, T::Wide) -> T::Wide) {
+    fn run<T: Element>(
+        into: &mut [T],
+        parts: &[&[T]],
+        mean: Option<usize>,
+        f: impl Fn(T::Wide, T::Wide) -> T::Wide,
+    ) {
         match *parts {
             [] => {}
             [a] => into.copy_from_slice(a),

@@ -20,7 +20,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { transport: None, algorithm: None, deadline: Duration::from_secs(30), join: Duration::from_secs(60) }
+        Self {
+            transport: None,
+            algorithm: None,
+            deadline: Duration::from_secs(30),
+            join: Duration::from_secs(60),
+        }
     }
 }
 
@@ -44,8 +49,12 @@ impl Options {
         let transport = get("REGATTA_TRANSPORT").map(|text| text.parse());
         let algorithm = get("REGATTA_ALGORITHM").map(|text| text.parse());
         Ok(Self {
-            transport: transport.transpose().map_err(|error: Error| bad("REGATTA_TRANSPORT", error.to_string()))?,
-            algorithm: algorithm.transpose().map_err(|error: Error| bad("REGATTA_ALGORITHM", error.to_string()))?,
+            transport: transport
+                .transpose()
+                .map_err(|error: Error| bad("REGATTA_TRANSPORT", error.to_string()))?,
+            algorithm: algorithm
+                .transpose()
+                .map_err(|error: Error| bad("REGATTA_ALGORITHM", error.to_string()))?,
             deadline: seconds("REGATTA_DEADLINE_S", defaults.deadline)?,
             join: seconds("REGATTA_JOIN_S", defaults.join)?,
         })

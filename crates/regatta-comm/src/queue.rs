@@ -43,7 +43,8 @@ impl<B> Pending<B> {
             Some(outcome) => Some(outcome),
             None => self.outcome.recv().ok(),
         };
-        let ended = || Error::System { action: "finish an operation".into(), reason: "its thread has ended".into() };
+        let ended =
+            || Error::System { action: "finish an operation".into(), reason: "its thread has ended".into() };
         let (result, timing) = outcome.ok_or_else(ended)?;
         Ok((result?, timing))
     }
@@ -74,7 +75,10 @@ struct Open {
 
 impl Queue {
     /// Runs `operation` on the thread, after everything submitted before.
-    pub(crate) fn submit<B: Send + 'static>(&self, operation: impl FnOnce() -> Result<B> + Send + 'static) -> Pending<B> {
+    pub(crate) fn submit<B: Send + 'static>(
+        &self,
+        operation: impl FnOnce() -> Result<B> + Send + 'static,
+    ) -> Pending<B> {
         let (sender, outcome) = channel();
         let queued = Instant::now();
         let open = self.open.clone();

@@ -76,7 +76,11 @@ fn check<T: Plain>(group: &Group, len: usize, op: ReduceOp) {
     let mut output = vec![T::of(0.0); len];
     group.reduce_scatter(&input, &mut output, op).unwrap();
     for (index, value) in output.iter().enumerate() {
-        close(value.plain(), reference(size, rank * len + index, op, integer), &format!("reduce_scatter {name}"));
+        close(
+            value.plain(),
+            reference(size, rank * len + index, op, integer),
+            &format!("reduce_scatter {name}"),
+        );
     }
 
     let mut all = vec![T::of(0.0); len * size];
@@ -194,7 +198,8 @@ fn handles_complete_in_order_of_submission_and_buffers_come_back() {
                 assert!(buffer.iter().all(|&x| x == 3.0 * n as f32));
             }
             let (next, previous) = ((group.rank() + 1) % 3, (group.rank() + 2) % 3);
-            let receiving = (group.rank() != 0).then(|| group.recv_async(Buffer::from(vec![0u8; 100_000]), previous));
+            let receiving =
+                (group.rank() != 0).then(|| group.recv_async(Buffer::from(vec![0u8; 100_000]), previous));
             let sending = (next != 0).then(|| group.send_async(Buffer::from(vec![7u8; 100_000]), next));
             assert!(receiving.is_none_or(|pending| pending.wait().unwrap().iter().all(|&x| x == 7)));
             assert!(sending.is_none_or(|pending| pending.wait().is_ok()));

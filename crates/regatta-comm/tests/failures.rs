@@ -31,7 +31,10 @@ fn different_calls_name_both_sides() {
             assert_eq!(group.barrier().unwrap_err().to_string(), first.to_string());
             first.to_string()
         });
-        assert!(errors.iter().all(|error| error.contains("f32[300000]") && error.contains("f32[200000]")), "{errors:?}");
+        assert!(
+            errors.iter().all(|error| error.contains("f32[300000]") && error.contains("f32[200000]")),
+            "{errors:?}"
+        );
     }
 }
 
@@ -81,7 +84,10 @@ fn a_rank_that_left_or_aborted_is_named() {
             }
             _ => group.barrier().unwrap_err().to_string(),
         });
-        assert!(errors[..2].iter().all(|error| error.contains("rank 2 gave up: its data is gone")), "{errors:?}");
+        assert!(
+            errors[..2].iter().all(|error| error.contains("rank 2 gave up: its data is gone")),
+            "{errors:?}"
+        );
     }
 }
 
@@ -213,7 +219,10 @@ fn line(reader: &mut impl BufRead, wanted: &str) -> String {
 
 #[cfg(target_os = "linux")]
 fn segments_of(pids: &[u32]) -> Vec<String> {
-    let names = std::fs::read_dir("/dev/shm").unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+    let names = std::fs::read_dir("/dev/shm")
+        .unwrap()
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned());
     names.filter(|name| pids.iter().any(|pid| name.starts_with(&format!("regatta-{pid}-")))).collect()
 }
 
@@ -221,7 +230,9 @@ fn segments_of(pids: &[u32]) -> Vec<String> {
 #[cfg(target_os = "linux")]
 fn killed_and_stopped_processes() {
     for transport in ["shm", "tcp"] {
-        for (signal, deadline, culprit) in [("-KILL", "20", "rank 1 (host "), ("-STOP", "1", "waiting for rank 1")] {
+        for (signal, deadline, culprit) in
+            [("-KILL", "20", "rank 1 (host "), ("-STOP", "1", "waiting for rank 1")]
+        {
             let (_server, mut ranks) = children(transport, 3, deadline);
             let mut outputs: Vec<_> =
                 ranks.iter_mut().map(|rank| BufReader::new(rank.0.stdout.take().unwrap())).collect();

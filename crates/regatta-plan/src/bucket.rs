@@ -5,7 +5,7 @@ use std::ops::Range;
 /// A model is cut into about this many buckets, so that the all-reduce of one hides behind the backward of the next.
 const BUCKETS: usize = 8;
 /// Below this a bucket costs more in latency than it hides, in bytes.
-const SMALLEST: usize = 1 << 20;
+const SMALLEST: usize = 256 << 10;
 
 /// The bucket size to aim at, in bytes: the limit the user gave, less where the whole model would fit in a
 /// few buckets and nothing would be left to overlap with.
@@ -42,10 +42,16 @@ mod tests {
         let sizes = [5, 1, 1, 9, 30, 2, 2, 2, 0, 4];
         for cap in 0..40 {
             let cut = buckets(&sizes, cap);
-            assert_eq!(cut.iter().cloned().flatten().collect::<Vec<_>>(), (0..sizes.len()).collect::<Vec<_>>());
+            assert_eq!(
+                cut.iter().cloned().flatten().collect::<Vec<_>>(),
+                (0..sizes.len()).collect::<Vec<_>>()
+            );
             for range in cut {
                 let bytes: usize = sizes[range.clone()].iter().sum();
-                assert!(bytes <= cap || range.len() == 1 || sizes[range.start] > cap, "{range:?} of {bytes} > {cap}");
+                assert!(
+                    bytes <= cap || range.len() == 1 || sizes[range.start] > cap,
+                    "{range:?} of {bytes} > {cap}"
+                );
             }
         }
         assert!(buckets(&[], 10).is_empty());
@@ -54,7 +60,7 @@ mod tests {
     #[test]
     fn a_small_model_is_still_cut_for_overlap() {
         assert_eq!(bucket_cap(19 << 20, 25 << 20), (19 << 20) / 8);
-        assert_eq!(bucket_cap(1000, 25 << 20), 1 << 20);
+        assert_eq!(bucket_cap(1000, 25 << 20), 256 << 10);
         assert_eq!(bucket_cap(1 << 30, 25 << 20), 25 << 20);
     }
 }

@@ -130,7 +130,13 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "mesh {}, batch {} per worker ({} in all)", self.mesh, self.batch_per_worker, self.global_batch())?;
+        write!(
+            f,
+            "mesh {}, batch {} per worker ({} in all)",
+            self.mesh,
+            self.batch_per_worker,
+            self.global_batch()
+        )?;
         if self.accumulate > 1 {
             write!(f, " in {} micro-steps", self.accumulate)?;
         }
@@ -147,7 +153,14 @@ mod tests {
         let error = Plan::new(Mesh::data(5), Batch::global(12, 1), 1).unwrap_err();
         assert_eq!(
             error,
-            PlanError::BatchDoesNotDivide { batch: 12, parts: 5, workers: 5, accumulate: 1, lower: 10, upper: 15 }
+            PlanError::BatchDoesNotDivide {
+                batch: 12,
+                parts: 5,
+                workers: 5,
+                accumulate: 1,
+                lower: 10,
+                upper: 15
+            }
         );
         let error = Plan::new(Mesh::data(2), Batch::per_worker(3, 2), 1).unwrap_err();
         assert!(error.to_string().contains("a batch of 6 does not divide among 4"), "{error}");

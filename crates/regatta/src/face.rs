@@ -108,7 +108,8 @@ fn broadcast<const D: usize>(group: &Group, tensor: Tensor<D>, root: usize) -> R
 
 fn floats<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
     let dtype = tensor.dtype();
-    to_vec(tensor).ok_or_else(|| Error::Usage(format!("a tensor of {dtype:?} where Regatta takes f32: cast it")))
+    to_vec(tensor)
+        .ok_or_else(|| Error::Usage(format!("a tensor of {dtype:?} where Regatta takes f32: cast it")))
 }
 
 /// The mean of `tensor` over all ranks, not differentiated.

@@ -28,7 +28,10 @@ impl Generator {
     pub fn load(run: &Path, which: Which) -> Result<Self> {
         let checkpoint = Checkpoint::find(run, which)?;
         let ModelConfig::Gpt(config) = &checkpoint.state.config.model else {
-            return Err(Error::checkpoint(checkpoint.path(), "holds no language model: there is no text to generate"));
+            return Err(Error::checkpoint(
+                checkpoint.path(),
+                "holds no language model: there is no text to generate",
+            ));
         };
         let tokenizer = Tokenizer::load(&run.join("tokenizer.json"))?;
         if tokenizer.vocab_size() != checkpoint.state.vocab {
@@ -68,7 +71,8 @@ impl Generator {
             let data: Vec<i64> = context.iter().map(|&id| i64::from(id)).collect();
             let input = Tensor::<2, Int>::from_data(TensorData::new(data, [1, context.len()]), &device());
             let logits = self.model.logits(input).narrow(1, context.len() - 1, 1);
-            let logits = to_vec(logits).ok_or_else(|| Error::Numeric("the model's logits are not f32".into()))?;
+            let logits =
+                to_vec(logits).ok_or_else(|| Error::Numeric("the model's logits are not f32".into()))?;
             let id = choose(&logits, options, noise.uniform(n as u64));
             ids.push(id);
             let text = decoder.push(id);

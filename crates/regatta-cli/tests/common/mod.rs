@@ -51,7 +51,8 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_regatta"));
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
         for (key, _) in std::env::vars() {
-            let of_launcher = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"];
+            let of_launcher =
+                ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"];
             let prefixes = ["OMPI_", "PMIX_", "SLURM_", "TORCHELASTIC_", "REGATTA_"];
             if of_launcher.contains(&key.as_str()) || prefixes.iter().any(|prefix| key.starts_with(prefix)) {
                 command.env_remove(key);
@@ -69,8 +70,10 @@ impl Place {
 
     pub fn summary(&self, out: &str) -> Value {
         let path = self.path(out).join("summary.json");
-        serde_json::from_slice(&std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
-            .unwrap()
+        serde_json::from_slice(
+            &std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+        )
+        .unwrap()
     }
 }
 

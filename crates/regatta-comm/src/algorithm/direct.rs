@@ -145,7 +145,9 @@ fn in_place<T: Element>(
     let starts: Option<Vec<*mut T>> =
         (0..size).map(|peer| Some(memory.at(peer, places[peer], bytes)?.cast::<T>())).collect();
     let Some(starts) = starts else {
-        return Err(crate::error::Error::Usage("a peer named registered memory that it does not have".into()));
+        return Err(crate::error::Error::Usage(
+            "a peer named registered memory that it does not have".into(),
+        ));
     };
     let own = part(data.len(), size, rank);
     let block = BLOCK / size_of::<T>();
@@ -207,7 +209,12 @@ pub(crate) fn reduce_scatter<T: Element>(
 }
 
 /// Gathers everyone's `input` into everyone's `output`, in the order of ranks.
-pub(crate) fn all_gather<T: Element>(shared: &mut Shared, call: Call, input: &[T], output: &mut [T]) -> Result<()> {
+pub(crate) fn all_gather<T: Element>(
+    shared: &mut Shared,
+    call: Call,
+    input: &[T],
+    output: &mut [T],
+) -> Result<()> {
     let (rank, len) = (shared.rank(), input.len());
     let chunk = SLOT / size_of::<T>();
     output[rank * len..][..len].copy_from_slice(input);
@@ -215,7 +222,8 @@ pub(crate) fn all_gather<T: Element>(shared: &mut Shared, call: Call, input: &[T
     while at == 0 || at < len {
         let count = chunk.min(len - at);
         let round = shared.begin(call)?;
-        bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..count].copy_from_slice(&input[at..at + count]);
+        bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..count]
+            .copy_from_slice(&input[at..at + count]);
         shared.stage(round, call, PRIVATE);
         for peer in peers(shared) {
             shared.await_staged(peer, round, call)?;

@@ -43,7 +43,12 @@ struct Pass<'a, T> {
     first: usize,
 }
 
-fn run<T: Element>(transport: &mut dyn Transport, context: &Context, call: Call, pass: Pass<'_, T>) -> Result<()> {
+fn run<T: Element>(
+    transport: &mut dyn Transport,
+    context: &Context,
+    call: Call,
+    pass: Pass<'_, T>,
+) -> Result<()> {
     let (rank, size) = (context.rank, context.size);
     let (right, left) = ((rank + 1) % size, (rank + size - 1) % size);
     let Pass { data, op, segment, reducing, steps, first } = pass;
@@ -66,7 +71,8 @@ fn run<T: Element>(transport: &mut dyn Transport, context: &Context, call: Call,
         while in_step < steps && in_at == received_in(in_step).len() * width {
             (in_step, in_at) = (in_step + 1, 0);
         }
-        let (sending, receiving) = (out_step < steps || header_out < ENCODED, in_step < steps || header_in < ENCODED);
+        let (sending, receiving) =
+            (out_step < steps || header_out < ENCODED, in_step < steps || header_in < ENCODED);
         if !sending && !receiving {
             return Ok(());
         }
@@ -140,8 +146,14 @@ pub(crate) fn all_reduce<T: Element>(
 ) -> Result<()> {
     let (size, len) = (context.size, data.len());
     let segment = |index| part(len, size, index);
-    let pass =
-        Pass { data, op: call.op, segment: &segment, reducing: size - 1, steps: 2 * (size - 1), first: context.rank };
+    let pass = Pass {
+        data,
+        op: call.op,
+        segment: &segment,
+        reducing: size - 1,
+        steps: 2 * (size - 1),
+        first: context.rank,
+    };
     run(transport, context, call, pass)
 }
 
@@ -157,7 +169,8 @@ pub(crate) fn reduce_scatter<T: Element>(
     let mut sums = input.to_vec();
     let segment = |index: usize| index * len..(index + 1) * len;
     let first = (rank + size - 1) % size;
-    let pass = Pass { data: &mut sums, op: call.op, segment: &segment, reducing: size - 1, steps: size - 1, first };
+    let pass =
+        Pass { data: &mut sums, op: call.op, segment: &segment, reducing: size - 1, steps: size - 1, first };
     run(transport, context, call, pass)?;
     output.copy_from_slice(&sums[segment(rank)]);
     Ok(())
@@ -174,8 +187,14 @@ pub(crate) fn all_gather<T: Element>(
     let (size, rank, len) = (context.size, context.rank, input.len());
     let segment = |index: usize| index * len..(index + 1) * len;
     output[segment(rank)].copy_from_slice(input);
-    let pass =
-        Pass { data: output, op: ReduceOp::Sum, segment: &segment, reducing: 0, steps: size - 1, first: rank };
+    let pass = Pass {
+        data: output,
+        op: ReduceOp::Sum,
+        segment: &segment,
+        reducing: 0,
+        steps: size - 1,
+        first: rank,
+    };
     run(transport, context, call, pass)
 }
 

@@ -16,7 +16,12 @@ pub(crate) struct Streams<'a> {
 
 impl Streams<'_> {
     /// Sleeps until sending to `to` or receiving from `from` may go on.
-    pub(crate) fn sleep(&mut self, to: Option<usize>, from: Option<usize>, wait: &mut Wait<'_>) -> Result<()> {
+    pub(crate) fn sleep(
+        &mut self,
+        to: Option<usize>,
+        from: Option<usize>,
+        wait: &mut Wait<'_>,
+    ) -> Result<()> {
         if let Some(peer) = from.or(to) {
             wait.check(self.context.names[peer], self.call)?;
         }

@@ -69,7 +69,10 @@ impl World {
             return error(format!("rank {} is not below the world size {}", world.rank, world.size));
         }
         if world.local_rank >= world.local_size {
-            return error(format!("local rank {} is not below the local size {}", world.local_rank, world.local_size));
+            return error(format!(
+                "local rank {} is not below the local size {}",
+                world.local_rank, world.local_size
+            ));
         }
         Ok(Some(world))
     }
@@ -82,7 +85,8 @@ struct Vars<'a> {
 impl Vars<'_> {
     fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>> {
         let Some(text) = (self.get)(name) else { return Ok(None) };
-        let problem = || Error::Env { variable: name.into(), problem: format!("{text:?} is no number in range") };
+        let problem =
+            || Error::Env { variable: name.into(), problem: format!("{text:?} is no number in range") };
         text.trim().parse().map(Some).map_err(|_| problem())
     }
 
@@ -128,11 +132,14 @@ impl Vars<'_> {
         let local_rank = self.needed("OMPI_COMM_WORLD_LOCAL_RANK", because)?;
         let local_size = self.needed("OMPI_COMM_WORLD_LOCAL_SIZE", because)?;
         let parent = || parent_process().to_string();
-        let job = (self.get)("PMIX_NAMESPACE").or_else(|| (self.get)("OMPI_MCA_ess_base_jobid")).unwrap_or_else(parent);
+        let job = (self.get)("PMIX_NAMESPACE")
+            .or_else(|| (self.get)("OMPI_MCA_ess_base_jobid"))
+            .unwrap_or_else(parent);
         let store = match self.master(false)? {
             Some(store) => store,
             None if local_size == size => {
-                let name: String = job.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+                let name: String =
+                    job.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
                 StoreAt::File(std::env::temp_dir().join(format!("regatta-{}-{name}.addr", user())))
             }
             None => {
@@ -150,7 +157,9 @@ impl Vars<'_> {
     /// Only a step of several tasks is a job; a batch script itself is not.
     fn slurm(&self) -> Result<Option<World>> {
         let because = "SLURM_PROCID is";
-        let Some(size) = self.number("SLURM_NTASKS")?.filter(|&size: &usize| size > 1) else { return Ok(None) };
+        let Some(size) = self.number("SLURM_NTASKS")?.filter(|&size: &usize| size > 1) else {
+            return Ok(None);
+        };
         let rank = self.needed("SLURM_PROCID", because)?;
         let local_rank = self.needed("SLURM_LOCALID", because)?;
         // As in "4" or "4(x2),3".
@@ -222,7 +231,8 @@ mod tests {
         let found = world(&[&vars[..], &master].concat()).unwrap().unwrap();
         assert_eq!((found.rank, found.size, found.local_rank, found.local_size), (3, 8, 1, 2));
         assert_eq!(found.store, StoreAt::Rank0 { host: "10.0.0.1".into(), port: 29500, beside: false });
-        let agent = world(&[&vars[..], &master, &[("TORCHELASTIC_RUN_ID", "none")]].concat()).unwrap().unwrap();
+        let agent =
+            world(&[&vars[..], &master, &[("TORCHELASTIC_RUN_ID", "none")]].concat()).unwrap().unwrap();
         assert!(matches!(agent.store, StoreAt::Rank0 { beside: true, .. }));
         let ours = world(&[&vars[..], &[("REGATTA_STORE", "127.0.0.1:5")]].concat()).unwrap().unwrap();
         assert_eq!(ours.store, StoreAt::Elsewhere("127.0.0.1:5".into()));
@@ -248,8 +258,11 @@ mod tests {
             ("PMIX_NAMESPACE", "123.456"),
         ];
         let one_host = world(&[&base[..], &[("OMPI_COMM_WORLD_LOCAL_SIZE", "2")]].concat()).unwrap().unwrap();
-        assert!(matches!(&one_host.store, StoreAt::File(path) if path.to_string_lossy().ends_with("123-456.addr")));
-        let hosts = [&base[..], &[("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "2")]].concat();
+        assert!(
+            matches!(&one_host.store, StoreAt::File(path) if path.to_string_lossy().ends_with("123-456.addr"))
+        );
+        let hosts =
+            [&base[..], &[("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "2")]].concat();
         let hosts: Vec<_> = hosts.into_iter().filter(|pair| *pair != ("OMPI_COMM_WORLD_SIZE", "2")).collect();
         assert!(world(&hosts).unwrap_err().to_string().contains("mpirun -x MASTER_ADDR"));
     }

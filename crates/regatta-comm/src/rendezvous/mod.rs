@@ -19,6 +19,7 @@ pub(crate) fn random() -> u64 {
 
 /// This host's name.
 pub fn hostname() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
+    let name =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
     name.map_or("localhost".into(), |name| name.trim().to_string())
 }

@@ -124,7 +124,11 @@ impl Served {
             return;
         }
         self.tell(&[b"C"]);
-        let ip = if self.address.ip().is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { self.address.ip() };
+        let ip = if self.address.ip().is_unspecified() {
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
+        } else {
+            self.address.ip()
+        };
         // Wakes the acceptor, which sees the flag.
         let _ = TcpStream::connect_timeout(&SocketAddr::new(ip, self.address.port()), Duration::from_secs(1));
     }
@@ -186,7 +190,10 @@ impl Served {
         match wire::read(stream) {
             Ok(_) => self.tell(&[b"L", &rank_code(Some(rank))]),
             Err(_) if self.closing.load(Ordering::Acquire) => {}
-            Err(_) => self.fail(Some(rank), &format!("rank {rank} ({who}) died: its connections closed without a goodbye")),
+            Err(_) => self.fail(
+                Some(rank),
+                &format!("rank {rank} ({who}) died: its connections closed without a goodbye"),
+            ),
         }
         Ok(())
     }
@@ -267,7 +274,8 @@ impl StoreClient {
         let mut reason = "no address".to_string();
         loop {
             for address in addresses() {
-                match open(&address, "request").and_then(|requests| Ok((requests, open(&address, "watch")?))) {
+                match open(&address, "request").and_then(|requests| Ok((requests, open(&address, "watch")?)))
+                {
                     Ok((requests, watch)) => return Self::start(requests, watch, health, rank),
                     Err(error) => reason = format!("{address}: {error}"),
                 }
@@ -314,7 +322,8 @@ impl StoreClient {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                let own = Error::Rendezvous(format!("the job's store does not answer ({error}): rank 0 has ended"));
+                let own =
+                    Error::Rendezvous(format!("the job's store does not answer ({error}): rank 0 has ended"));
                 return Err(self.health.verdict(own));
             }
         };
@@ -330,7 +339,8 @@ impl StoreClient {
 
     /// The value of `key`, waiting for it until `until`.
     pub(crate) fn get(&self, key: &str, until: Instant) -> Result<Vec<u8>> {
-        self.try_get(key, until)?.ok_or_else(|| Error::Rendezvous(format!("no rank has published {key} in time")))
+        self.try_get(key, until)?
+            .ok_or_else(|| Error::Rendezvous(format!("no rank has published {key} in time")))
     }
 
     /// As [`get`](Self::get), but nothing where it does not come in time.

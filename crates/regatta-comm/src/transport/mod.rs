@@ -3,6 +3,7 @@
 //! Every transport carries a stream of bytes between each pair of ranks. Those whose ranks share memory offer
 //! that too, for algorithms that reduce straight from a peer's memory.
 
+mod patience;
 pub(crate) mod shared;
 #[cfg(target_os = "linux")]
 pub(crate) mod shm;

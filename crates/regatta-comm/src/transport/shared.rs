@@ -6,13 +6,14 @@
 //! two slots in turn, so a slot is free again when all have `done` the round before the last. A slot also holds
 //! what the rank calls, so that peers notice when it is something else than they do.
 
+use super::patience::Patience;
 use crate::call::{Call, show};
 use crate::error::{Error, Result};
 use crate::health::{Health, SLICE, Wait};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Bytes that one slot stages.
 pub(crate) const SLOT: usize = 256 << 10;
@@ -83,10 +84,8 @@ pub(crate) struct Shared {
     size: usize,
     health: Arc<Health>,
     deadline: Duration,
-    /// How long to spin before sleeping.
-    pub(crate) patience: Duration,
-    /// Give the processor to others between looks, because there are more ranks than processors.
-    crowded: bool,
+    /// How long to look before sleeping.
+    pub(crate) patience: Patience,
     /// The last round.
     round: u32,
     /// Ranks of the world by rank of the group, for errors.
@@ -112,9 +111,7 @@ impl Shared {
     ) -> Self {
         let size = names.len();
         assert!(region.len() >= Self::bytes(size), "the region is too small for {size} ranks");
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let crowded = size > cores;
-        Self { region, rank, size, health, deadline, patience: Duration::ZERO, crowded, round: 0, names }
+        Self { region, rank, size, health, deadline, patience: Patience::default(), round: 0, names }
     }
 
     pub(crate) fn rank(&self) -> usize {
@@ -148,7 +145,9 @@ impl Shared {
 
     fn slot(&self, rank: usize, round: u32) -> *mut u8 {
         assert!(rank < self.size);
-        let base = HEADER + self.size * size_of::<Control>() + self.size * self.size * (size_of::<Channel>() + CHANNEL);
+        let base = HEADER
+            + self.size * size_of::<Control>()
+            + self.size * self.size * (size_of::<Channel>() + CHANNEL);
         self.at(base + (rank * 2 + (round % 2) as usize) * (SLOT + RESULT))
     }
 
@@ -230,7 +229,9 @@ impl Shared {
         let control = self.control(peer);
         let word = &control.counters[counter as usize];
         let reached = |value: u32| value.wrapping_sub(round).cast_signed() >= 0;
-        if reached(word.load(Ordering::Acquire)) || self.spin(|| reached(word.load(Ordering::Acquire))) {
+        if reached(word.load(Ordering::Acquire))
+            || self.patience.look(|| reached(word.load(Ordering::Acquire)))
+        {
             return Ok(());
         }
         let mut wait = Wait::new(&self.health, self.deadline);
@@ -248,32 +249,6 @@ impl Shared {
         };
         control.sleepers.fetch_sub(1, Ordering::SeqCst);
         outcome
-    }
-
-    /// Looks for a while without sleeping; whether `ready` came true.
-    fn spin(&self, ready: impl Fn() -> bool) -> bool {
-        if self.crowded {
-            for _ in 0..16 {
-                std::thread::yield_now();
-                if ready() {
-                    return true;
-                }
-            }
-            return false;
-        }
-        let mut until = None;
-        loop {
-            for _ in 0..64 {
-                std::hint::spin_loop();
-                if ready() {
-                    return true;
-                }
-            }
-            let now = Instant::now();
-            if now >= *until.get_or_insert(now + self.patience) {
-                return false;
-            }
-        }
     }
 
     /// Tells `peer` that a channel of its has changed.
@@ -330,7 +305,8 @@ impl Shared {
         let ready = || {
             let writable = to.is_some_and(|to| {
                 let channel = self.channel(self.rank, to).0;
-                let used = channel.head.load(Ordering::Relaxed).wrapping_sub(channel.tail.load(Ordering::Acquire));
+                let used =
+                    channel.head.load(Ordering::Relaxed).wrapping_sub(channel.tail.load(Ordering::Acquire));
                 (used as usize) < CHANNEL
             });
             writable
@@ -339,7 +315,7 @@ impl Shared {
                     channel.head.load(Ordering::Acquire) != channel.tail.load(Ordering::Relaxed)
                 })
         };
-        if self.spin(ready) {
+        if self.patience.look(ready) {
             return;
         }
         let control = self.control(self.rank);

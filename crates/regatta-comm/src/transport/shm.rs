@@ -63,7 +63,8 @@ impl Segment {
             reason: format!("{error}; make {FOLDER} larger, or use --transport tcp"),
         };
         let space = statvfs(FOLDER).map_err(fail)?;
-        let arena = ((space.f_blocks * space.f_frsize) as usize / size).clamp(PAGE, LARGEST_ARENA) / PAGE * PAGE;
+        let arena =
+            ((space.f_blocks * space.f_frsize) as usize / size).clamp(PAGE, LARGEST_ARENA) / PAGE * PAGE;
         let fixed = Shared::bytes(size).next_multiple_of(PAGE);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let file = open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(fail)?;
@@ -80,7 +81,8 @@ impl Segment {
     /// Opens the segment at `path` and checks that it is the one with `nonce`.
     pub(crate) fn open(path: &Path, size: usize, nonce: u64) -> Result<Self> {
         let action = || format!("open shared memory {}", path.display());
-        let file = open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(Error::system(action()))?;
+        let file =
+            open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(Error::system(action()))?;
         let len = fstat(&file).map_err(Error::system(action()))?.st_size as usize;
         let foreign = || Error::System { action: action(), reason: "it belongs to another job".into() };
         let fixed = Shared::bytes(size).next_multiple_of(PAGE);
@@ -91,7 +93,11 @@ impl Segment {
         let segment = Self::map(file, fixed, arena, len).map_err(Error::system(action()))?;
         // SAFETY: the mapping is larger than a header and page-aligned.
         let header = unsafe { segment.start.cast::<Header>().read() };
-        if header.magic != MAGIC || header.nonce != nonce || header.size != size as u64 || header.arena != arena as u64 {
+        if header.magic != MAGIC
+            || header.nonce != nonce
+            || header.size != size as u64
+            || header.arena != arena as u64
+        {
             return Err(foreign());
         }
         Ok(segment)
@@ -99,8 +105,9 @@ impl Segment {
 
     fn map(file: OwnedFd, fixed: usize, arena: usize, len: usize) -> rustix::io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let start =
-            unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0) }?;
+        let start = unsafe {
+            mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)
+        }?;
         let start = NonNull::new(start.cast::<u8>()).ok_or(rustix::io::Errno::NOMEM)?;
         Ok(Self { file, start, len, fixed, arena })
     }
@@ -138,7 +145,10 @@ struct Futex;
 
 impl Waker for Futex {
     fn sleep(&self, word: &AtomicU32, expected: u32, timeout: Duration) {
-        let timeout = futex::Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
+        let timeout = futex::Timespec {
+            tv_sec: timeout.as_secs().cast_signed(),
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
         // Woken, timed out, or the word had changed: the caller looks again in any case.
         let _ = futex::wait(word, futex::Flags::empty(), expected, Some(&timeout));
     }
@@ -290,7 +300,7 @@ impl Transport for ShmTransport {
     }
 
     fn set_patience(&mut self, patience: Duration) {
-        self.shared.patience = patience;
+        self.shared.patience.set(patience);
     }
 
     fn shared(&mut self) -> Option<&mut Shared> {

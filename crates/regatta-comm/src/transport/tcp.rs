@@ -1,5 +1,6 @@
 //! Ranks as processes anywhere: a TCP connection between each pair.
 
+use super::patience::Patience;
 use super::shared::Shared;
 use super::{Transport, TransportKind};
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ pub(crate) struct TcpTransport {
     streams: Vec<Option<TcpStream>>,
     names: Arc<[usize]>,
     /// How long to look before sleeping.
-    patience: Duration,
+    patience: Patience,
 }
 
 impl TcpTransport {
@@ -39,7 +40,8 @@ impl TcpTransport {
         let key = |rank: usize| format!("tcp/{id:x}/{rank}");
         let secret_key = format!("tcp/{id:x}/secret");
         if rank == 0 {
-            let secret = [crate::rendezvous::random(), crate::rendezvous::random()].map(u64::to_le_bytes).concat();
+            let secret =
+                [crate::rendezvous::random(), crate::rendezvous::random()].map(u64::to_le_bytes).concat();
             store.set(&secret_key, &secret)?;
         }
         store.set(&key(rank), address.to_string().as_bytes())?;
@@ -49,8 +51,9 @@ impl TcpTransport {
         // A connection is established as soon as the peer listens, so nobody waits for an acceptor here.
         for peer in 0..rank {
             let text = String::from_utf8(store.get(&key(peer), until)?).unwrap_or_default();
-            let address: SocketAddr =
-                text.parse().map_err(|_| Error::Rendezvous(format!("rank {peer} published {text:?}, no address")))?;
+            let address: SocketAddr = text
+                .parse()
+                .map_err(|_| Error::Rendezvous(format!("rank {peer} published {text:?}, no address")))?;
             let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
             let connected = TcpStream::connect_timeout(&address, left).and_then(|mut stream| {
                 stream.write_all(&greeting)?;
@@ -73,7 +76,7 @@ impl TcpTransport {
             let prepared = stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true));
             prepared.map_err(Error::system("set up a connection"))?;
         }
-        Ok(Self { streams, names, patience: Duration::ZERO })
+        Ok(Self { streams, names, patience: Patience::default() })
     }
 
     fn stream(&self, peer: usize) -> Result<&TcpStream> {
@@ -178,17 +181,17 @@ impl Transport for TcpTransport {
         if let Some(to) = to {
             fds.push(PollFd::new(self.stream(to)?, PollFlags::OUT));
         }
-        let until = Instant::now() + self.patience;
         let none = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
-        loop {
-            let last = Instant::now() >= until;
-            match poll(&mut fds, Some(if last { &timeout } else { &none })) {
-                Ok(0) if !last => {}
-                // Ready, timed out or interrupted: the caller tries again in any case.
-                Ok(_) | Err(rustix::io::Errno::INTR) => return Ok(()),
-                Err(error) => return Err(Error::system("wait for a connection")(error)),
-            }
+        // Errors show again in the sleeping poll.
+        if self.patience.look(|| poll(&mut fds, Some(&none)).is_ok_and(|ready| ready > 0)) {
+            return Ok(());
+        }
+        let timeout =
+            Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
+        match poll(&mut fds, Some(&timeout)) {
+            // Ready, timed out or interrupted: the caller tries again in any case.
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(Error::system("wait for a connection")(error)),
         }
     }
 
@@ -200,7 +203,7 @@ impl Transport for TcpTransport {
     }
 
     fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
+        self.patience.set(patience);
     }
 
     fn shared(&mut self) -> Option<&mut Shared> {

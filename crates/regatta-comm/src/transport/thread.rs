@@ -116,7 +116,7 @@ impl Transport for ThreadTransport {
     }
 
     fn set_patience(&mut self, patience: Duration) {
-        self.0.patience = patience;
+        self.0.patience.set(patience);
     }
 
     fn shared(&mut self) -> Option<&mut Shared> {

@@ -20,11 +20,16 @@ pub fn run<R: Send>(
     deadline: Duration,
     rank: impl Fn(Group) -> R + Sync,
 ) -> Vec<R> {
-    let options =
-        Options { transport: Some(transport), algorithm: Some(algorithm), deadline, join: Duration::from_secs(30) };
+    let options = Options {
+        transport: Some(transport),
+        algorithm: Some(algorithm),
+        deadline,
+        join: Duration::from_secs(30),
+    };
     let server = StoreServer::start("127.0.0.1:0", size).unwrap();
     let address = server.addr().to_string();
-    let mut threads = Group::threads_with(if transport == TransportKind::Thread { size } else { 0 }, &options);
+    let mut threads =
+        Group::threads_with(if transport == TransportKind::Thread { size } else { 0 }, &options);
     threads.reverse();
     std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..size)

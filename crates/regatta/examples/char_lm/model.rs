@@ -23,7 +23,8 @@ pub struct CharLm {
 
 impl CharLm {
     pub fn new(device: &Device) -> Self {
-        let encoder = TransformerEncoderConfig::new(WIDTH, 4 * WIDTH, 4, 4).with_dropout(0.0).with_norm_first(true);
+        let encoder =
+            TransformerEncoderConfig::new(WIDTH, 4 * WIDTH, 4, 4).with_dropout(0.0).with_norm_first(true);
         Self {
             tokens: EmbeddingConfig::new(VOCAB, WIDTH).init(device),
             positions: EmbeddingConfig::new(BLOCK, WIDTH).init(device),
@@ -50,7 +51,8 @@ pub fn batch(text: &[u8], index: usize, device: &Device) -> (Tensor<2, Int>, Ten
     let windows = text.len() - BLOCK;
     let rows: Vec<usize> = (0..BATCH).map(|row| (index * BATCH + row) * 7919 % windows).collect();
     let tensor = |shift: usize| {
-        let ids: Vec<i64> = rows.iter().flat_map(|&at| &text[at + shift..][..BLOCK]).map(|&b| i64::from(b)).collect();
+        let ids: Vec<i64> =
+            rows.iter().flat_map(|&at| &text[at + shift..][..BLOCK]).map(|&b| i64::from(b)).collect();
         Tensor::from_data(TensorData::new(ids, [BATCH, BLOCK]), device)
     };
     (tensor(0), tensor(1))
@@ -60,6 +62,8 @@ pub fn batch(text: &[u8], index: usize, device: &Device) -> (Tensor<2, Int>, Ten
 pub fn text() -> std::io::Result<Vec<u8>> {
     match std::env::args().nth(1) {
         Some(path) => std::fs::read(path),
-        None => Ok([include_str!("../../src/models/gpt.rs"), include_str!("../../src/models/cnn.rs")].concat().into()),
+        None => Ok([include_str!("../../src/models/gpt.rs"), include_str!("../../src/models/cnn.rs")]
+            .concat()
+            .into()),
     }
 }

@@ -66,7 +66,11 @@ impl Backward<Flex, 2> for HookBackward {
 }
 
 /// Identity of `tensor`, with `hook` called on its gradient at the depth of `anchor` plus one.
-pub(crate) fn hook_at<const D: usize>(tensor: Tensor<D>, anchor: Anchor, hook: Arc<dyn GradientHook>) -> Tensor<D> {
+pub(crate) fn hook_at<const D: usize>(
+    tensor: Tensor<D>,
+    anchor: Anchor,
+    hook: Arc<dyn GradientHook>,
+) -> Tensor<D> {
     if !tensor.is_autodiff() {
         return tensor;
     }

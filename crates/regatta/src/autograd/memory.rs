@@ -35,7 +35,9 @@ impl Memory {
     }
 
     fn layout(len: usize) -> Layout {
-        Layout::array::<f32>(len.max(1)).and_then(|l| l.align_to(ALIGN)).expect("a block under isize::MAX bytes")
+        Layout::array::<f32>(len.max(1))
+            .and_then(|l| l.align_to(ALIGN))
+            .expect("a block under isize::MAX bytes")
     }
 
     /// Number of elements.
@@ -64,7 +66,11 @@ impl Memory {
     /// another thread, and no other slice of them may be alive.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice_mut(&self, range: Range<usize>) -> &mut [f32] {
-        assert!(range.start <= range.end && range.end <= self.len, "{range:?} is outside a block of {}", self.len);
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "{range:?} is outside a block of {}",
+            self.len
+        );
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), range.len()) }
     }
@@ -86,7 +92,10 @@ struct Window {
 impl Window {
     fn bytes(&self) -> (*mut MaybeUninit<u8>, usize) {
         // SAFETY: `view` checked that the range lies in the block.
-        (unsafe { self.memory.start.as_ptr().add(self.range.start) }.cast(), self.range.len() * size_of::<f32>())
+        (
+            unsafe { self.memory.start.as_ptr().add(self.range.start) }.cast(),
+            self.range.len() * size_of::<f32>(),
+        )
     }
 }
 
@@ -173,7 +182,8 @@ mod tests {
         // SAFETY: no kernel is running.
         assert_eq!(unsafe { memory.slice() }[16..22], [1., 2., 3., 4., 5., 6.]);
         // SAFETY: as above.
-        unsafe { memory.slice_mut(16..17) }[0] = 9.0;
+        unsafe { memory.slice_mut(16..17) }
+        [0] = 9.0;
         assert_eq!(to_vec(keep.transpose()).unwrap(), [9., 4., 2., 5., 3., 6.]);
     }
 }

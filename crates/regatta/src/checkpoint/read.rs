@@ -137,7 +137,10 @@ fn read_tensors<'a>(
     // ended by a signal, as with any map of a file.
     let map = unsafe { Mmap::map(&handle) }.map_err(Error::io("read", file))?;
     let tensors = SafeTensors::deserialize(&map).map_err(|error| {
-        Error::checkpoint(file, format!("is truncated or no safetensors file ({error}); use another checkpoint"))
+        Error::checkpoint(
+            file,
+            format!("is truncated or no safetensors file ({error}); use another checkpoint"),
+        )
     })?;
     let other = |problem: String| {
         Error::checkpoint(file, format!("{problem}: use the [model] and [optimizer] it was trained with"))
@@ -146,7 +149,9 @@ fn read_tensors<'a>(
         return Err(other(format!("has {extra}, which this configuration does not")));
     }
     for (index, name) in names.iter().enumerate() {
-        let tensor = tensors.tensor(name).map_err(|_| other(format!("has no {name}, which this configuration has")))?;
+        let tensor = tensors
+            .tensor(name)
+            .map_err(|_| other(format!("has no {name}, which this configuration has")))?;
         if tensor.dtype() != Dtype::F32 || tensor.shape() != shape(index) {
             return Err(other(format!(
                 "has {name} as {:?} {:?}, but this configuration makes it F32 {:?}",

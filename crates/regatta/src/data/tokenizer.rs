@@ -10,13 +10,8 @@ use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, TokenizerImpl};
 
-type BytePair = TokenizerImpl<
-    BPE,
-    tokenizers::NormalizerWrapper,
-    ByteLevel,
-    tokenizers::PostProcessorWrapper,
-    ByteLevel,
->;
+type BytePair =
+    TokenizerImpl<BPE, tokenizers::NormalizerWrapper, ByteLevel, tokenizers::PostProcessorWrapper, ByteLevel>;
 
 /// A vocabulary and the rules to use it.
 #[derive(Clone)]
@@ -102,9 +97,8 @@ impl Tokenizer {
             Some(other) => Err(Error::data(path, format!("is a tokenizer of the unknown kind {other:?}"))),
             None => {
                 let tokenizer = BytePair::from_bytes(text.as_bytes());
-                let tokenizer = tokenizer.map_err(|error| {
-                    Error::data(path, format!("is no byte-level BPE tokenizer: {error}"))
-                })?;
+                let tokenizer = tokenizer
+                    .map_err(|error| Error::data(path, format!("is no byte-level BPE tokenizer: {error}")))?;
                 Ok(Self(Kind::Bpe(Box::new(tokenizer))))
             }
         }
@@ -120,7 +114,9 @@ impl Tokenizer {
             Kind::Chars { chars, .. } => {
                 Ok(json!({ "regatta": "chars", "chars": chars.iter().collect::<String>() }).to_string())
             }
-            Kind::Bpe(tokenizer) => tokenizer.to_string(false).map_err(|error| Error::Usage(error.to_string())),
+            Kind::Bpe(tokenizer) => {
+                tokenizer.to_string(false).map_err(|error| Error::Usage(error.to_string()))
+            }
         }
     }
 
@@ -172,7 +168,9 @@ impl Tokenizer {
                 let mut ids = vec![];
                 for piece in pieces(text, 1 << 14) {
                     let encoded = bpe.encode_fast(piece, false);
-                    ids.extend(encoded.map_err(|error| Error::Usage(format!("cannot encode: {error}")))?.get_ids());
+                    ids.extend(
+                        encoded.map_err(|error| Error::Usage(format!("cannot encode: {error}")))?.get_ids(),
+                    );
                 }
                 Ok(ids)
             }
@@ -183,8 +181,12 @@ impl Tokenizer {
     fn token_bytes(&self, id: u32) -> Vec<u8> {
         match &self.0 {
             Kind::Bytes => u8::try_from(id).into_iter().collect(),
-            Kind::Chars { chars, .. } => chars.get(id as usize).map_or(vec![], |c| c.to_string().into_bytes()),
-            Kind::Bpe(bpe) => bpe.id_to_token(id).map_or(vec![], |token| token.chars().filter_map(byte_of).collect()),
+            Kind::Chars { chars, .. } => {
+                chars.get(id as usize).map_or(vec![], |c| c.to_string().into_bytes())
+            }
+            Kind::Bpe(bpe) => {
+                bpe.id_to_token(id).map_or(vec![], |token| token.chars().filter_map(byte_of).collect())
+            }
         }
     }
 

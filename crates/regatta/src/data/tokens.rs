@@ -61,19 +61,23 @@ impl TokenFile {
         let file = File::open(path).map_err(Error::io("open", path))?;
         // SAFETY: token files are written under another name and renamed, never changed in place.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))?;
-        let foreign = || Error::data(path, "is no token file of this version; remove it to prepare the data again");
+        let foreign =
+            || Error::data(path, "is no token file of this version; remove it to prepare the data again");
         let field = |at: usize, len: usize| map.get(at..at + len).ok_or_else(foreign);
         if map.get(..8) != Some(MAGIC) || field(8, 4)? != VERSION.to_le_bytes() {
             return Err(foreign());
         }
-        let word = |at: usize| field(at, 8).map(|bytes| bytes.iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b)));
+        let word = |at: usize| {
+            field(at, 8).map(|bytes| bytes.iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b)))
+        };
         let wide = match field(12, 4)? {
             [2, 0, 0, 0] => false,
             [4, 0, 0, 0] => true,
             _ => return Err(foreign()),
         };
         let (vocab, len) = (word(16)? as usize, word(24)?);
-        let bytes = len.checked_mul(if wide { 4 } else { 2 }).and_then(|bytes| bytes.checked_add(HEADER as u64));
+        let bytes =
+            len.checked_mul(if wide { 4 } else { 2 }).and_then(|bytes| bytes.checked_add(HEADER as u64));
         if bytes != Some(map.len() as u64) {
             let problem = format!(
                 "is truncated: {} bytes for {len} tokens; remove it to prepare the data again",
@@ -108,7 +112,12 @@ impl TokenFile {
         match self.wide {
             true => {
                 let at = HEADER + 4 * at;
-                i64::from(u32::from_le_bytes([self.map[at], self.map[at + 1], self.map[at + 2], self.map[at + 3]]))
+                i64::from(u32::from_le_bytes([
+                    self.map[at],
+                    self.map[at + 1],
+                    self.map[at + 2],
+                    self.map[at + 3],
+                ]))
             }
             false => {
                 let at = HEADER + 2 * at;

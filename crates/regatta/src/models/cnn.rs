@@ -84,7 +84,12 @@ impl Model for Cnn {
             return Activation::Four(max_pool2d(x, MaxPoolOptions::new([2, 2])));
         }
         Activation::Two(if index == self.convs.len() {
-            dropout(relu(self.hidden.forward(input.four().flatten::<2>(1, 3))), self.rate, context, index as u64)
+            dropout(
+                relu(self.hidden.forward(input.four().flatten::<2>(1, 3))),
+                self.rate,
+                context,
+                index as u64,
+            )
         } else {
             self.head.forward(input.two())
         })

@@ -94,7 +94,8 @@ pub trait Model: Module {
 
     /// Runs the whole chain.
     fn forward(&self, batch: &Batch, context: &Context) -> Activation {
-        (0..self.num_blocks()).fold(Activation::Start, |x, index| self.forward_block(index, x, batch, context))
+        (0..self.num_blocks())
+            .fold(Activation::Start, |x, index| self.forward_block(index, x, batch, context))
     }
 }
 

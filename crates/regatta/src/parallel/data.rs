@@ -309,7 +309,8 @@ impl Reparameterizer for Attach<'_> {
         path: &str,
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<Hooked>) {
-        let hooked = self.sync.shared.layout.find(path).map(|index| Hooked { sync: self.sync.clone(), index });
+        let hooked =
+            self.sync.shared.layout.find(path).map(|index| Hooked { sync: self.sync.clone(), index });
         (param, hooked)
     }
 }

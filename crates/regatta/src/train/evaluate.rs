@@ -29,8 +29,10 @@ pub fn evaluate<M: Model>(
 ) -> Result<Option<Score>> {
     let (total, world) = (data.len(), group.size());
     let samples = if samples == 0 { total } else { samples.min(total) };
-    let mine: Vec<usize> =
-        (group.rank()..samples).step_by(world).map(|i| (i as u128 * total as u128 / samples as u128) as usize).collect();
+    let mine: Vec<usize> = (group.rank()..samples)
+        .step_by(world)
+        .map(|i| (i as u128 * total as u128 / samples as u128) as usize)
+        .collect();
     // [sum of losses, samples, right ones, whether the model classifies]
     let mut sums = [0.0f64; 4];
     for indices in mine.chunks(rows.max(1)) {

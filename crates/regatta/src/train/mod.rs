@@ -9,8 +9,8 @@ mod schedule;
 mod summary;
 
 pub use config::{
-    Config, DataConfig, DataKind, LastBatch, ModelConfig, OptimizerConfig, OptimizerKind, ParallelConfig, SampleConfig,
-    TokenizerKind, TrainConfig,
+    Config, DataConfig, DataKind, LastBatch, ModelConfig, OptimizerConfig, OptimizerKind, ParallelConfig,
+    SampleConfig, TokenizerKind, TrainConfig,
 };
 pub use dataset::{Dataset, Datasets, HostBatch};
 pub use evaluate::Score;

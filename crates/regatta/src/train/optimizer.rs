@@ -66,7 +66,15 @@ impl FlatOptimizer {
                     }
                     OptimizerKind::Sgd if config.momentum > 0.0 => {
                         let velocity = &mut first[bucket][range];
-                        momentum(parameters, gradients, velocity, scale as f32, decay, config.momentum as f32, lr as f32);
+                        momentum(
+                            parameters,
+                            gradients,
+                            velocity,
+                            scale as f32,
+                            decay,
+                            config.momentum as f32,
+                            lr as f32,
+                        );
                     }
                     OptimizerKind::Sgd => sgd(parameters, gradients, scale as f32, decay, lr as f32),
                 }
@@ -86,7 +94,11 @@ impl FlatOptimizer {
     }
 
     /// Replaces the state: calls `read(name, index, target)` for every state tensor.
-    pub fn load<E>(&mut self, updates: u64, mut read: impl FnMut(&str, usize, &mut [f32]) -> Result<(), E>) -> Result<(), E> {
+    pub fn load<E>(
+        &mut self,
+        updates: u64,
+        mut read: impl FnMut(&str, usize, &mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
         self.updates = updates;
         for (kind, buckets) in [("first", &mut self.first), ("second", &mut self.second)] {
             if buckets.is_empty() {
@@ -94,7 +106,11 @@ impl FlatOptimizer {
             }
             for (index, spec) in self.layout.specs.iter().enumerate() {
                 let place = &self.layout.places[index];
-                read(&format!("{kind}/{}", spec.path), index, &mut buckets[place.bucket][place.range.clone()])?;
+                read(
+                    &format!("{kind}/{}", spec.path),
+                    index,
+                    &mut buckets[place.bucket][place.range.clone()],
+                )?;
             }
         }
         Ok(())

@@ -99,8 +99,12 @@ pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
     let seed = job.config.train.seed;
     match &job.config.model {
         ModelConfig::Gpt(config) => Run::new(job, &data, Gpt::new(config, data.vocab, seed))?.train(observer),
-        ModelConfig::Mlp(config) => Run::new(job, &data, Mlp::new(config, 28 * 28, data.vocab, seed))?.train(observer),
-        ModelConfig::Cnn(config) => Run::new(job, &data, Cnn::new(config, 28, data.vocab, seed))?.train(observer),
+        ModelConfig::Mlp(config) => {
+            Run::new(job, &data, Mlp::new(config, 28 * 28, data.vocab, seed))?.train(observer)
+        }
+        ModelConfig::Cnn(config) => {
+            Run::new(job, &data, Cnn::new(config, 28, data.vocab, seed))?.train(observer)
+        }
     }
 }
 
@@ -351,7 +355,8 @@ impl<'a, M: Model> Run<'a, M> {
     fn summary(&self, interrupted: bool, hash: u64, rss: Vec<i64>, sample: Option<String>) -> Summary {
         let job = self.job;
         let skip = if self.times.len() > 2 * WARM_UP { WARM_UP } else { 0 };
-        let column = |i: usize| median(&mut self.times.iter().skip(skip).map(|row| row[i]).collect::<Vec<_>>());
+        let column =
+            |i: usize| median(&mut self.times.iter().skip(skip).map(|row| row[i]).collect::<Vec<_>>());
         let step_ms = column(0);
         let tokens = job.plan.global_batch() * self.data.train.tokens_per_sample();
         let layout = self.store.layout();
@@ -398,7 +403,12 @@ struct Progress {
 }
 
 /// Rank 0 reads the checkpoint, so only it needs the folder; the others get state and numbers from it.
-fn resume(job: &Job, data: &Datasets, store: &mut ParamStore, optimizer: &mut FlatOptimizer) -> Result<Progress> {
+fn resume(
+    job: &Job,
+    data: &Datasets,
+    store: &mut ParamStore,
+    optimizer: &mut FlatOptimizer,
+) -> Result<Progress> {
     let group = &job.group;
     let mut json = vec![];
     if group.rank() == 0 {
@@ -464,9 +474,8 @@ impl Metrics {
         if !text.is_empty() {
             text.push('\n');
         }
-        let opened = checkpoint::write_atomically(&path, text.as_bytes()).and_then(|()| {
-            OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path))
-        });
+        let opened = checkpoint::write_atomically(&path, text.as_bytes())
+            .and_then(|()| OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path)));
         match opened {
             Ok(file) => Ok(Self { file: Some(file) }),
             Err(error) => {

@@ -1,0 +1,28 @@
+//! The machine's cores and each worker's share of them.
+
+/// Cores that this process may use.
+pub fn available() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Binds process `pid` to its share of the cores that this process may use, where `workers` workers of `threads`
+/// threads take all of them: worker `index` gets as many as its threads. Where the job leaves cores free, the
+/// system places it better than we, next to other jobs.
+#[cfg(target_os = "linux")]
+pub fn bind(pid: u32, index: usize, workers: usize, threads: usize) {
+    use rustix::process::Pid;
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let Ok(mine) = sched_getaffinity(None) else { return };
+    let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&core| mine.is_set(core)).collect();
+    if workers * threads != cores.len() {
+        return;
+    }
+    let mut share = CpuSet::new();
+    cores[index * threads..(index + 1) * threads].iter().for_each(|&core| share.set(core));
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    // A process that has ended already needs no core; a system that forbids it only costs speed.
+    let _ = sched_setaffinity(pid, &share);
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn bind(_: u32, _: usize, _: usize, _: usize) {}

@@ -1,0 +1,66 @@
+//! Looking for a peer before sleeping.
+//!
+//! Sleeping costs a wake-up, tens of microseconds where the processor has gone idle meanwhile, so a rank that
+//! expects its peer soon looks for it first. Two things make plain spinning bad. The peer may be waiting for
+//! this very processor, hence the yields. And where other programs want the processor, a yield gives it away
+//! for whole time slices; then sleeping is better, because the scheduler prefers those who wake up.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// How long to look without giving the processor away: about the time of a small exchange.
+const ALONE: Duration = Duration::from_micros(3);
+/// A yield that takes longer than this shows that the processor is wanted by others than our peers.
+const LONG: Duration = Duration::from_micros(400);
+/// Waits that go without yields after a long one.
+const LESSON: u32 = 64;
+
+/// How one rank waits. Remembers what came of the last waits.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    limit: Duration,
+    /// Waits to come without yields.
+    wary: Cell<u32>,
+}
+
+impl Patience {
+    /// Sets how long to look before sleeping.
+    pub(crate) fn set(&mut self, limit: Duration) {
+        self.limit = limit;
+    }
+
+    /// Looks for a while without sleeping; whether `ready` came true.
+    pub(crate) fn look(&self, mut ready: impl FnMut() -> bool) -> bool {
+        let begun = Instant::now();
+        let alone = begun + self.limit.min(ALONE);
+        let mut now = begun;
+        while now < alone {
+            for _ in 0..16 {
+                std::hint::spin_loop();
+                if ready() {
+                    return true;
+                }
+            }
+            now = Instant::now();
+        }
+        if self.limit <= ALONE {
+            return false;
+        }
+        if let Some(fewer) = self.wary.get().checked_sub(1) {
+            self.wary.set(fewer);
+            return false;
+        }
+        while now < begun + self.limit {
+            std::thread::yield_now();
+            if ready() {
+                return true;
+            }
+            let before = std::mem::replace(&mut now, Instant::now());
+            if now - before > LONG {
+                self.wary.set(LESSON);
+                return false;
+            }
+        }
+        false
+    }
+}
