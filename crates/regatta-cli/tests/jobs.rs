@@ -117,10 +117,11 @@ fn a_disk_that_fills_up_costs_a_checkpoint_but_not_the_run() {
         }
     }
     let _unmount = Unmount(disk.clone());
-    // One checkpoint takes about 400 KiB, so that two fit, but not with the filler.
-    let first = ["--workers", "2", "--steps", "10"];
-    succeed(&mut place.train("disk/run", &first));
-    fs::write(disk.join("filler"), vec![0; 300 << 10]).unwrap();
+    succeed(&mut place.train("disk/run", &["--workers", "2", "--steps", "10"]));
+    // Fill what is left.
+    let mut filler = fs::File::create(disk.join("filler")).unwrap();
+    while std::io::Write::write_all(&mut filler, &[0; 4096]).is_ok() {}
+    drop(filler);
     let more = ["--workers", "2", "--steps", "30", "--resume", "--set", "train.checkpoint_every=5"];
     let error = fail(&mut place.train("disk/run", &more));
     assert!(error.contains("training goes on") && error.contains("No space left"), "{error}");

@@ -17,10 +17,16 @@ pub struct Buffer<T> {
 }
 
 enum Memory<T> {
-    Heap(Vec<T>),
+    Vec(Vec<T>),
+    /// Begins at a cache line, so that no vector load crosses two.
+    Lines(Vec<Line>),
     #[cfg(target_os = "linux")]
     Registered(Piece),
 }
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
 
 // SAFETY: a buffer owns its memory alone, and numbers may move between threads.
 unsafe impl<T: Element> Send for Buffer<T> {}
@@ -30,7 +36,8 @@ unsafe impl<T: Element> Sync for Buffer<T> {}
 impl<T: Element> Buffer<T> {
     /// `len` zeros on the heap.
     pub(crate) fn heap(len: usize) -> Self {
-        vec![T::zeroed(); len].into()
+        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
+        Self { memory: Memory::Lines(vec![Line([0; 64]); lines]), len, _numbers: PhantomData }
     }
 
     /// `len` zeros in `piece`, which is large enough and zeroed.
@@ -41,13 +48,13 @@ impl<T: Element> Buffer<T> {
 
     /// Whether peers can reduce the buffer in place.
     pub fn is_registered(&self) -> bool {
-        !matches!(self.memory, Memory::Heap(_))
+        !matches!(self.memory, Memory::Vec(_) | Memory::Lines(_))
     }
 }
 
 impl<T: Element> From<Vec<T>> for Buffer<T> {
     fn from(vec: Vec<T>) -> Self {
-        Self { len: vec.len(), memory: Memory::Heap(vec), _numbers: PhantomData }
+        Self { len: vec.len(), memory: Memory::Vec(vec), _numbers: PhantomData }
     }
 }
 
@@ -56,7 +63,8 @@ impl<T: Element> Deref for Buffer<T> {
 
     fn deref(&self) -> &[T] {
         match &self.memory {
-            Memory::Heap(vec) => vec,
+            Memory::Vec(vec) => vec,
+            Memory::Lines(lines) => &bytemuck::cast_slice(lines)[..self.len],
             // SAFETY: the piece is page-aligned, holds `len` initialised numbers and is this buffer's alone.
             #[cfg(target_os = "linux")]
             Memory::Registered(piece) => unsafe {
@@ -69,7 +77,8 @@ impl<T: Element> Deref for Buffer<T> {
 impl<T: Element> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         match &mut self.memory {
-            Memory::Heap(vec) => vec,
+            Memory::Vec(vec) => vec,
+            Memory::Lines(lines) => &mut bytemuck::cast_slice_mut(lines)[..self.len],
             // SAFETY: as for `deref`; `&mut self` excludes other slices.
             #[cfg(target_os = "linux")]
             Memory::Registered(piece) => unsafe {

@@ -1,5 +1,6 @@
 //! The numbers that are communicated, and what is done with them.
 
+use crate::float16;
 use half::{bf16, f16};
 use std::fmt;
 
@@ -21,11 +22,13 @@ pub enum DType {
     I64,
     /// Byte.
     U8,
+    /// Signed byte.
+    I8,
 }
 
 impl DType {
     pub(crate) fn from_code(code: u8) -> Option<Self> {
-        [Self::F32, Self::F64, Self::F16, Self::BF16, Self::I32, Self::I64, Self::U8]
+        [Self::F32, Self::F64, Self::F16, Self::BF16, Self::I32, Self::I64, Self::U8, Self::I8]
             .into_iter()
             .find(|dtype| *dtype as u8 == code)
     }
@@ -163,8 +166,9 @@ macro_rules! integer {
 
 float!(f32, f32, F32, |x| x, |x| x);
 float!(f64, f64, F64, |x| x, |x| x);
-float!(f16, f32, F16, |x: f16| x.to_f32(), f16::from_f32);
+float!(f16, f32, F16, float16::widen, float16::narrow);
 float!(bf16, f32, BF16, |x: bf16| x.to_f32(), bf16::from_f32);
 integer!(i32, I32);
 integer!(i64, I64);
 integer!(u8, U8);
+integer!(i8, I8);

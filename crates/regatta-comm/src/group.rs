@@ -1,19 +1,20 @@
 //! The only face of communication: a group of ranks and its collective operations.
 
-use crate::algorithm::{Algorithm, Context, direct, ring, select, stream};
+use crate::algorithm::{Algorithm, Context, select};
 use crate::buffer::Buffer;
-use crate::call::{Call, Kind};
-use crate::element::{DType, Element, ReduceOp};
-use crate::error::{Error, Result};
-use crate::job::{Job, Link, Memory};
+use crate::element::{Element, ReduceOp};
+use crate::engine::{Core, Traffic};
+#[cfg(doc)]
+use crate::error::Error;
+use crate::error::Result;
+use crate::job::{Job, Link};
 use crate::options::Options;
 use crate::queue::{Pending, Queue};
 use crate::rendezvous::World;
-use crate::transport::shared::Shared;
-use crate::transport::{Transport, TransportKind};
+use crate::transport::TransportKind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a call that its caller waits for looks for its peers before it sleeps.
 const CALLER_PATIENCE: Duration = Duration::from_micros(200);
@@ -37,34 +38,6 @@ struct Inner {
     local: (usize, usize),
     splits: AtomicU64,
     id: u64,
-}
-
-/// What operations need, shared with the communication thread.
-struct Core {
-    context: Context,
-    options: Options,
-    kind: TransportKind,
-    algorithm: Algorithm,
-    memory: Option<Arc<dyn Memory>>,
-    engine: Mutex<Engine>,
-    job: Arc<Job>,
-}
-
-struct Engine {
-    transport: Box<dyn Transport>,
-    failed: Option<Error>,
-    traffic: Traffic,
-}
-
-/// What a group has done so far on this rank.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Operations.
-    pub operations: u64,
-    /// Bytes of their data (of the larger side).
-    pub bytes: u64,
-    /// Time spent in them.
-    pub busy: Duration,
 }
 
 impl Group {
@@ -129,15 +102,7 @@ impl Group {
         });
         let (Link { transport, memory }, algorithm) =
             linked.inspect_err(|error| job.abort(&error.to_string()))?;
-        let core = Core {
-            context,
-            options: options.clone(),
-            kind: transport.kind(),
-            algorithm,
-            memory,
-            engine: Mutex::new(Engine { transport, failed: None, traffic: Traffic::default() }),
-            job,
-        };
+        let core = Core::new(job, context, options.clone(), transport, memory, algorithm);
         let inner =
             Inner { queue: Queue::default(), core: Arc::new(core), local, splits: AtomicU64::new(0), id };
         Ok(Self { inner: Arc::new(inner) })
@@ -179,7 +144,7 @@ impl Group {
 
     /// What this rank has done in the group so far.
     pub fn traffic(&self) -> Traffic {
-        self.core().lock().traffic
+        self.core().traffic()
     }
 
     /// Divides the group: ranks with the same `color` form a new group, ordered by `key` and then by rank. A rank
@@ -208,12 +173,8 @@ impl Group {
                 .iter()
                 .fold(id, |id, byte| (id ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
         });
-        let options = Options { transport: Some(self.transport()), ..self.core().options.clone() };
-        let options = match self.transport() {
-            TransportKind::Thread => Options { transport: None, ..options },
-            _ => options,
-        };
-        Self::join(self.core().job.clone(), id, rank, names, self.inner.local, &options).map(Some)
+        let core = self.core();
+        Self::join(core.job.clone(), id, rank, names, self.inner.local, &core.options).map(Some)
     }
 
     /// Ends the job: pending and future calls of all ranks return an error with this rank and `reason`.
@@ -356,163 +317,17 @@ impl Group {
     }
 }
 
-impl std::fmt::Debug for Group {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Group(rank {} of {} over {})", self.rank(), self.size(), self.transport())
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The operations under way may need peers that wait for this rank: they must hear of it first.
+            self.core.job.abort("it panicked");
+        }
     }
 }
 
-impl Core {
-    fn lock(&self) -> MutexGuard<'_, Engine> {
-        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Runs one operation; after a failure, ends the job.
-    fn run(
-        &self,
-        call: Call,
-        bytes: usize,
-        patience: Duration,
-        operation: impl FnOnce(&mut dyn Transport) -> Result<()>,
-    ) -> Result<()> {
-        let mut engine = self.lock();
-        if let Some(error) = &engine.failed {
-            return Err(error.clone());
-        }
-        let begun = Instant::now();
-        engine.transport.set_patience(patience);
-        let outcome = self.context.health.check().and_then(|()| match self.context.size {
-            1 => Ok(()),
-            _ => operation(&mut *engine.transport),
-        });
-        let Err(error) = outcome else {
-            engine.traffic.operations += 1;
-            engine.traffic.bytes += bytes as u64;
-            engine.traffic.busy += begun.elapsed();
-            return Ok(());
-        };
-        let error = match error {
-            Error::PeerDied { rank, .. } => {
-                self.context.health.verdict(Error::PeerDied { rank, call: call.to_string() })
-            }
-            Error::Deadline { rank, call, waited } => {
-                // Others may have learnt more meanwhile.
-                let rank = self.job.blame(rank);
-                self.context.health.check().err().unwrap_or(Error::Deadline { rank, call, waited })
-            }
-            error => error,
-        };
-        engine.failed = Some(error.clone());
-        drop(engine);
-        if !matches!(error, Error::Aborted { .. }) {
-            self.job.abort(&error.to_string());
-        }
-        Err(error)
-    }
-
-    /// The shared memory, for the direct algorithms.
-    fn shared(transport: &mut dyn Transport) -> Result<&mut Shared> {
-        transport.shared().ok_or_else(|| Error::Usage("the direct algorithm needs shared memory".into()))
-    }
-
-    fn fits(&self, what: &str, whole: usize, part: usize) -> Result<()> {
-        let size = self.context.size;
-        if Some(whole) == part.checked_mul(size) {
-            return Ok(());
-        }
-        Err(Error::Usage(format!(
-            "{what}: {whole} elements are not {size} parts (one for each rank) of {part} elements"
-        )))
-    }
-
-    fn rank_exists(&self, what: &str, rank: usize) -> Result<()> {
-        if rank < self.context.size {
-            return Ok(());
-        }
-        Err(Error::Usage(format!("{what}: there is no rank {rank} in a group of {}", self.context.size)))
-    }
-
-    fn all_reduce<T: Element>(&self, data: &mut [T], op: ReduceOp, patience: Duration) -> Result<()> {
-        let call = Call::new(Kind::AllReduce, T::DTYPE, data.len()).op(op);
-        self.run(call, size_of_val(data), patience, |transport| match self.algorithm {
-            Algorithm::Direct => {
-                let memory = self.memory.as_ref().map(|memory| &**memory as &dyn direct::Registered);
-                direct::all_reduce(Self::shared(transport)?, memory, call, data)
-            }
-            Algorithm::Ring => ring::all_reduce(transport, &self.context, call, data),
-        })
-    }
-
-    fn reduce_scatter<T: Element>(
-        &self,
-        input: &[T],
-        output: &mut [T],
-        op: ReduceOp,
-        patience: Duration,
-    ) -> Result<()> {
-        self.fits("reduce_scatter", input.len(), output.len())?;
-        if self.context.size == 1 {
-            output.copy_from_slice(input);
-        }
-        let call = Call::new(Kind::ReduceScatter, T::DTYPE, output.len()).op(op);
-        self.run(call, size_of_val(input), patience, |transport| match self.algorithm {
-            Algorithm::Direct => direct::reduce_scatter(Self::shared(transport)?, call, input, output),
-            Algorithm::Ring => ring::reduce_scatter(transport, &self.context, call, input, output),
-        })
-    }
-
-    fn all_gather<T: Element>(&self, input: &[T], output: &mut [T], patience: Duration) -> Result<()> {
-        self.fits("all_gather", output.len(), input.len())?;
-        if self.context.size == 1 {
-            output.copy_from_slice(input);
-        }
-        let call = Call::new(Kind::AllGather, T::DTYPE, input.len());
-        self.run(call, size_of_val(output), patience, |transport| match self.algorithm {
-            Algorithm::Direct => direct::all_gather(Self::shared(transport)?, call, input, output),
-            Algorithm::Ring => ring::all_gather(transport, &self.context, call, input, output),
-        })
-    }
-
-    fn broadcast<T: Element>(&self, data: &mut [T], root: usize, patience: Duration) -> Result<()> {
-        self.rank_exists("broadcast", root)?;
-        let call = Call::new(Kind::Broadcast, T::DTYPE, data.len()).root(root);
-        self.run(call, size_of_val(data), patience, |transport| match self.algorithm {
-            Algorithm::Direct => direct::broadcast(Self::shared(transport)?, call, data),
-            Algorithm::Ring => ring::broadcast(transport, &self.context, call, data),
-        })
-    }
-
-    fn barrier(&self, patience: Duration) -> Result<()> {
-        let call = Call::new(Kind::Barrier, DType::U8, 0);
-        self.run(call, 0, patience, |transport| match self.algorithm {
-            Algorithm::Direct => direct::barrier(Self::shared(transport)?, call),
-            Algorithm::Ring => stream::barrier(transport, &self.context, call),
-        })
-    }
-
-    fn other(&self, what: &str, peer: usize) -> Result<()> {
-        self.rank_exists(what, peer)?;
-        if peer == self.context.rank {
-            return Err(Error::Usage(format!("{what}: rank {peer} is this rank itself")));
-        }
-        Ok(())
-    }
-
-    fn send<T: Element>(&self, data: &[T], to: usize, patience: Duration) -> Result<()> {
-        self.other("send", to)?;
-        let call = Call::new(Kind::Send, T::DTYPE, data.len());
-        self.run(call, size_of_val(data), patience, |transport| {
-            let mut streams = stream::Streams { transport, context: &self.context, call };
-            streams.exchange(Some((to, bytemuck::cast_slice(data))), None)
-        })
-    }
-
-    fn recv<T: Element>(&self, data: &mut [T], from: usize, patience: Duration) -> Result<()> {
-        self.other("recv", from)?;
-        let call = Call::new(Kind::Send, T::DTYPE, data.len());
-        self.run(call, size_of_val(data), patience, |transport| {
-            let mut streams = stream::Streams { transport, context: &self.context, call };
-            streams.exchange(None, Some((from, bytemuck::cast_slice_mut(data))))
-        })
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Group(rank {} of {} over {})", self.rank(), self.size(), self.transport())
     }
 }

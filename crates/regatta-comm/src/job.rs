@@ -11,9 +11,13 @@ use crate::transport::shared::Shared;
 use crate::transport::tcp::TcpTransport;
 use crate::transport::thread::{Hub, ThreadTransport};
 use crate::transport::{Transport, TransportKind};
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a rank that has waited in vain asks whether its peer has, too.
+const BLAME: Duration = Duration::from_millis(200);
 
 /// Dropped when the last group of the rank is: the rank leaves the job.
 pub(crate) struct Job {
@@ -28,7 +32,7 @@ enum Ways {
     /// The other ranks are threads of this process.
     Threads(Arc<Hub>),
     /// The other ranks are processes. The client goes before the server.
-    Processes { store: Arc<StoreClient>, _server: Option<StoreServer>, one_host: bool },
+    Processes { store: Arc<StoreClient>, _server: Option<StoreServer>, hosts: Vec<Vec<u8>> },
 }
 
 /// What a group communicates with.
@@ -101,8 +105,7 @@ impl Job {
             // Everyone is here; a later job must not find it.
             let _ = std::fs::remove_file(path);
         }
-        let one_host = hosts.iter().all(|host| *host == hosts[0]);
-        Ok(Self { rank: world.rank, health, ways: Ways::Processes { store, _server: server, one_host } })
+        Ok(Self { rank: world.rank, health, ways: Ways::Processes { store, _server: server, hosts } })
     }
 
     /// Ends the job for all ranks.
@@ -124,7 +127,7 @@ impl Job {
         while !seen.contains(&culprit) {
             seen.push(culprit);
             // A rank that runs into its own deadline says so at about the same time.
-            let answer = store.try_get(&format!("stuck/{culprit}"), Instant::now());
+            let answer = store.try_get(&format!("stuck/{culprit}"), Instant::now() + BLAME);
             let next = answer.ok().flatten().and_then(|rank| String::from_utf8(rank).ok()?.parse().ok());
             match next {
                 Some(next) => culprit = next,
@@ -149,21 +152,26 @@ impl Job {
                 let shared = Shared::new(region, context.rank, names, self.health.clone(), options.deadline);
                 Ok(Link { transport: Box::new(ThreadTransport(shared)), memory: None })
             }
-            Ways::Processes { store, one_host, .. } => {
+            Ways::Processes { store, hosts, .. } => {
+                let one_host = names.iter().all(|&rank| hosts[rank] == hosts[names[0]]);
                 let wanted = options.transport;
                 if wanted == Some(TransportKind::Thread) {
                     return Err(Error::Usage("the thread transport is for ranks within one process".into()));
                 }
                 if wanted != Some(TransportKind::Tcp) {
-                    match (one_host, shared_memory(store, id, context, options, until)) {
-                        (true, Ok(link)) => return Ok(link),
-                        (true, Err(error)) if wanted.is_some() => return Err(error),
-                        (false, _) if wanted.is_some() => {
-                            return Err(Error::Usage(
-                                "the ranks are on several hosts, which share no memory: leave --transport out".into(),
-                            ));
+                    if !one_host && wanted.is_some() {
+                        return Err(Error::Usage(
+                            "the ranks are on several hosts, which share no memory: leave --transport out"
+                                .into(),
+                        ));
+                    }
+                    if one_host {
+                        match shared_memory(store, id, context, options, until) {
+                            Ok(link) => return Ok(link),
+                            Err(error) if wanted.is_some() => return Err(error),
+                            // All ranks have agreed that one of them cannot: TCP it is, unless the job has ended.
+                            Err(_) => self.health.check()?,
                         }
-                        _ => self.health.check()?,
                     }
                 }
                 let transport = TcpTransport::connect(store, id, context.rank, names, until)?;
@@ -175,13 +183,9 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.abort("it panicked");
-        }
-        match &self.ways {
-            Ways::Threads(_) => self.health.left(self.rank),
-            // The store's client says goodbye when it is dropped.
-            Ways::Solo | Ways::Processes { .. } => {}
+        // The client of a store says goodbye when it is dropped.
+        if let Ways::Threads(_) = self.ways {
+            self.health.left(self.rank);
         }
     }
 }
@@ -191,7 +195,11 @@ fn serve(world: &World) -> Result<Option<StoreServer>> {
     let start = |address: String| StoreServer::start_for(&address, world.size, world.job.as_bytes());
     match &world.store {
         StoreAt::Elsewhere(_) => Ok(None),
-        StoreAt::Rank0 { host, port, beside: false } => start(format!("{host}:{port}")).map(Some),
+        StoreAt::Rank0 { host, port, beside: false } => {
+            let server = start(format!("{host}:{port}"))?;
+            reachable(host, &server, world)?;
+            Ok(Some(server))
+        }
         StoreAt::Rank0 { .. } => {
             let mut last = None;
             for address in addresses(&world.store, None) {
@@ -204,14 +212,50 @@ fn serve(world: &World) -> Result<Option<StoreServer>> {
         }
         StoreAt::File(path) => {
             let server = start("127.0.0.1:0".into())?;
-            let temporary = path.with_extension(std::process::id().to_string());
-            let written = std::fs::write(&temporary, server.addr().to_string());
-            written
-                .and_then(|()| std::fs::rename(&temporary, path))
+            publish(path, &server.addr().to_string())
                 .map_err(Error::system(format!("write {}", path.display())))?;
             Ok(Some(server))
         }
     }
+}
+
+/// Debian and others resolve a host's own name to 127.0.1.1, where no other host reaches it.
+fn reachable(host: &str, server: &StoreServer, world: &World) -> Result<()> {
+    let named = host != "localhost" && host.parse::<std::net::IpAddr>().is_err();
+    let ip = server.addr().ip();
+    if world.local_size == world.size || !named || !ip.is_loopback() {
+        return Ok(());
+    }
+    Err(Error::Env {
+        variable: "MASTER_ADDR".into(),
+        problem: format!(
+            "{host:?} is {ip} on rank 0's host, which other hosts cannot reach; give its address"
+        ),
+    })
+}
+
+/// Writes `text` to `path` so that readers see all of it or nothing, and only this user's processes can.
+fn publish(path: &Path, text: &str) -> io::Result<()> {
+    let temporary = path.with_extension(std::process::id().to_string());
+    // A name left by a process that died; with `create_new`, nobody can have put a link there.
+    let _ = std::fs::remove_file(&temporary);
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(&temporary)?.write_all(text.as_bytes())?;
+    std::fs::rename(&temporary, path)
+}
+
+/// What this user's processes have published at `path`.
+fn published(path: &Path) -> Option<String> {
+    #[cfg(unix)]
+    if std::os::unix::fs::MetadataExt::uid(&std::fs::symlink_metadata(path).ok()?)
+        != rustix::process::getuid().as_raw()
+    {
+        return None;
+    }
+    std::fs::read_to_string(path).ok()
 }
 
 /// Where the store may be.
@@ -226,7 +270,7 @@ fn addresses(store: &StoreAt, own: Option<&StoreServer>) -> Vec<String> {
             let last = port.saturating_add(crate::rendezvous::BESIDE);
             (port.saturating_add(1)..=last).map(|port| format!("{host}:{port}")).collect()
         }
-        StoreAt::File(path) => std::fs::read_to_string(path).into_iter().collect(),
+        StoreAt::File(path) => published(path).into_iter().collect(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Asynchronous operations: a thread per group that executes them in the order of submission.
 
 use crate::error::{Error, Result};
+use std::cell::RefCell;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -22,7 +23,7 @@ pub struct Timing {
 #[derive(Debug)]
 pub struct Pending<B> {
     outcome: Receiver<(Result<B>, Timing)>,
-    received: Option<(Result<B>, Timing)>,
+    received: RefCell<Option<(Result<B>, Timing)>>,
 }
 
 impl<B> Pending<B> {
@@ -38,7 +39,7 @@ impl<B> Pending<B> {
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
-    pub fn wait_timed(mut self) -> Result<(B, Timing)> {
+    pub fn wait_timed(self) -> Result<(B, Timing)> {
         let outcome = match self.received.take() {
             Some(outcome) => Some(outcome),
             None => self.outcome.recv().ok(),
@@ -50,11 +51,12 @@ impl<B> Pending<B> {
     }
 
     /// Whether [`wait`](Self::wait) would return at once.
-    pub fn is_done(&mut self) -> bool {
-        if self.received.is_none() {
-            self.received = self.outcome.try_recv().ok();
+    pub fn is_done(&self) -> bool {
+        let mut received = self.received.borrow_mut();
+        if received.is_none() {
+            *received = self.outcome.try_recv().ok();
         }
-        self.received.is_some()
+        received.is_some()
     }
 }
 
@@ -103,7 +105,7 @@ impl Queue {
         });
         // The thread ends only with the queue.
         let _ = queue.send(work);
-        Pending { outcome, received: None }
+        Pending { outcome, received: RefCell::default() }
     }
 
     /// Waits until everything submitted is done.

@@ -190,7 +190,7 @@ fn handles_complete_in_order_of_submission_and_buffers_come_back() {
             let mut last = [group.rank() as i64];
             group.all_reduce(&mut last, ReduceOp::Max).unwrap();
             assert_eq!(last, [2]);
-            for (n, mut pending) in pending.into_iter().enumerate() {
+            for (n, pending) in pending.into_iter().enumerate() {
                 assert!(pending.is_done());
                 let (buffer, timing) = pending.wait_timed().unwrap();
                 assert!(timing.queued <= timing.started && timing.started <= timing.finished);

@@ -56,13 +56,13 @@ impl Net {
 
     fn loss(&self, x: Tensor<2>, sometimes: bool) -> Tensor<1> {
         let x = self.norm.forward(self.first.forward(x)) + self.frozen.val().unsqueeze::<2>();
-        let mut x = self.tied.forward(burn::tensor::activation::gelu(self.tied.forward(x)));
-        if sometimes {
-            x = x + self
-                .sometimes
-                .forward(Tensor::ones_like(&self.first.weight.val()).slice([0..1, 0..WIDTH]));
+        let x = self.tied.forward(burn::tensor::activation::gelu(self.tied.forward(x)));
+        let loss = x.powf_scalar(2.0).mean();
+        if !sometimes {
+            return loss;
         }
-        x.powf_scalar(2.0).mean()
+        let ones = Tensor::<2>::ones([1, WIDTH], &Device::flex().autodiff());
+        loss + self.sometimes.forward(ones).mean()
     }
 
     fn weights(&self) -> Vec<Vec<f32>> {
@@ -131,6 +131,12 @@ fn two_ranks_do_what_one_does_with_the_whole_batch() {
         let ranks = on_threads(size, passes);
         for rank in &ranks {
             assert_eq!(rank, &ranks[0], "the ranks differ");
+            assert_eq!(
+                (&rank[6], &rank[7], &rank[9]),
+                (&start[6], &start[7], &start[9]),
+                "unused or frozen moved"
+            );
+            assert!(largest_difference(&rank[4..6], &start[4..6]) > 1e-2, "`sometimes` stood still");
         }
         let difference = compare(&ranks[0], &one);
         assert!(difference < 2e-4, "{size} ranks, {passes} passes: {difference}");

@@ -3,7 +3,8 @@
 //! Cost of an all-reduce of B bytes on n ranks, per rank: data in private memory is staged in chunks that stay
 //! in the cache, (n-1)/n * B bytes copied out, B read and reduced, (n-1)/n * B copied in, two waits a chunk,
 //! where staging the next chunk hides one. Registered data is not staged: B bytes read, B written, two waits in
-//! all. A small message is staged whole and every rank reduces all of it: one wait.
+//! all. A small message is staged whole and every rank reduces all of it: one wait. Reduce-scatter, all-gather
+//! and broadcast read registered data where it lies, too.
 //!
 //! All ranks combine in the order of ranks and slices are reduced by one rank each, so results are the same bits
 //! on every rank and in every run. 16-bit floats are accumulated in f32 and rounded once.
@@ -11,7 +12,7 @@
 use super::ring::part;
 use crate::call::Call;
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel;
 use crate::transport::shared::{Counter, PRIVATE, SLOT, Shared};
 
@@ -174,89 +175,186 @@ fn in_place<T: Element>(
     Ok(())
 }
 
+/// What a rank reads in one round: a peer's registered data where it lies, or what the peer has staged.
+struct Sources<'a> {
+    memory: Option<&'a dyn Registered>,
+    /// Each rank's place of registered data, or [`PRIVATE`].
+    places: Vec<u64>,
+    /// Elements of the whole registered data of a rank.
+    len: usize,
+}
+
+impl<'a> Sources<'a> {
+    fn new<T: Element>(memory: Option<&'a dyn Registered>, shared: &Shared, data: &[T]) -> Self {
+        let mut places = vec![PRIVATE; shared.size()];
+        places[shared.rank()] =
+            memory.and_then(|memory| memory.place(bytemuck::cast_slice(data))).unwrap_or(PRIVATE);
+        Self { memory, places, len: data.len() }
+    }
+
+    fn is_registered(&self, rank: usize) -> bool {
+        self.places[rank] != PRIVATE
+    }
+
+    fn all_registered(&self) -> bool {
+        !self.places.contains(&PRIVATE)
+    }
+
+    /// `count` elements of `peer`: from `whole` on of its registered data, or from `staged` on of its slot.
+    fn read<'s, T: Element>(
+        &self,
+        shared: &'s Shared,
+        (peer, round): (usize, u32),
+        (whole, staged): (usize, usize),
+        count: usize,
+    ) -> Result<&'s [T]> {
+        let (Some(memory), true) = (self.memory, self.is_registered(peer)) else {
+            return Ok(&bytemuck::cast_slice(shared.staged(peer, round))[staged..][..count]);
+        };
+        assert!(whole + count <= self.len);
+        let start =
+            memory.at(peer, self.places[peer], self.len * size_of::<T>()).ok_or_else(no_such_memory)?;
+        // SAFETY: `at` checked the bounds, pieces are page-aligned, and the peer waits in `finish` before it lets
+        // its caller write the data again.
+        Ok(unsafe { std::slice::from_raw_parts(start.cast::<T>().add(whole), count) })
+    }
+
+    /// Waits until all peers have read this rank's registered data.
+    fn finish(&self, shared: &Shared, round: u32, call: Call) -> Result<()> {
+        if self.is_registered(shared.rank()) {
+            peers(shared).try_for_each(|peer| shared.await_counter(peer, Counter::Done, round, call))?;
+        }
+        Ok(())
+    }
+}
+
+fn no_such_memory() -> Error {
+    Error::Usage("a peer named registered memory that it does not have".into())
+}
+
 /// Leaves the reduction of everyone's `rank`-th part of `input` in `output`.
 pub(crate) fn reduce_scatter<T: Element>(
     shared: &mut Shared,
+    registered: Option<&dyn Registered>,
     call: Call,
     input: &[T],
     output: &mut [T],
 ) -> Result<()> {
     let (rank, size, len) = (shared.rank(), shared.size(), output.len());
     let chunk = SLOT / size_of::<T>() / size;
+    let mut sources = Sources::new(registered, shared, input);
     let mut at = 0;
-    while at == 0 || at < len {
-        let count = chunk.min(len - at);
+    loop {
+        let mut count = chunk.min(len - at);
         let round = shared.begin(call)?;
-        let staging = bytemuck::cast_slice_mut::<u8, T>(shared.staging(round));
-        for peer in (0..size).filter(|&peer| peer != rank) {
-            staging[peer * chunk..][..count].copy_from_slice(&input[peer * len + at..][..count]);
+        if !sources.is_registered(rank) {
+            let staging = bytemuck::cast_slice_mut::<u8, T>(shared.staging(round));
+            for peer in (0..size).filter(|&peer| peer != rank) {
+                staging[peer * chunk..][..count].copy_from_slice(&input[peer * len + at..][..count]);
+            }
         }
-        shared.stage(round, call, PRIVATE);
+        shared.stage(round, call, sources.places[rank]);
         for peer in peers(shared) {
-            shared.await_staged(peer, round, call)?;
+            sources.places[peer] = shared.await_staged(peer, round, call)?;
         }
-        let parts: Vec<&[T]> = (0..size)
-            .map(|peer| match peer == rank {
+        if sources.all_registered() {
+            count = len - at;
+        }
+        let mut parts = Vec::with_capacity(size);
+        for peer in 0..size {
+            parts.push(match peer == rank {
                 true => &input[rank * len + at..][..count],
-                false => &bytemuck::cast_slice(shared.staged(peer, round))[rank * chunk..][..count],
-            })
-            .collect();
+                false => sources.read(shared, (peer, round), (rank * len + at, rank * chunk), count)?,
+            });
+        }
         kernel::reduce(&mut output[at..at + count], &parts, call.op);
         shared.publish(Counter::Done, round);
-        at += count.max(1);
+        at += count;
+        if at == len {
+            return sources.finish(shared, round, call);
+        }
     }
-    Ok(())
 }
 
 /// Gathers everyone's `input` into everyone's `output`, in the order of ranks.
 pub(crate) fn all_gather<T: Element>(
     shared: &mut Shared,
+    registered: Option<&dyn Registered>,
     call: Call,
     input: &[T],
     output: &mut [T],
 ) -> Result<()> {
     let (rank, len) = (shared.rank(), input.len());
     let chunk = SLOT / size_of::<T>();
+    let mut sources = Sources::new(registered, shared, input);
     output[rank * len..][..len].copy_from_slice(input);
     let mut at = 0;
-    while at == 0 || at < len {
-        let count = chunk.min(len - at);
+    loop {
+        let mut count = chunk.min(len - at);
         let round = shared.begin(call)?;
-        bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..count]
-            .copy_from_slice(&input[at..at + count]);
-        shared.stage(round, call, PRIVATE);
+        if !sources.is_registered(rank) {
+            bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..count]
+                .copy_from_slice(&input[at..at + count]);
+        }
+        shared.stage(round, call, sources.places[rank]);
         for peer in peers(shared) {
-            shared.await_staged(peer, round, call)?;
-            let theirs = bytemuck::cast_slice::<u8, T>(shared.staged(peer, round));
-            output[peer * len + at..][..count].copy_from_slice(&theirs[..count]);
+            sources.places[peer] = shared.await_staged(peer, round, call)?;
+        }
+        if sources.all_registered() {
+            count = len - at;
+        }
+        for peer in peers(shared) {
+            let theirs = sources.read(shared, (peer, round), (at, 0), count)?;
+            output[peer * len + at..][..count].copy_from_slice(theirs);
         }
         shared.publish(Counter::Done, round);
-        at += count.max(1);
+        at += count;
+        if at == len {
+            return sources.finish(shared, round, call);
+        }
     }
-    Ok(())
 }
 
 /// Copies `data` of the call's root to everyone.
-pub(crate) fn broadcast<T: Element>(shared: &mut Shared, call: Call, data: &mut [T]) -> Result<()> {
-    let root = call.root as usize;
+pub(crate) fn broadcast<T: Element>(
+    shared: &mut Shared,
+    registered: Option<&dyn Registered>,
+    call: Call,
+    data: &mut [T],
+) -> Result<()> {
+    let (rank, root) = (shared.rank(), call.root as usize);
     let chunk = SLOT / size_of::<T>();
+    let mut sources = Sources::new(registered, shared, data);
     let mut at = 0;
-    while at == 0 || at < data.len() {
-        let count = chunk.min(data.len() - at);
+    loop {
+        let mut count = chunk.min(data.len() - at);
         let round = shared.begin(call)?;
-        let piece = &mut data[at..at + count];
-        if shared.rank() == root {
-            bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..count].copy_from_slice(piece);
-            shared.stage(round, call, PRIVATE);
-        } else {
-            shared.stage(round, call, PRIVATE);
-            shared.await_staged(root, round, call)?;
-            piece.copy_from_slice(&bytemuck::cast_slice::<u8, T>(shared.staged(root, round))[..count]);
+        if rank == root && !sources.is_registered(root) {
+            bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..count]
+                .copy_from_slice(&data[at..at + count]);
+        }
+        shared.stage(round, call, sources.places[rank]);
+        if rank != root {
+            sources.places[root] = shared.await_staged(root, round, call)?;
+        } else if at == 0 {
+            // Else a rank that takes itself for the root, too, would go unnoticed.
+            for peer in peers(shared) {
+                shared.await_staged(peer, round, call)?;
+            }
+        }
+        if sources.is_registered(root) {
+            count = data.len() - at;
+        }
+        if rank != root {
+            let theirs = sources.read(shared, (root, round), (at, 0), count)?;
+            data[at..at + count].copy_from_slice(theirs);
         }
         shared.publish(Counter::Done, round);
-        at += count.max(1);
+        at += count;
+        if at == data.len() {
+            return if rank == root { sources.finish(shared, round, call) } else { Ok(()) };
+        }
     }
-    Ok(())
 }
 
 /// Returns when all ranks have called it.

@@ -105,7 +105,7 @@ fn run<T: Element>(
         } else if in_step < steps {
             let target = &mut data[received_in(in_step)];
             if in_step < reducing {
-                let left_over = target.len() * width - in_at - filled;
+                let left_over = size_of_val(target) - in_at - filled;
                 let room = bytemuck::cast_slice_mut::<T, u8>(&mut scratch);
                 let end = room.len().min(filled + left_over);
                 let got = streams.transport.try_recv(left, &mut room[filled..end])?;

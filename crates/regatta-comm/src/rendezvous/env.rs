@@ -106,15 +106,19 @@ impl Vars<'_> {
         let rank = self.needed("RANK", "this process was started as part of a job")?;
         let size = self.needed("WORLD_SIZE", "RANK is: the number of ranks in the job")?;
         let elastic = (self.get)("TORCHELASTIC_RUN_ID");
-        let store = match (self.get)("REGATTA_STORE") {
+        let ours = (self.get)("REGATTA_STORE");
+        let store = match ours.clone() {
             Some(address) => StoreAt::Elsewhere(address),
             None => self.master(elastic.is_some())?.ok_or_else(|| Error::Env {
                 variable: "MASTER_ADDR".into(),
                 problem: "is not set, but RANK is: the address of rank 0".into(),
             })?,
         };
-        let restart = (self.get)("TORCHELASTIC_RESTART_COUNT").unwrap_or_default();
-        let job = elastic.map_or(String::new(), |run| format!("{run}/{restart}"));
+        // Several jobs of torchrun may probe the same ports, all with the run id "none".
+        let parts = ["TORCHELASTIC_RESTART_COUNT", "MASTER_PORT", "WORLD_SIZE"];
+        let parts = parts.map(|name| (self.get)(name).unwrap_or_default()).join("/");
+        let elastic = elastic.filter(|_| ours.is_none());
+        let job = elastic.map_or(String::new(), |run| format!("{run}/{parts}"));
         Ok(World {
             rank,
             size,

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const MAGIC: &[u8] = b"regatta-store-1";
 /// How long a stranger may take to say who it is.
 const HELLO_TIME: Duration = Duration::from_secs(5);
+/// How long one of several possible stores may take to answer.
+const PROBE_TIME: Duration = Duration::from_millis(500);
 /// Longest time a get waits on the server before the client asks again.
 const GET_SLICE: Duration = Duration::from_secs(2);
 /// How long an answer may take.
@@ -187,15 +189,23 @@ impl Served {
             }
             state.watchers.push(stream.try_clone()?);
         }
-        match wire::read(stream) {
-            Ok(_) => self.tell(&[b"L", &rank_code(Some(rank))]),
-            Err(_) if self.closing.load(Ordering::Acquire) => {}
-            Err(_) => self.fail(
-                Some(rank),
-                &format!("rank {rank} ({who}) died: its connections closed without a goodbye"),
-            ),
+        loop {
+            let message = wire::read(stream);
+            match message.as_deref().ok().and_then(wire::unpack::<2>) {
+                Some([b"X", reason]) => self.fail(Some(rank), &String::from_utf8_lossy(reason)),
+                Some(_) => {
+                    self.tell(&[b"L", &rank_code(Some(rank))]);
+                    return Ok(());
+                }
+                None if self.closing.load(Ordering::Acquire) => return Ok(()),
+                None => {
+                    let reason =
+                        format!("rank {rank} ({who}) died: its connections closed without a goodbye");
+                    self.fail(Some(rank), &reason);
+                    return Ok(());
+                }
+            }
         }
-        Ok(())
     }
 
     fn requests(&self, stream: &mut TcpStream) -> io::Result<()> {
@@ -210,7 +220,9 @@ impl Served {
                     wire::pack(&[b"k", b""])
                 }
                 b"G" => {
-                    let waited = self.changed.wait_timeout_while(self.lock(), GET_SLICE, |state| {
+                    let Ok(patience) = value.try_into().map(u32::from_le_bytes) else { return Ok(()) };
+                    let patience = Duration::from_millis(patience.into()).min(GET_SLICE);
+                    let waited = self.changed.wait_timeout_while(self.lock(), patience, |state| {
                         state.failure.is_none() && !state.entries.contains_key(&key)
                     });
                     let state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -219,11 +231,6 @@ impl Served {
                         (Some(_), None) => wire::pack(&[b"x", b""]),
                         (None, None) => wire::pack(&[b"t", b""]),
                     }
-                }
-                b"X" => {
-                    let Some([rank, reason]) = wire::unpack::<2>(value) else { return Ok(()) };
-                    self.fail(parse_rank(rank), &String::from_utf8_lossy(reason));
-                    wire::pack(&[b"k", b""])
                 }
                 _ => return Ok(()),
             };
@@ -244,9 +251,9 @@ fn parse_rank(bytes: &[u8]) -> Option<usize> {
 /// A rank's connections to the store.
 pub(crate) struct StoreClient {
     requests: Mutex<TcpStream>,
-    watch: TcpStream,
+    /// Carries the server's news to us, and our end, in either form, to the server.
+    watch: Mutex<TcpStream>,
     health: Arc<Health>,
-    rank: usize,
     local_ip: IpAddr,
     gone: AtomicBool,
 }
@@ -261,10 +268,10 @@ impl StoreClient {
         until: Instant,
     ) -> Result<Arc<Self>> {
         let who = format!("host {}, process {}", super::hostname(), std::process::id());
-        let open = |address: &str, role: &str| -> io::Result<TcpStream> {
+        let open = |address: &str, role: &str, patience| -> io::Result<TcpStream> {
             let mut last = io::Error::from(ErrorKind::AddrNotAvailable);
             for address in std::net::ToSocketAddrs::to_socket_addrs(address)? {
-                match greet(&address, job, role, rank, &who) {
+                match greet(&address, patience, job, role, rank, &who) {
                     Ok(stream) => return Ok(stream),
                     Err(error) => last = error,
                 }
@@ -273,10 +280,14 @@ impl StoreClient {
         };
         let mut reason = "no address".to_string();
         loop {
-            for address in addresses() {
-                match open(&address, "request").and_then(|requests| Ok((requests, open(&address, "watch")?)))
+            let addresses = addresses();
+            // Of many addresses most are strangers', who may never answer.
+            let patience = if addresses.len() > 1 { PROBE_TIME } else { HELLO_TIME };
+            for address in addresses {
+                match open(&address, "request", patience)
+                    .and_then(|requests| Ok((requests, open(&address, "watch", patience)?)))
                 {
-                    Ok((requests, watch)) => return Self::start(requests, watch, health, rank),
+                    Ok((requests, watch)) => return Self::start(requests, watch, health),
                     Err(error) => reason = format!("{address}: {error}"),
                 }
             }
@@ -291,12 +302,18 @@ impl StoreClient {
         }
     }
 
-    fn start(requests: TcpStream, watch: TcpStream, health: Arc<Health>, rank: usize) -> Result<Arc<Self>> {
+    fn start(requests: TcpStream, watch: TcpStream, health: Arc<Health>) -> Result<Arc<Self>> {
         let local_ip = requests.local_addr().map_err(Error::system("connect to the store"))?.ip();
         requests.set_read_timeout(Some(ANSWER_TIME)).map_err(Error::system("connect to the store"))?;
         let mut news = watch.try_clone().map_err(Error::system("connect to the store"))?;
         let gone = AtomicBool::new(false);
-        let client = Arc::new(Self { requests: Mutex::new(requests), watch, health, rank, local_ip, gone });
+        let client = Arc::new(Self {
+            requests: Mutex::new(requests),
+            watch: Mutex::new(watch),
+            health,
+            local_ip,
+            gone,
+        });
         at_exit::register(at_exit::Farewell::Client(Arc::downgrade(&client)));
         let (health, weak) = (client.health.clone(), Arc::downgrade(&client));
         std::thread::Builder::new()
@@ -346,7 +363,8 @@ impl StoreClient {
     /// As [`get`](Self::get), but nothing where it does not come in time.
     pub(crate) fn try_get(&self, key: &str, until: Instant) -> Result<Option<Vec<u8>>> {
         loop {
-            match self.ask([b"G", key.as_bytes(), b""])? {
+            let left = until.saturating_duration_since(Instant::now()).min(GET_SLICE).as_millis() as u32;
+            match self.ask([b"G", key.as_bytes(), &left.to_le_bytes()])? {
                 (b'v', value) => return Ok(Some(value)),
                 (b'x', _) => {
                     let own = Error::Rendezvous("the job has ended".into());
@@ -358,18 +376,22 @@ impl StoreClient {
         }
     }
 
-    /// Tells all ranks that this one gives up.
+    /// Tells all ranks that this one gives up. Goes beside the requests, one of which may be waiting.
     pub(crate) fn abort(&self, reason: &str) {
-        let value = wire::pack(&[&rank_code(Some(self.rank)), reason.as_bytes()]);
         // Without a store there is nobody to tell.
-        let _ = self.ask([b"X", b"", &value]);
+        let _ = self.say(&[b"X", reason.as_bytes()]);
+    }
+
+    fn say(&self, message: &[&[u8]; 2]) -> io::Result<()> {
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        wire::write(&mut *watch, &wire::pack(message))
     }
 
     /// Says goodbye, once: from here on this rank is not missed.
     fn leave(&self) {
         if !self.gone.swap(true, Ordering::AcqRel) {
-            let _ = wire::write(&mut &self.watch, b"bye");
-            let _ = self.watch.shutdown(Shutdown::Both);
+            let _ = self.say(&[b"L", b""]);
+            let _ = self.watch.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Both);
         }
     }
 }
@@ -380,10 +402,17 @@ impl Drop for StoreClient {
     }
 }
 
-fn greet(address: &SocketAddr, job: &[u8], role: &str, rank: usize, who: &str) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(address, HELLO_TIME)?;
+fn greet(
+    address: &SocketAddr,
+    patience: Duration,
+    job: &[u8],
+    role: &str,
+    rank: usize,
+    who: &str,
+) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(address, patience)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(HELLO_TIME))?;
+    stream.set_read_timeout(Some(patience))?;
     let hello = wire::pack(&[MAGIC, job, role.as_bytes(), &rank_code(Some(rank)), who.as_bytes()]);
     wire::write(&mut stream, &hello)?;
     match wire::read(&mut stream)?.as_slice() {

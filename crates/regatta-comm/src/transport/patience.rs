@@ -19,11 +19,20 @@ const LESSON: u32 = 64;
 #[derive(Debug, Default)]
 pub(crate) struct Patience {
     limit: Duration,
+    /// How long of that without yields.
+    alone: Duration,
     /// Waits to come without yields.
     wary: Cell<u32>,
 }
 
 impl Patience {
+    /// For one of `ranks` ranks, as far as known on this host.
+    pub(crate) fn new(ranks: usize) -> Self {
+        // Where ranks take turns, a peer hardly ever runs at the same time.
+        let alone = if ranks > processors() { Duration::ZERO } else { ALONE };
+        Self { alone, ..Self::default() }
+    }
+
     /// Sets how long to look before sleeping.
     pub(crate) fn set(&mut self, limit: Duration) {
         self.limit = limit;
@@ -32,7 +41,7 @@ impl Patience {
     /// Looks for a while without sleeping; whether `ready` came true.
     pub(crate) fn look(&self, mut ready: impl FnMut() -> bool) -> bool {
         let begun = Instant::now();
-        let alone = begun + self.limit.min(ALONE);
+        let alone = begun + self.limit.min(self.alone);
         let mut now = begun;
         while now < alone {
             for _ in 0..16 {
@@ -63,4 +72,16 @@ impl Patience {
         }
         false
     }
+}
+
+/// The host's processors. Not those that this rank may use: a launcher may have bound each rank to its own.
+fn processors() -> usize {
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    // As in "0-3,8".
+    let range = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(last.trim().parse::<usize>().ok()?.checked_sub(first.trim().parse().ok()?)? + 1)
+    };
+    let count: Option<usize> = online.trim().split(',').map(range).sum();
+    count.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
 }

@@ -19,10 +19,16 @@ use std::time::Duration;
 pub(crate) const SLOT: usize = 256 << 10;
 /// Bytes of a slot's results.
 const RESULT: usize = SLOT;
-/// Bytes of a channel between two ranks; a power of two.
-const CHANNEL: usize = 64 << 10;
+/// Most bytes of all channels, as far as a channel may be smaller.
+const CHANNELS: usize = 8 << 20;
 const LINE: usize = 64;
 const HEADER: usize = 4096;
+/// Bytes of a channel between two of `size` ranks: a power of two. There are size^2 of them, so they are smaller in
+/// large groups.
+fn channel_bytes(size: usize) -> usize {
+    (1 << (CHANNELS / (size * size)).max(1).ilog2()).clamp(4 << 10, 64 << 10)
+}
+
 /// Says in a slot that the data is not in registered memory.
 pub(crate) const PRIVATE: u64 = u64::MAX;
 
@@ -37,7 +43,8 @@ pub(crate) trait Waker: Send + Sync {
 /// The memory, and how to sleep on it.
 pub(crate) trait Region: Send + Sync {
     fn start(&self) -> NonNull<u8>;
-    fn len(&self) -> usize;
+    /// Bytes of the region.
+    fn bytes(&self) -> usize;
     fn waker(&self) -> &dyn Waker;
 }
 
@@ -98,7 +105,7 @@ unsafe impl Send for Shared {}
 impl Shared {
     /// Bytes that `size` ranks need, without registered memory.
     pub(crate) fn bytes(size: usize) -> usize {
-        let channels = size * size * (size_of::<Channel>() + CHANNEL);
+        let channels = size * size * (size_of::<Channel>() + channel_bytes(size));
         HEADER + size * size_of::<Control>() + channels + size * 2 * (SLOT + RESULT)
     }
 
@@ -110,8 +117,8 @@ impl Shared {
         deadline: Duration,
     ) -> Self {
         let size = names.len();
-        assert!(region.len() >= Self::bytes(size), "the region is too small for {size} ranks");
-        Self { region, rank, size, health, deadline, patience: Patience::default(), round: 0, names }
+        assert!(region.bytes() >= Self::bytes(size), "the region is too small for {size} ranks");
+        Self { region, rank, size, health, deadline, patience: Patience::new(size), round: 0, names }
     }
 
     pub(crate) fn rank(&self) -> usize {
@@ -123,7 +130,7 @@ impl Shared {
     }
 
     fn at(&self, offset: usize) -> *mut u8 {
-        debug_assert!(offset < self.region.len());
+        debug_assert!(offset < self.region.bytes());
         // SAFETY: every offset is computed from the layout that `bytes` adds up.
         unsafe { self.region.start().as_ptr().add(offset) }
     }
@@ -138,7 +145,7 @@ impl Shared {
         assert!(from < self.size && to < self.size);
         let index = from * self.size + to;
         let base = HEADER + self.size * size_of::<Control>();
-        let start = self.at(base + index * (size_of::<Channel>() + CHANNEL));
+        let start = self.at(base + index * (size_of::<Channel>() + channel_bytes(self.size)));
         // SAFETY: as for `control`; the channel's bytes follow its counters.
         unsafe { (&*start.cast::<Channel>(), start.add(size_of::<Channel>())) }
     }
@@ -147,7 +154,7 @@ impl Shared {
         assert!(rank < self.size);
         let base = HEADER
             + self.size * size_of::<Control>()
-            + self.size * self.size * (size_of::<Channel>() + CHANNEL);
+            + self.size * self.size * (size_of::<Channel>() + channel_bytes(self.size));
         self.at(base + (rank * 2 + (round % 2) as usize) * (SLOT + RESULT))
     }
 
@@ -261,15 +268,16 @@ impl Shared {
     }
 
     pub(crate) fn try_send(&mut self, to: usize, bytes: &[u8]) -> usize {
+        let capacity = channel_bytes(self.size);
         let (channel, data) = self.channel(self.rank, to);
         let head = channel.head.load(Ordering::Relaxed);
         let used = head.wrapping_sub(channel.tail.load(Ordering::Acquire)) as usize;
-        let count = bytes.len().min(CHANNEL.saturating_sub(used));
+        let count = bytes.len().min(capacity.saturating_sub(used));
         if count == 0 {
             return 0;
         }
-        let at = head as usize % CHANNEL;
-        let first = count.min(CHANNEL - at);
+        let at = head as usize % capacity;
+        let first = count.min(capacity - at);
         // SAFETY: in bounds; the reader stays behind `tail`, so these bytes are the writer's.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), data.add(at), first);
@@ -281,15 +289,16 @@ impl Shared {
     }
 
     pub(crate) fn try_recv(&mut self, from: usize, buffer: &mut [u8]) -> usize {
+        let capacity = channel_bytes(self.size);
         let (channel, data) = self.channel(from, self.rank);
         let tail = channel.tail.load(Ordering::Relaxed);
-        let ready = (channel.head.load(Ordering::Acquire).wrapping_sub(tail) as usize).min(CHANNEL);
+        let ready = (channel.head.load(Ordering::Acquire).wrapping_sub(tail) as usize).min(capacity);
         let count = buffer.len().min(ready);
         if count == 0 {
             return 0;
         }
-        let at = tail as usize % CHANNEL;
-        let first = count.min(CHANNEL - at);
+        let at = tail as usize % capacity;
+        let first = count.min(capacity - at);
         // SAFETY: in bounds; the writer stays before `head`, so these bytes are the reader's.
         unsafe {
             std::ptr::copy_nonoverlapping(data.add(at), buffer.as_mut_ptr(), first);
@@ -307,7 +316,7 @@ impl Shared {
                 let channel = self.channel(self.rank, to).0;
                 let used =
                     channel.head.load(Ordering::Relaxed).wrapping_sub(channel.tail.load(Ordering::Acquire));
-                (used as usize) < CHANNEL
+                (used as usize) < channel_bytes(self.size)
             });
             writable
                 || from.is_some_and(|from| {
@@ -329,4 +338,4 @@ impl Shared {
 }
 
 const _: () = assert!(size_of::<Control>().is_multiple_of(LINE) && size_of::<Channel>() == 2 * LINE);
-const _: () = assert!(CHANNEL.is_power_of_two() && SLOT.is_multiple_of(LINE));
+const _: () = assert!(SLOT.is_multiple_of(LINE));

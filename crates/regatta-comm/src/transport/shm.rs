@@ -164,7 +164,7 @@ impl Region for Segment {
         self.start
     }
 
-    fn len(&self) -> usize {
+    fn bytes(&self) -> usize {
         self.fixed
     }
 

@@ -76,7 +76,8 @@ impl TcpTransport {
             let prepared = stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true));
             prepared.map_err(Error::system("set up a connection"))?;
         }
-        Ok(Self { streams, names, patience: Patience::default() })
+        let patience = Patience::new(names.len());
+        Ok(Self { streams, names, patience })
     }
 
     fn stream(&self, peer: usize) -> Result<&TcpStream> {

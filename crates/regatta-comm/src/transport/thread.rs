@@ -85,7 +85,7 @@ impl Region for Heap {
         self.start
     }
 
-    fn len(&self) -> usize {
+    fn bytes(&self) -> usize {
         self.layout.size()
     }
 

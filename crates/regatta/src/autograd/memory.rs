@@ -182,8 +182,7 @@ mod tests {
         // SAFETY: no kernel is running.
         assert_eq!(unsafe { memory.slice() }[16..22], [1., 2., 3., 4., 5., 6.]);
         // SAFETY: as above.
-        unsafe { memory.slice_mut(16..17) }
-        [0] = 9.0;
+        unsafe { memory.slice_mut(16..17).fill(9.0) };
         assert_eq!(to_vec(keep.transpose()).unwrap(), [9., 4., 2., 5., 3., 6.]);
     }
 }

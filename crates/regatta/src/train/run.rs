@@ -162,8 +162,12 @@ impl<'a, M: Model> Run<'a, M> {
         if lead {
             fs::create_dir_all(&job.out).map_err(Error::io("create the run's folder", &job.out))?;
             if let Some(tokenizer) = &self.data.tokenizer {
-                // So that the folder is all that generating text takes.
-                tokenizer.save(&job.out.join("tokenizer.json"))?;
+                // So that the folder is all that generating text takes. A resumed run has it already.
+                let path = job.out.join("tokenizer.json");
+                let json = tokenizer.to_json()?;
+                if fs::read_to_string(&path).ok().as_deref() != Some(&json) {
+                    checkpoint::write_atomically(&path, json.as_bytes())?;
+                }
             }
         }
         let mut metrics = if lead { Some(Metrics::open(job, self.done, observer)?) } else { None };
