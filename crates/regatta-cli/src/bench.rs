@@ -201,8 +201,10 @@ fn time(args: &CollectiveArgs, group: &Group, len: usize) -> Result<f64> {
             Op::Broadcast => group.broadcast(data, 0)?,
             Op::Barrier => group.barrier()?,
             Op::SendRecv if n == 1 => {}
-            Op::SendRecv if group.rank() % 2 == 0 && group.rank() + 1 < n => group.send(data, next)?,
-            Op::SendRecv if group.rank() % 2 == 1 => group.recv(data, previous)?,
+            Op::SendRecv if group.rank().is_multiple_of(2) && group.rank() + 1 < n => {
+                group.send(data, next)?
+            }
+            Op::SendRecv if !group.rank().is_multiple_of(2) => group.recv(data, previous)?,
             Op::SendRecv => {}
         }
         if iteration >= 3 {

@@ -4,7 +4,7 @@ mod common;
 
 use common::{WAYS, run};
 use proptest::prelude::*;
-use regatta_comm::{Buffer, Element, Group, ReduceOp, TransportKind, bf16, f16};
+use regatta_comm::{Algorithm, Buffer, Element, Group, ReduceOp, TransportKind, bf16, f16};
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -33,6 +33,7 @@ plain! {
     i32: |x| x as i32, f64::from;
     i64: |x| x as i64, |x| x as f64;
     u8: |x| x as u8, f64::from;
+    i8: |x| x as i8, f64::from;
 }
 
 /// Rank `rank`'s `index`-th number: small, so that sums and products are exact in every type.
@@ -121,6 +122,7 @@ fn check_all(group: &Group, len: usize, op: ReduceOp) {
     check::<i32>(group, len, op);
     check::<i64>(group, len, op);
     check::<u8>(group, len, op);
+    check::<i8>(group, len, op);
 }
 
 #[test]
@@ -203,6 +205,60 @@ fn handles_complete_in_order_of_submission_and_buffers_come_back() {
             let sending = (next != 0).then(|| group.send_async(Buffer::from(vec![7u8; 100_000]), next));
             assert!(receiving.is_none_or(|pending| pending.wait().unwrap().iter().all(|&x| x == 7)));
             assert!(sending.is_none_or(|pending| pending.wait().is_ok()));
+        });
+    }
+}
+
+/// One rank's memory: registered where `mask` has its bit, else its own; filled with its numbers.
+fn memory(group: &Group, mask: usize, len: usize) -> Buffer<f32> {
+    let mut buffer = match mask >> group.rank() & 1 {
+        1 => group.buffer(len).unwrap(),
+        _ => Buffer::from(vec![0.0; len]),
+    };
+    assert_eq!(buffer.is_registered(), mask >> group.rank() & 1 == 1);
+    buffer.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 1000 + 1000 * group.rank()) as f32);
+    buffer
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn registered_and_private_memory_mix() {
+    for size in [2, 3, 5] {
+        run((TransportKind::Shm, Algorithm::Direct), size, DEADLINE, |group| {
+            let rank = group.rank();
+            let number = |rank: usize, i: usize| (i % 1000 + 1000 * rank) as f32;
+            let sum = |i: usize| (0..size).map(|rank| number(rank, i)).sum::<f32>();
+            for mask in [0, 0b10101, 0b01110, 0b11111] {
+                for len in [0, 1, 5000, 200_001] {
+                    let mut data = memory(&group, mask, len);
+                    group.all_reduce(&mut data, ReduceOp::Sum).unwrap();
+                    assert!(data.iter().enumerate().all(|(i, &x)| x == sum(i)), "{mask} {len}");
+
+                    // What is written after a call must not reach those that are still in it.
+                    let mut input = memory(&group, mask, len * size);
+                    let mut output = memory(&group, !mask & 0b11111, len);
+                    group.reduce_scatter(&input, &mut output, ReduceOp::Sum).unwrap();
+                    input.fill(-1.0);
+                    assert!(
+                        output.iter().enumerate().all(|(i, &x)| x == sum(rank * len + i)),
+                        "{mask} {len}"
+                    );
+
+                    let mut input = memory(&group, mask, len);
+                    let mut output = vec![0.0; len * size];
+                    group.all_gather(&input, &mut output).unwrap();
+                    input.fill(-1.0);
+                    let gathered = |i: usize| number(i / len, i % len);
+                    assert!(output.iter().enumerate().all(|(i, &x)| x == gathered(i)), "{mask} {len}");
+
+                    let root = len % size;
+                    let mut data = memory(&group, mask, len);
+                    group.broadcast(&mut data, root).unwrap();
+                    let right = data.iter().enumerate().all(|(i, &x)| x == number(root, i));
+                    data.fill(-1.0);
+                    assert!(right, "{mask} {len}");
+                }
+            }
         });
     }
 }

@@ -4,7 +4,7 @@ mod common;
 
 use common::{WAYS, run};
 use regatta_comm::rendezvous::{StoreServer, World};
-use regatta_comm::{Error, Group, Options, ReduceOp};
+use regatta_comm::{Buffer, Error, Group, Options, ReduceOp};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -35,6 +35,19 @@ fn different_calls_name_both_sides() {
             errors.iter().all(|error| error.contains("f32[300000]") && error.contains("f32[200000]")),
             "{errors:?}"
         );
+    }
+}
+
+#[test]
+fn two_roots_are_noticed() {
+    for way in WAYS {
+        let errors = run(way, 2, Duration::from_secs(20), |group| {
+            let root = group.rank();
+            // Over streams a root only sends, so it may be the call after that fails.
+            let outcome = group.broadcast(&mut [0.0f32; 8], root).and_then(|()| group.barrier());
+            outcome.unwrap_err().to_string()
+        });
+        assert!(errors.iter().all(|error| error.contains("broadcast f32[8] from")), "{way:?}: {errors:?}");
     }
 }
 
@@ -106,6 +119,27 @@ fn a_panicking_rank_ends_the_others() {
             }
         });
         assert!(errors[0].contains("rank 1 gave up: it panicked"), "{}", errors[0]);
+    }
+}
+
+#[test]
+fn a_panic_with_operations_under_way_ends_the_others() {
+    for way in WAYS {
+        let begun = Instant::now();
+        let errors = run(way, 2, Duration::from_secs(20), |group| match group.rank() {
+            // Both wait for the other's message.
+            0 => group.recv(&mut [0u8], 1).unwrap_err().to_string(),
+            _ => {
+                let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+                    let _pending = group.recv_async(Buffer::from(vec![0u8]), 0);
+                    panic!("on purpose");
+                }));
+                assert!(caught.is_err());
+                String::new()
+            }
+        });
+        assert!(errors[0].contains("rank 1 gave up: it panicked"), "{way:?}: {}", errors[0]);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{way:?}: {:?}", begun.elapsed());
     }
 }
 
