@@ -38,8 +38,8 @@ import json, statistics, sys
 out, rounds = sys.argv[1], int(sys.argv[2])
 load = lambda r, w: json.load(open(f"{out}/{r}-{w}/summary.json"))
 pairs = [(load(r, 1), load(r, 2)) for r in range(1, rounds + 1)]
-for round, (one, two) in enumerate(pairs, 1):
-    given = open(f"{out}/{round}-cores").read().strip()
+for number, (one, two) in enumerate(pairs, 1):
+    given = open(f"{out}/{number}-cores").read().strip()
     print(f"  machine gives {given} cores: 1 worker {one['tokens_per_s']:.0f} tokens/s, 2 workers {two['tokens_per_s']:.0f}, "
           f"efficiency {two['tokens_per_s'] / one['tokens_per_s'] / 2:.3f}, first step after {two['time_to_first_step_s']:.2f} s")
 print("median efficiency", round(statistics.median(two["tokens_per_s"] / one["tokens_per_s"] / 2 for one, two in pairs), 3))

@@ -86,13 +86,9 @@ impl Job {
         let health = Arc::<Health>::default();
         let job = world.job.as_bytes();
         let server = if world.rank == 0 { serve(world)? } else { None };
-        let store = StoreClient::connect(
-            &|| addresses(&world.store, server.as_ref()),
-            job,
-            world.rank,
-            health.clone(),
-            until,
-        )?;
+        let certain = !matches!(world.store, StoreAt::File(_) | StoreAt::Rank0 { beside: true, .. });
+        let addresses = || addresses(&world.store, server.as_ref());
+        let store = StoreClient::connect(&addresses, job, world.rank, health.clone(), (until, certain))?;
         store.set(&format!("node/{}", world.rank), host_identity().as_bytes())?;
         let mut hosts = vec![];
         for rank in 0..world.size {

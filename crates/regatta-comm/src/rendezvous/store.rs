@@ -259,16 +259,20 @@ pub(crate) struct StoreClient {
 }
 
 impl StoreClient {
-    /// Connects rank `rank` to the store at one of `addresses`, trying until `until`.
+    /// Connects rank `rank` to the store at one of `addresses`, trying until `until`. Unless the address is
+    /// `certain`, others may be there.
     pub(crate) fn connect(
         addresses: &dyn Fn() -> Vec<String>,
         job: &[u8],
         rank: usize,
         health: Arc<Health>,
-        until: Instant,
+        (until, certain): (Instant, bool),
     ) -> Result<Arc<Self>> {
+        // What may be a stranger's address need not ever answer.
+        let left = until.saturating_duration_since(Instant::now()).max(PROBE_TIME);
+        let patience = if certain { HELLO_TIME.min(left) } else { PROBE_TIME };
         let who = format!("host {}, process {}", super::hostname(), std::process::id());
-        let open = |address: &str, role: &str, patience| -> io::Result<TcpStream> {
+        let open = |address: &str, role: &str| -> io::Result<TcpStream> {
             let mut last = io::Error::from(ErrorKind::AddrNotAvailable);
             for address in std::net::ToSocketAddrs::to_socket_addrs(address)? {
                 match greet(&address, patience, job, role, rank, &who) {
@@ -280,12 +284,8 @@ impl StoreClient {
         };
         let mut reason = "no address".to_string();
         loop {
-            let addresses = addresses();
-            // Of many addresses most are strangers', who may never answer.
-            let patience = if addresses.len() > 1 { PROBE_TIME } else { HELLO_TIME };
-            for address in addresses {
-                match open(&address, "request", patience)
-                    .and_then(|requests| Ok((requests, open(&address, "watch", patience)?)))
+            for address in addresses() {
+                match open(&address, "request").and_then(|requests| Ok((requests, open(&address, "watch")?)))
                 {
                     Ok((requests, watch)) => return Self::start(requests, watch, health),
                     Err(error) => reason = format!("{address}: {error}"),

@@ -211,3 +211,39 @@ impl Transport for TcpTransport {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_are_dropped_and_hold_nobody_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let greeting = Arc::new([MAGIC.as_slice(), &[7; 16], &[0; 8]].concat());
+        let say = |bytes: &[u8]| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.write_all(bytes).unwrap();
+            stream
+        };
+        let rank = |rank: u32| rank.to_le_bytes();
+        let wrong = [MAGIC.as_slice(), &[8; 16], &[0; 8], &rank(1)].concat();
+        let mut held = vec![say(b""), say(b"GET / HTTP/1.1\r\n\r\n"), say(&[255; 100]), say(&wrong)];
+        // Of our job, but none of the ranks that are still to come.
+        held.push(say(&[greeting.as_slice(), &rank(0)].concat()));
+        held.push(say(&[greeting.as_slice(), &rank(9)].concat()));
+        let mut right = say(&[greeting.as_slice(), &rank(1)].concat());
+        right.write_all(b"!").unwrap();
+        let mut streams = vec![None, None];
+        let until = Instant::now() + GREETING_TIME;
+        let in_time = || match Instant::now() < until {
+            true => Ok(()),
+            false => Err(Error::Rendezvous("rank 1 was held up".into())),
+        };
+        accept(&listener, &greeting, 0, &mut streams, in_time).unwrap();
+        let mut byte = [0];
+        streams[1].as_mut().unwrap().read_exact(&mut byte).unwrap();
+        assert_eq!(&byte, b"!");
+        assert!(streams[0].is_none());
+    }
+}
