@@ -69,7 +69,8 @@ fn worker(args: &TrainArgs, config: Config, world: &World, started: Instant) -> 
     Datasets::open(&config)?;
     let out = match std::env::var_os(OUT) {
         Some(out) => PathBuf::from(out),
-        None => folder(args, true)?,
+        // Before the ranks meet, so before rank 0 writes there: all of them see the same.
+        None => folder(args, args.resume)?,
     };
     let group = Group::connect(world, &options(&config)?)?;
     // A launcher that binds its ranks leaves each with its own share already, and we say how many threads that is.
