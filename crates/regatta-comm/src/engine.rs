@@ -19,6 +19,8 @@ pub(crate) struct Core {
     pub(crate) algorithm: Algorithm,
     pub(crate) memory: Option<Arc<dyn Memory>>,
     engine: Mutex<Engine>,
+    /// Memory that an operation needs for its time; as large as the largest so far.
+    scratch: Mutex<Vec<u64>>,
     pub(crate) job: Arc<Job>,
 }
 
@@ -50,7 +52,7 @@ impl Core {
     ) -> Self {
         let kind = transport.kind();
         let engine = Mutex::new(Engine { transport, failed: None, traffic: Traffic::default() });
-        Self { context, options, kind, algorithm, memory, engine, job }
+        Self { context, options, kind, algorithm, memory, engine, scratch: Mutex::default(), job }
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
@@ -159,7 +161,10 @@ impl Core {
             Algorithm::Direct => {
                 direct::reduce_scatter(Self::shared(transport)?, self.registered(), call, input, output)
             }
-            Algorithm::Ring => ring::reduce_scatter(transport, &self.context, call, input, output),
+            Algorithm::Ring => {
+                let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+                ring::reduce_scatter(transport, &self.context, call, input, output, &mut scratch)
+            }
         })
     }
 

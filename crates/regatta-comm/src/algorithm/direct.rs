@@ -187,8 +187,11 @@ struct Sources<'a> {
 impl<'a> Sources<'a> {
     fn new<T: Element>(memory: Option<&'a dyn Registered>, shared: &Shared, data: &[T]) -> Self {
         let mut places = vec![PRIVATE; shared.size()];
-        places[shared.rank()] =
-            memory.and_then(|memory| memory.place(bytemuck::cast_slice(data))).unwrap_or(PRIVATE);
+        // Little is staged in less time than peers take to say that they have read it.
+        if size_of_val(data) > SMALL {
+            let own = memory.and_then(|memory| memory.place(bytemuck::cast_slice(data)));
+            places[shared.rank()] = own.unwrap_or(PRIVATE);
+        }
         Self { memory, places, len: data.len() }
     }
 

@@ -157,20 +157,27 @@ pub(crate) fn all_reduce<T: Element>(
     run(transport, context, call, pass)
 }
 
-/// Leaves the reduction of everyone's `rank`-th part of `input` in `output`.
+/// Leaves the reduction of everyone's `rank`-th part of `input` in `output`. `scratch` is for the partial sums; it is
+/// kept between calls because fresh memory costs more than the copy.
 pub(crate) fn reduce_scatter<T: Element>(
     transport: &mut dyn Transport,
     context: &Context,
     call: Call,
     input: &[T],
     output: &mut [T],
+    scratch: &mut Vec<u64>,
 ) -> Result<()> {
     let (size, rank, len) = (context.size, context.rank, output.len());
-    let mut sums = input.to_vec();
+    let words = size_of_val(input).div_ceil(size_of::<u64>());
+    if scratch.len() < words {
+        scratch.resize(words, 0);
+    }
+    let sums = &mut bytemuck::cast_slice_mut::<u64, T>(scratch)[..input.len()];
+    sums.copy_from_slice(input);
     let segment = |index: usize| index * len..(index + 1) * len;
     let first = (rank + size - 1) % size;
     let pass =
-        Pass { data: &mut sums, op: call.op, segment: &segment, reducing: size - 1, steps: size - 1, first };
+        Pass { data: sums, op: call.op, segment: &segment, reducing: size - 1, steps: size - 1, first };
     run(transport, context, call, pass)?;
     output.copy_from_slice(&sums[segment(rank)]);
     Ok(())

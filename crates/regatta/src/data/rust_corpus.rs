@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Longer files are mostly generated.
-const LONGEST_FILE: u64 = 192 << 10;
+const LONGEST_FILE: u64 = 64 << 10;
 /// So are files with longer lines.
 const LONGEST_LINE: usize = 300;
 
@@ -27,7 +27,10 @@ pub fn registry() -> Option<PathBuf> {
 pub fn read(registry: &Path, max_bytes: usize, val_fraction: f64) -> Result<Texts> {
     let mut paths = vec![];
     for index in folders(registry) {
-        for package in folders(&index) {
+        // Bindings are lists of names that machines wrote.
+        let written =
+            |path: &PathBuf| !path.file_name().is_some_and(|name| name.to_string_lossy().contains("-sys-"));
+        for package in folders(&index).into_iter().filter(written) {
             walk(&package, &index, &mut paths);
         }
     }
