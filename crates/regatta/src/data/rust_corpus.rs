@@ -14,6 +14,7 @@ const LONGEST_LINE: usize = 300;
 /// Where cargo keeps the sources of downloaded crates.
 pub fn registry() -> Option<PathBuf> {
     let home = std::env::var_os("CARGO_HOME")
+        .filter(|home| !home.is_empty())
         .map(PathBuf::from)
         .or_else(|| Some(std::env::home_dir()?.join(".cargo")));
     Some(home?.join("registry").join("src"))
@@ -38,10 +39,8 @@ pub fn read(registry: &Path, max_bytes: usize, val_fraction: f64) -> Result<Text
     paths.dedup_by(|a, b| a.0 == b.0);
     paths.sort_by_cached_key(|(name, _)| hash(name.as_bytes()));
     let (mut chosen, mut seen, mut bytes) = (vec![], HashSet::new(), 0);
+    let mut full = false;
     for (name, path) in paths {
-        if bytes >= max_bytes {
-            break;
-        }
         // A file that vanished or is no UTF-8 is left out.
         let Ok(text) = fs::read_to_string(&path) else { continue };
         if text.is_empty()
@@ -50,8 +49,17 @@ pub fn read(registry: &Path, max_bytes: usize, val_fraction: f64) -> Result<Text
         {
             continue;
         }
+        // The first that does not fit ends it: to look for smaller ones would favour them.
+        full = bytes + text.len() > max_bytes;
+        if full {
+            break;
+        }
         bytes += text.len();
         chosen.push((name, text));
+    }
+    if full && chosen.len() < 2 {
+        let problem = format!("gives fewer than two Rust files within {max_bytes} bytes: raise data.max_mib");
+        return Err(Error::data(registry, problem));
     }
     if chosen.len() < 2 {
         return Err(Error::data(
@@ -61,6 +69,16 @@ pub fn read(registry: &Path, max_bytes: usize, val_fraction: f64) -> Result<Text
     }
     chosen.sort();
     Ok(Texts::split(chosen.into_iter().map(|(_, text)| text).collect(), val_fraction))
+}
+
+/// A hash of which crates `registry` holds, without reading them.
+pub fn fingerprint(registry: &Path) -> u64 {
+    let packages = folders(registry).into_iter().flat_map(|index| folders(&index));
+    let names = packages.filter_map(|package| Some(package.file_name()?.to_string_lossy().into_owned()));
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names.dedup();
+    hash(names.join("/").as_bytes())
 }
 
 fn folders(path: &Path) -> Vec<PathBuf> {
@@ -78,7 +96,9 @@ fn walk(folder: &Path, base: &Path, found: &mut Vec<(String, PathBuf)>) {
             Ok(kind) if kind.is_file() && path.extension().is_some_and(|extension| extension == "rs") => {
                 let short = entry.metadata().is_ok_and(|meta| meta.len() <= LONGEST_FILE);
                 if let (true, Ok(name)) = (short, path.strip_prefix(base)) {
-                    found.push((name.to_string_lossy().into_owned(), path.clone()));
+                    // With the same separator everywhere, as its hash decides.
+                    let parts: Vec<_> = name.iter().map(|part| part.to_string_lossy()).collect();
+                    found.push((parts.join("/"), path.clone()));
                 }
             }
             _ => {}
@@ -108,6 +128,8 @@ mod tests {
         assert_eq!(texts, read(&folder.path().join(".").clone(), 1 << 20, 0.2).unwrap());
         let few = read(folder.path(), 600, 0.2).unwrap();
         assert!(few.train.len() + few.val.len() < 5);
+        assert!(few.train.iter().chain(&few.val).map(String::len).sum::<usize>() <= 600);
+        assert!(read(folder.path(), 10, 0.2).unwrap_err().to_string().contains("data.max_mib"));
         assert!(read(&folder.path().join("none"), 1, 0.1).unwrap_err().to_string().contains("cargo fetch"));
     }
 }

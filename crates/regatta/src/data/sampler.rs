@@ -52,7 +52,8 @@ impl Sampler {
     /// Batches of `rows` samples a rank out of `len`.
     ///
     /// # Errors
-    /// Fewer samples than one global batch (`Drop`) or none (`Pad`), or more than 2^32.
+    /// Fewer samples than one global batch (`Drop`) or none (`Pad`), or more than 2^32; batches of 0 samples; a
+    /// rank that is not below `world`.
     pub fn new(
         len: usize,
         world: usize,
@@ -62,6 +63,12 @@ impl Sampler {
         last: LastBatch,
         rows: usize,
     ) -> Result<Self> {
+        if rows == 0 || rank >= world {
+            return Err(Error::Usage(format!(
+                "rank {rank} of {world} cannot take batches of {rows} samples: ranks count from 0, and a batch has \
+                 one sample or more"
+            )));
+        }
         let needed = if last == LastBatch::Drop { rows * world } else { 1 };
         if len < needed || u32::try_from(len).is_err() {
             return Err(Error::Usage(format!(
@@ -128,6 +135,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Two epochs of 12 samples with seed 3.
+    const GOLDEN: [[usize; 12]; 2] =
+        [[6, 8, 10, 9, 3, 4, 5, 0, 2, 7, 1, 11], [7, 2, 9, 11, 8, 1, 6, 10, 3, 4, 5, 0]];
+
     fn sampler(len: usize, world: usize, rank: usize, rows: usize, last: LastBatch) -> Sampler {
         Sampler::new(len, world, rank, 3, true, last, rows).unwrap()
     }
@@ -175,5 +186,33 @@ mod tests {
         assert_ne!(sampler.next_batch().indices, sampler.next_batch().indices);
         let error = Sampler::new(5, 2, 0, 0, true, LastBatch::Drop, 3).unwrap_err();
         assert!(error.to_string().contains("5 training samples, but one batch takes 6"), "{error}");
+        for (world, rank, rows) in [(2, 2, 1), (0, 0, 1), (1, 0, 0)] {
+            for last in [LastBatch::Drop, LastBatch::Pad] {
+                assert!(Sampler::new(50, world, rank, 0, true, last, rows).is_err());
+            }
+        }
+        assert!(Sampler::new(0, 1, 0, 0, true, LastBatch::Pad, 1).is_err());
+    }
+
+    #[test]
+    fn the_last_batch_is_dropped_or_padded_from_the_epochs_beginning() {
+        // In order, 10 samples on 2 ranks by 2: two whole global batches, two samples left.
+        let epoch = |rank, last| -> Vec<Vec<usize>> {
+            let mut sampler = Sampler::new(10, 2, rank, 0, false, last, 2).unwrap();
+            (0..sampler.batches_per_epoch()).map(|_| sampler.next_batch().indices).collect()
+        };
+        assert_eq!(epoch(0, LastBatch::Drop), [[0, 2], [4, 6]]);
+        assert_eq!(epoch(1, LastBatch::Drop), [[1, 3], [5, 7]]);
+        assert_eq!(epoch(0, LastBatch::Pad), [[0, 2], [4, 6], [8, 0]]);
+        assert_eq!(epoch(1, LastBatch::Pad), [[1, 3], [5, 7], [9, 1]]);
+        // Fewer samples than a batch go round more than once.
+        let mut few = Sampler::new(3, 1, 0, 0, false, LastBatch::Pad, 8).unwrap();
+        assert_eq!(few.next_batch().indices, [0, 1, 2, 0, 1, 2, 0, 1]);
+    }
+
+    #[test]
+    fn the_order_is_the_one_that_checkpoints_were_written_with() {
+        let mut sampler = sampler(12, 1, 0, 12, LastBatch::Drop);
+        assert_eq!([sampler.next_batch().indices, sampler.next_batch().indices], GOLDEN);
     }
 }

@@ -12,12 +12,15 @@ pub struct Texts {
     pub train: Vec<String>,
     /// Held out.
     pub val: Vec<String>,
+    /// Files that were left out because they are no UTF-8 text or cannot be read.
+    pub skipped: usize,
 }
 
 impl Texts {
     /// Reads `path`, a file (cut at `1 - val_fraction`) or a folder (files are held out whole, at least one where
-    /// there are several and `val_fraction` is above 0). Files that are no UTF-8 text, hidden or seen before are
-    /// skipped.
+    /// there are several and `val_fraction` is above 0). Files are taken in the order of
+    /// their paths; links to files are followed, links to folders are not. Hidden files and copies are left out; so
+    /// is what is no UTF-8 text, but counted.
     ///
     /// # Errors
     /// A path that is missing or unreadable, or no text there.
@@ -25,34 +28,39 @@ impl Texts {
         let meta = fs::metadata(path).map_err(|error| {
             Error::data(path, format!("cannot be read ({error}); set data.path to a text file or folder"))
         })?;
-        let mut files = vec![];
+        let (mut files, mut skipped) = (vec![], 0);
         if meta.is_dir() {
-            walk(path, &mut files)?;
+            skipped = walk(path, &mut files)?;
         } else {
             let text = fs::read(path).map_err(Error::io("read", path))?;
             let text = String::from_utf8(text).map_err(|_| Error::data(path, "is no UTF-8 text"))?;
             files.push(text);
         }
         if files.iter().all(String::is_empty) {
-            return Err(Error::data(path, "holds no text"));
+            let problem = match skipped {
+                0 => "holds no text".to_string(),
+                n => format!("holds no text ({n} of its files are no UTF-8 text or cannot be read)"),
+            };
+            return Err(Error::data(path, problem));
         }
         if files.len() == 1 {
             let text = files.remove(0);
             let (train, val) =
                 text.split_at(boundary(&text, (text.len() as f64 * (1.0 - val_fraction)) as usize));
-            return Ok(Self { train: vec![train.into()], val: vec![val.into()] });
+            return Ok(Self { train: vec![train.into()], val: vec![val.into()], skipped });
         }
-        Ok(Self::split(files, val_fraction))
+        Ok(Self { skipped, ..Self::split(files, val_fraction) })
     }
 
-    /// Holds whole `files` out until they make up `val_fraction` of the text, chosen by a hash of their content.
+    /// Holds whole `files` out until they make up `val_fraction` of the text, chosen by a hash of their content. One
+    /// at least is left to learn from.
     pub fn split(files: Vec<String>, val_fraction: f64) -> Self {
         let total: usize = files.iter().map(String::len).sum();
         let mut order: Vec<usize> = (0..files.len()).collect();
         order.sort_by_key(|&i| (hash(files[i].as_bytes()), i));
         let wanted = (total as f64 * val_fraction) as usize;
         let (mut held, mut bytes) = (HashSet::new(), 0);
-        for &i in order.iter().take(files.len() - 1) {
+        for &i in order.iter().take(files.len().saturating_sub(1)) {
             if bytes >= wanted {
                 break;
             }
@@ -77,7 +85,9 @@ fn boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
 }
 
-fn walk(folder: &Path, files: &mut Vec<String>) -> Result<()> {
+/// Appends the texts below `folder` to `files`; how many files were no text.
+fn walk(folder: &Path, files: &mut Vec<String>) -> Result<usize> {
+    let mut skipped = 0;
     let mut seen = HashSet::new();
     let mut open = vec![folder.to_path_buf()];
     let mut paths: Vec<PathBuf> = vec![];
@@ -88,6 +98,10 @@ fn walk(folder: &Path, files: &mut Vec<String>) -> Result<()> {
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() && !hidden => open.push(entry.path()),
                 Ok(kind) if kind.is_file() && !hidden => paths.push(entry.path()),
+                // Stores of data often link to their files; a folder could lead back to one above it.
+                Ok(kind) if kind.is_symlink() && !hidden && entry.path().is_file() => {
+                    paths.push(entry.path())
+                }
                 _ => {}
             }
         }
@@ -95,12 +109,13 @@ fn walk(folder: &Path, files: &mut Vec<String>) -> Result<()> {
     paths.sort();
     for path in paths {
         // A picture or a file without permission among the texts is no reason to stop.
-        let text = fs::read(&path).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        if let Some(text) = text.filter(|text| !text.is_empty() && seen.insert(hash(text.as_bytes()))) {
-            files.push(text);
+        match fs::read_to_string(&path) {
+            Ok(text) if !text.is_empty() && seen.insert(hash(text.as_bytes())) => files.push(text),
+            Ok(_) => {}
+            Err(_) => skipped += 1,
         }
     }
-    Ok(())
+    Ok(skipped)
 }
 
 /// 64-bit FNV-1a.
@@ -130,7 +145,23 @@ mod tests {
         let texts = Texts::read(folder.path(), 0.1).unwrap();
         assert_eq!(texts.train.len() + texts.val.len(), 21);
         assert!(!texts.val.is_empty());
+        assert_eq!(texts.skipped, 1);
         assert_eq!(texts, Texts::read(folder.path(), 0.1).unwrap());
+        assert_eq!(Texts::split(vec![], 0.5), Texts::default());
+        assert_eq!(Texts::split(vec!["a".into(), "b".into()], 1.0).train.len(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_to_files_are_followed_and_circles_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let texts = folder.path().join("texts");
+        fs::create_dir(&texts).unwrap();
+        fs::write(folder.path().join("real.txt"), "linked text").unwrap();
+        std::os::unix::fs::symlink(folder.path().join("real.txt"), texts.join("a.txt")).unwrap();
+        std::os::unix::fs::symlink(&texts, texts.join("circle")).unwrap();
+        std::os::unix::fs::symlink("nowhere", texts.join("dangling")).unwrap();
+        assert_eq!(Texts::read(&texts, 0.0).unwrap().train, ["linked text"]);
     }
 
     #[test]
@@ -141,5 +172,6 @@ mod tests {
         assert!(problem(&folder.path().join("none")).contains("data.path"));
         fs::write(folder.path().join("b"), [0xff, 0xfe]).unwrap();
         assert!(problem(&folder.path().join("b")).contains("no UTF-8"));
+        assert!(problem(folder.path()).contains("1 of its files"));
     }
 }

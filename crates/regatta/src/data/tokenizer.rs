@@ -1,17 +1,14 @@
 //! Text to tokens and back: by characters, by bytes, or by byte-level byte-pair encoding.
 
+pub(crate) use super::words::pieces;
+
+use super::bpe::Bpe;
 use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
-use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, TokenizerImpl};
-
-type BytePair =
-    TokenizerImpl<BPE, tokenizers::NormalizerWrapper, ByteLevel, tokenizers::PostProcessorWrapper, ByteLevel>;
 
 /// A vocabulary and the rules to use it.
 #[derive(Clone)]
@@ -21,11 +18,7 @@ pub struct Tokenizer(Kind);
 enum Kind {
     Chars { chars: Vec<char>, ids: HashMap<char, u32> },
     Bytes,
-    Bpe(Box<BytePair>),
-}
-
-fn failed(path: &Path) -> impl Fn(Box<dyn std::error::Error + Send + Sync>) -> Error {
-    move |error| Error::data(path, format!("is no tokenizer: {error}"))
+    Bpe(Box<Bpe>),
 }
 
 impl Tokenizer {
@@ -49,25 +42,14 @@ impl Tokenizer {
     /// tokens (Sennrich et al. 2016; Radford et al. 2019, section 2.2). The same texts give the same tokens.
     ///
     /// # Errors
-    /// Should the trainer fail.
+    /// Fewer than 256 tokens, or should the trainer fail.
     pub fn train_bpe<'a>(texts: impl Iterator<Item = &'a str> + Send, vocab_size: usize) -> Result<Self> {
-        let mut trainer = BpeTrainerBuilder::new()
-            .vocab_size(vocab_size)
-            .min_frequency(2)
-            .show_progress(false)
-            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .build();
-        let mut tokenizer = byte_level(BPE::default());
-        // Pieces of whole lines, so that training runs over them in parallel.
-        let pieces = texts.flat_map(|text| pieces(text, 1 << 16));
-        tokenizer
-            .train(&mut trainer, pieces.map(str::to_string))
-            .map_err(|error| Error::Usage(format!("cannot train a tokenizer: {error}")))?;
-        Ok(Self(Kind::Bpe(Box::new(tokenizer))))
+        Ok(Self(Kind::Bpe(Box::new(Bpe::train(texts, vocab_size)?))))
     }
 
     /// Loads what [`save`](Self::save) wrote, a byte-level BPE `tokenizer.json` of Hugging Face, or a folder with
-    /// such a file or with GPT-2's `vocab.json` (`encoder.json`) and `merges.txt` (`vocab.bpe`).
+    /// such a file or with GPT-2's `vocab.json` (`encoder.json`) and `merges.txt` (`vocab.bpe`). A file's settings
+    /// for truncation, padding and dropout are dropped: text is encoded whole, and always the same way.
     ///
     /// # Errors
     /// Files that are missing or hold something else.
@@ -83,23 +65,26 @@ impl Tokenizer {
                 let problem = "holds neither tokenizer.json nor GPT-2's vocab.json and merges.txt";
                 return Err(Error::data(path, problem));
             };
-            let model = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy());
-            return Ok(Self(Kind::Bpe(Box::new(byte_level(model.build().map_err(failed(path))?)))));
+            let bpe = Bpe::from_files(&vocab, &merges).map_err(|problem| Error::data(path, problem))?;
+            return Ok(Self(Kind::Bpe(Box::new(bpe))));
         }
         let text = fs::read_to_string(path).map_err(Error::io("read the tokenizer", path))?;
-        let value: Value = serde_json::from_str(&text).map_err(|error| failed(path)(error.into()))?;
+        let value: Value = serde_json::from_str(&text)
+            .map_err(|error| Error::data(path, format!("is no tokenizer: {error}")))?;
         match value["regatta"].as_str() {
             Some("bytes") => Ok(Self::bytes()),
-            Some("chars") => match value["chars"].as_str() {
-                Some(chars) => Ok(Self::from_chars(chars.chars().collect())),
-                None => Err(Error::data(path, "is damaged: it has no characters")),
-            },
+            Some("chars") => {
+                let chars: Vec<char> = value["chars"].as_str().unwrap_or_default().chars().collect();
+                // In order and each once, as `chars` makes them.
+                if chars.is_empty() || !chars.is_sorted_by(|a, b| a < b) {
+                    return Err(Error::data(path, "is damaged: it has no characters, or not in order"));
+                }
+                Ok(Self::from_chars(chars))
+            }
             Some(other) => Err(Error::data(path, format!("is a tokenizer of the unknown kind {other:?}"))),
             None => {
-                let tokenizer = BytePair::from_bytes(text.as_bytes());
-                let tokenizer = tokenizer
-                    .map_err(|error| Error::data(path, format!("is no byte-level BPE tokenizer: {error}")))?;
-                Ok(Self(Kind::Bpe(Box::new(tokenizer))))
+                let bpe = Bpe::from_json(value).map_err(|problem| Error::data(path, problem))?;
+                Ok(Self(Kind::Bpe(Box::new(bpe))))
             }
         }
     }
@@ -114,9 +99,7 @@ impl Tokenizer {
             Kind::Chars { chars, .. } => {
                 Ok(json!({ "regatta": "chars", "chars": chars.iter().collect::<String>() }).to_string())
             }
-            Kind::Bpe(tokenizer) => {
-                tokenizer.to_string(false).map_err(|error| Error::Usage(error.to_string()))
-            }
+            Kind::Bpe(bpe) => bpe.to_json(),
         }
     }
 
@@ -142,8 +125,7 @@ impl Tokenizer {
         match &self.0 {
             Kind::Chars { chars, .. } => chars.len(),
             Kind::Bytes => 256,
-            // Ids need not be dense in files of others.
-            Kind::Bpe(bpe) => bpe.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1),
+            Kind::Bpe(bpe) => bpe.vocab_size(),
         }
     }
 
@@ -164,35 +146,27 @@ impl Tokenizer {
                     })
                 })
                 .collect(),
-            Kind::Bpe(bpe) => {
-                let mut ids = vec![];
-                for piece in pieces(text, 1 << 14) {
-                    let encoded = bpe.encode_fast(piece, false);
-                    ids.extend(
-                        encoded.map_err(|error| Error::Usage(format!("cannot encode: {error}")))?.get_ids(),
-                    );
-                }
-                Ok(ids)
-            }
+            Kind::Bpe(bpe) => bpe.encode(text),
         }
     }
 
-    /// The bytes of one token.
-    fn token_bytes(&self, id: u32) -> Vec<u8> {
+    /// Appends the bytes of one token to `out`; none for an id that is not in the vocabulary.
+    fn push_bytes(&self, id: u32, out: &mut Vec<u8>) {
         match &self.0 {
-            Kind::Bytes => u8::try_from(id).into_iter().collect(),
+            Kind::Bytes => out.extend(u8::try_from(id)),
             Kind::Chars { chars, .. } => {
-                chars.get(id as usize).map_or(vec![], |c| c.to_string().into_bytes())
+                if let Some(c) = chars.get(id as usize) {
+                    out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                }
             }
-            Kind::Bpe(bpe) => {
-                bpe.id_to_token(id).map_or(vec![], |token| token.chars().filter_map(byte_of).collect())
-            }
+            Kind::Bpe(bpe) => out.extend(bpe.token_bytes(id)),
         }
     }
 
     /// The text of `ids`; bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
-        let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.token_bytes(id)).collect();
+        let mut bytes = vec![];
+        ids.iter().for_each(|&id| self.push_bytes(id, &mut bytes));
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -200,46 +174,6 @@ impl Tokenizer {
     pub fn stream(&self) -> Stream<'_> {
         Stream { tokenizer: self, bytes: vec![] }
     }
-}
-
-fn byte_level(model: BPE) -> BytePair {
-    let mut tokenizer = BytePair::new(model);
-    let level = ByteLevel::new(false, true, true);
-    tokenizer.with_pre_tokenizer(Some(level)).with_decoder(Some(level));
-    // GPT-2's only special token, where its vocabulary has it.
-    if tokenizer.token_to_id("<|endoftext|>").is_some() {
-        tokenizer.add_special_tokens(&[AddedToken::from("<|endoftext|>", true)]);
-    }
-    tokenizer
-}
-
-/// The byte that a character of a byte-level token stands for: itself where printable, else shifted by 256 in
-/// the order of the bytes that are not (GPT-2's table).
-fn byte_of(c: char) -> Option<u8> {
-    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    let code = c as u32;
-    match u8::try_from(code) {
-        Ok(byte) => printable(byte).then_some(byte),
-        Err(_) => (0..=255u8).filter(|&byte| !printable(byte)).nth(code.checked_sub(256)? as usize),
-    }
-}
-
-/// Cuts `text` after line breaks into pieces of about `size` bytes. A line break begins no word for GPT-2's
-/// splitting but may end a run of white space, so cuts are made only before a line that begins with none.
-pub(crate) fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let bytes = rest.as_bytes();
-        let cut = (size.min(bytes.len())..bytes.len())
-            .find(|&at| bytes[at - 1] == b'\n' && bytes[at].is_ascii_graphic())
-            .unwrap_or(bytes.len());
-        let (piece, after) = rest.split_at(cut);
-        rest = after;
-        Some(piece)
-    })
 }
 
 /// A decoder that holds back bytes until they are whole characters.
@@ -251,7 +185,7 @@ pub struct Stream<'a> {
 impl Stream<'_> {
     /// The text that `id` completes; may be empty.
     pub fn push(&mut self, id: u32) -> String {
-        self.bytes.extend(self.tokenizer.token_bytes(id));
+        self.tokenizer.push_bytes(id, &mut self.bytes);
         let mut out = String::new();
         loop {
             match std::str::from_utf8(&self.bytes) {
@@ -277,6 +211,11 @@ impl Stream<'_> {
                 }
             }
         }
+    }
+
+    /// What is left at the end: U+FFFD for a character that was begun, or nothing.
+    pub fn finish(self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
     }
 }
 
@@ -327,13 +266,24 @@ mod tests {
         assert_eq!(tokenizer.encode("hello whe<|endoftext|>").unwrap(), [9, 10, 6, 11]);
         assert_eq!(tokenizer.decode(&[9, 10, 6]), "hello whe");
         assert_eq!(tokenizer.vocab_size(), 12);
+        // Real vocabularies have all bytes; with one that lacks some, text must not vanish silently.
+        let error = tokenizer.encode("hello x").unwrap_err().to_string();
+        assert!(error.contains("'x'"), "{error}");
     }
 
     #[test]
     fn foreign_files_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.json");
-        for text in ["", "{}", "[1]", "{\"regatta\":\"x\"}", "{\"regatta\":\"chars\"}"] {
+        for text in [
+            "",
+            "{}",
+            "[1]",
+            "{\"regatta\":\"x\"}",
+            "{\"regatta\":\"chars\"}",
+            "{\"regatta\":\"chars\",\"chars\":\"aab\"}",
+            "{\"model\":3,\"truncation\":[]}",
+        ] {
             fs::write(&path, text).unwrap();
             assert!(Tokenizer::load(&path).is_err(), "{text}");
         }
@@ -342,10 +292,15 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_the_whole_text() {
-        for size in 1..TEXT.len() {
-            assert_eq!(pieces(TEXT, size).collect::<String>(), TEXT);
-        }
-        assert!(pieces(TEXT, 5).count() > 2);
+    fn a_stream_gives_whole_characters_only() {
+        let bytes = Tokenizer::bytes();
+        let mut stream = bytes.stream();
+        let said: Vec<String> = "aé世".bytes().map(|byte| stream.push(byte.into())).collect();
+        assert_eq!(said, ["a", "", "é", "", "", "世"]);
+        // A byte that continues nothing, an id that does not exist, then a character that is never finished.
+        assert_eq!((stream.push(0x80), stream.push(1000)), ("\u{fffd}".into(), String::new()));
+        assert_eq!((stream.push(0xe4), stream.push(0xb8)), (String::new(), String::new()));
+        assert_eq!(stream.finish(), "\u{fffd}");
+        assert_eq!(bytes.stream().finish(), "");
     }
 }

@@ -6,6 +6,7 @@ use memmap2::Mmap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const MAGIC: &[u8; 8] = b"rgttatok";
 const VERSION: u32 = 1;
@@ -23,13 +24,19 @@ pub struct TokenFile {
 }
 
 impl TokenFile {
-    /// Writes `tokens` (all below `vocab`) to `path`, by way of a temporary file.
+    /// Writes `tokens` (all below `vocab`) to `path`, by way of a temporary file of its own: of several that write
+    /// at once, the last wins whole.
     ///
     /// # Errors
-    /// A file that cannot be written; then nothing is left.
+    /// A token outside the vocabulary, or a file that cannot be written; then nothing is left.
     pub fn write(path: &Path, tokens: &[u32], vocab: usize) -> Result<()> {
+        static WRITES: AtomicU64 = AtomicU64::new(0);
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
+            return Err(Error::data(path, format!("cannot hold token {token} of a vocabulary of {vocab}")));
+        }
         let wide = vocab > 1 << 16;
-        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+        let number = WRITES.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_extension(format!("{}.{number}.tmp", std::process::id()));
         let write = || -> std::io::Result<()> {
             let mut file = BufWriter::new(File::create(&temporary)?);
             file.write_all(MAGIC)?;
@@ -108,28 +115,17 @@ impl TokenFile {
         &self.path
     }
 
-    fn token(&self, at: usize) -> i64 {
-        match self.wide {
-            true => {
-                let at = HEADER + 4 * at;
-                i64::from(u32::from_le_bytes([
-                    self.map[at],
-                    self.map[at + 1],
-                    self.map[at + 2],
-                    self.map[at + 3],
-                ]))
-            }
-            false => {
-                let at = HEADER + 2 * at;
-                i64::from(u16::from_le_bytes([self.map[at], self.map[at + 1]]))
-            }
-        }
-    }
-
     /// Appends the `len` tokens from `at` on to `out`. Panics where there are fewer.
     pub fn copy(&self, at: usize, len: usize, out: &mut Vec<i64>) {
-        assert!(at + len <= self.len, "tokens {at}..{} of {}", at + len, self.len);
-        out.extend((at..at + len).map(|at| self.token(at)));
+        assert!(at <= self.len && len <= self.len - at, "{len} tokens from {at} on, of {}", self.len);
+        let tokens = &self.map[HEADER..];
+        if self.wide {
+            let (words, _) = tokens[4 * at..4 * (at + len)].as_chunks();
+            out.extend(words.iter().map(|word| i64::from(u32::from_le_bytes(*word))));
+        } else {
+            let (words, _) = tokens[2 * at..2 * (at + len)].as_chunks();
+            out.extend(words.iter().map(|word| i64::from(u16::from_le_bytes(*word))));
+        }
     }
 }
 
@@ -146,9 +142,12 @@ impl Windows {
     /// Windows over `tokens`. With a `seed`, every epoch begins its windows at another phase.
     ///
     /// # Errors
-    /// Fewer than `block + 1` tokens.
+    /// A `block` of 0, or fewer than `block + 1` tokens.
     pub fn new(tokens: TokenFile, block: usize, seed: Option<u64>) -> Result<Self> {
-        if tokens.len() < block + 1 {
+        if block == 0 {
+            return Err(Error::data(tokens.path(), "cannot be cut into blocks of 0 tokens: set model.block"));
+        }
+        if tokens.len() <= block {
             let problem = format!(
                 "has {} tokens, but a block of {block} takes {}: lower model.block, give more text, or change \
                  data.val_fraction",
@@ -217,6 +216,48 @@ mod tests {
                 prop_assert!(inputs.iter().zip(&targets).all(|(a, b)| a + 1 == *b) && inputs.len() == block);
             }
         }
+    }
+
+    #[test]
+    fn what_cannot_be_held_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.tok");
+        let error = TokenFile::write(&path, &[3, 70_000], 100).unwrap_err().to_string();
+        assert!(error.contains("token 70000 of a vocabulary of 100"), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        TokenFile::write(&path, &[3; 9], 100).unwrap();
+        assert!(Windows::new(TokenFile::open(&path).unwrap(), 0, None).is_err());
+    }
+
+    #[test]
+    fn of_writers_at_once_one_wins_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.tok");
+        std::thread::scope(|scope| {
+            for n in 0..8u32 {
+                let path = &path;
+                scope.spawn(move || TokenFile::write(path, &vec![n; 5000 + n as usize], 10).unwrap());
+            }
+        });
+        let file = TokenFile::open(&path).unwrap();
+        let mut out = vec![];
+        file.copy(0, file.len(), &mut out);
+        assert!(out.iter().all(|&token| token == out[0]) && out.len() == 5000 + out[0] as usize);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn epochs_cut_at_other_places_only_with_a_seed() {
+        let first = |seed, epoch| {
+            let (_folder, file) = file(&(0..1000).collect::<Vec<_>>(), 1000);
+            let (mut inputs, mut targets) = (vec![], vec![]);
+            Windows::new(file, 50, seed).unwrap().fill(epoch, 0, &mut inputs, &mut targets);
+            inputs[0]
+        };
+        let phases: std::collections::BTreeSet<i64> = (0..40).map(|epoch| first(Some(1), epoch)).collect();
+        assert!(phases.len() > 10 && phases.iter().all(|phase| (0..=50).contains(phase)), "{phases:?}");
+        assert_eq!(first(Some(1), 3), first(Some(1), 3));
+        assert!((0..40).all(|epoch| first(None, epoch) == 0));
     }
 
     #[test]

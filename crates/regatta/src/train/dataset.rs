@@ -16,6 +16,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Grows when the same settings would be prepared differently.
+const PREPARED: u32 = 2;
 /// Bytes of text that one task encodes.
 const PIECE: usize = 1 << 18;
 
@@ -237,10 +239,14 @@ fn prepare(config: &DataConfig) -> Result<PathBuf> {
                 false => format!("{path:?} {} {when:?}", meta.len()),
             }
         }
-        _ => format!("{:?} {}", rust_corpus::registry(), config.max_mib),
+        _ => {
+            let registry = rust_corpus::registry();
+            let crates = registry.as_deref().map(rust_corpus::fingerprint);
+            format!("{registry:?} {crates:x?} {}", config.max_mib)
+        }
     };
     let settings = format!(
-        "{source} {:?} {} {:?} {}",
+        "{PREPARED} {source} {:?} {} {:?} {}",
         config.tokenizer, config.vocab_size, config.tokenizer_path, config.val_fraction
     );
     let folder = config.cache.join(format!("{name}-{:012x}", hash(settings.as_bytes()) >> 16));
