@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::launcher;
 use clap::{Args, Subcommand, ValueEnum};
 use regatta_comm::rendezvous::World;
-use regatta_comm::{Algorithm, Group, Options, ReduceOp, TransportKind};
+use regatta_comm::{Algorithm, Group, Kind, Options, ReduceOp, TransportKind};
 use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -31,6 +31,19 @@ enum Op {
     Broadcast,
     Barrier,
     SendRecv,
+}
+
+impl Op {
+    fn kind(self) -> Kind {
+        match self {
+            Self::AllReduce => Kind::AllReduce,
+            Self::ReduceScatter => Kind::ReduceScatter,
+            Self::AllGather => Kind::AllGather,
+            Self::Broadcast => Kind::Broadcast,
+            Self::Barrier => Kind::Barrier,
+            Self::SendRecv => Kind::Send,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum, Serialize)]
@@ -153,7 +166,7 @@ fn measure(args: &CollectiveArgs, group: &Group) -> Result<ExitCode> {
         let line = Line {
             op: args.op,
             transport: group.transport().to_string(),
-            algorithm: group.algorithm().to_string(),
+            algorithm: group.algorithm(args.op.kind(), bytes).to_string(),
             memory: args.memory,
             world: group.size(),
             bytes,

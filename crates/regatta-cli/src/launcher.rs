@@ -1,8 +1,8 @@
 //! Starts the ranks of a job as local processes, watches them, and ends all when one fails.
 
 use crate::error::Result;
-use regatta_comm::TransportKind;
-use regatta_comm::rendezvous::StoreServer;
+use regatta_comm::rendezvous::{Secret, Security, StoreServer};
+use regatta_comm::{Options, TransportKind};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -50,7 +50,11 @@ pub fn launch(job: &Job) -> Result<ExitCode> {
     if job.workers == 0 {
         return Err("a job has at least 1 worker".into());
     }
-    let store = StoreServer::start("127.0.0.1:0", job.workers)?;
+    let options = Options::from_env()?;
+    // A secret of this job's own: what else runs on this machine cannot join it.
+    let secret = options.secret.map_or_else(Secret::random, Ok)?;
+    let security = Security { secret: Some(secret), tls: options.tls };
+    let store = StoreServer::start("127.0.0.1:0", job.workers, &security)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, interrupted.clone())?;
@@ -58,7 +62,7 @@ pub fn launch(job: &Job) -> Result<ExitCode> {
     let (sender, events) = channel();
     let mut ranks = Vec::new();
     for rank in 0..job.workers {
-        match Rank::start(job, rank, &store, &sender) {
+        match Rank::start(job, rank, &store, &security, &sender) {
             Ok(started) => ranks.push(started),
             Err(error) => {
                 ranks.iter().for_each(|rank| rank.signal(Signal::Kill));
@@ -167,6 +171,7 @@ impl Rank {
         job: &Job,
         rank: usize,
         store: &StoreServer,
+        security: &Security,
         sender: &Sender<(usize, ExitStatus)>,
     ) -> std::io::Result<Self> {
         let mut command = Command::new(&job.program);
@@ -183,6 +188,9 @@ impl Rank {
             (THREADS, job.threads.to_string()),
         ];
         command.envs(variables);
+        if let Some(secret) = &security.secret {
+            command.env("REGATTA_SECRET", secret.to_text());
+        }
         if let Some(transport) = job.transport {
             command.env("REGATTA_TRANSPORT", transport.to_string());
         }

@@ -5,7 +5,7 @@
 //! Prints, for every size, the median time of a call on memory of the caller and on a registered buffer, and
 //! bytes by time. Under a launcher (`mpirun`, `torchrun`, `srun`) it measures that launcher's ranks.
 
-use regatta_comm::rendezvous::{StoreServer, World};
+use regatta_comm::rendezvous::{Security, StoreServer, World};
 use regatta_comm::{Error, Group, Options, ReduceOp, TransportKind};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
@@ -36,7 +36,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
             threads.into_iter().try_for_each(|thread| Ok(thread.join().map_err(|_| "a rank panicked")??))
         });
     }
-    let server = StoreServer::start("127.0.0.1:0", ranks)?;
+    let server = StoreServer::start("127.0.0.1:0", ranks, &Security::default())?;
     let children: Vec<_> = (0..ranks)
         .map(|rank| {
             Command::new(std::env::current_exe()?)
@@ -55,7 +55,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
 
 fn measure(group: &Group) -> Result<(), Error> {
     if group.rank() == 0 {
-        println!("{} ranks over {}, {}", group.size(), group.transport(), group.algorithm());
+        println!("{} ranks over {}", group.size(), group.transport());
         println!("{:>10}  {:>21}  {:>21}", "bytes", "private", "registered");
     }
     for bytes in SIZES {

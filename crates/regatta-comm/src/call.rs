@@ -3,16 +3,52 @@
 use crate::element::{DType, ReduceOp};
 use std::fmt;
 
-/// The operations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Kind {
-    AllReduce = 1,
-    ReduceScatter,
-    AllGather,
-    Broadcast,
-    Barrier,
-    Send,
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $code:literal $kind:ident = $name:literal),* $(,)?) => {
+        /// The operations.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Kind {
+            $($(#[$doc])* $kind = $code),*
+        }
+
+        impl Kind {
+            /// All operations.
+            pub const ALL: &'static [Self] = &[$(Self::$kind),*];
+
+            /// Its name, as the method's of [`Group`](crate::Group).
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name),*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Reduction, left on all ranks.
+    1 AllReduce = "all_reduce",
+    /// Reduction, left on one rank.
+    2 Reduce = "reduce",
+    /// Reduction, left in parts on all ranks.
+    3 ReduceScatter = "reduce_scatter",
+    /// Everyone's numbers to everyone.
+    4 AllGather = "all_gather",
+    /// Everyone's numbers to one rank.
+    5 Gather = "gather",
+    /// One rank's numbers in parts to everyone.
+    6 Scatter = "scatter",
+    /// One rank's numbers to everyone.
+    7 Broadcast = "broadcast",
+    /// A part of everyone's numbers to everyone.
+    8 AllToAll = "all_to_all",
+    /// Nothing but waiting.
+    9 Barrier = "barrier",
+    /// From one rank to another.
+    10 Send = "send/recv",
+    /// A rank has run out of data.
+    11 Join = "join",
 }
 
 /// One call of an operation. All ranks of a group must agree on every field.
@@ -24,14 +60,20 @@ pub(crate) struct Call {
     pub root: u32,
     /// Elements.
     pub len: u64,
+    /// Low half of the group's id.
+    pub group: u32,
+    /// Number of the operation in its group, from 1; of a message, its number between the two ranks.
+    pub sequence: u32,
+    /// Digest of what else ranks must agree on: counts, factors. 0: nothing.
+    pub detail: u64,
 }
 
 /// Bytes of an encoded call.
-pub(crate) const ENCODED: usize = 16;
+pub(crate) const ENCODED: usize = 32;
 
 impl Call {
     pub(crate) fn new(kind: Kind, dtype: DType, len: usize) -> Self {
-        Self { kind, dtype, op: ReduceOp::Sum, root: 0, len: len as u64 }
+        Self { kind, dtype, op: ReduceOp::Sum, root: 0, len: len as u64, group: 0, sequence: 0, detail: 0 }
     }
 
     pub(crate) fn op(self, op: ReduceOp) -> Self {
@@ -42,56 +84,82 @@ impl Call {
         Self { root: root as u32, ..self }
     }
 
-    /// As two words.
-    pub(crate) fn encode(self) -> [u64; 2] {
+    /// Adds words that ranks must agree on.
+    pub(crate) fn detail(self, words: impl IntoIterator<Item = u64>) -> Self {
+        let mut words = words.into_iter().peekable();
+        if words.peek().is_none() {
+            return self;
+        }
+        Self { detail: digest(self.detail, words), ..self }
+    }
+
+    /// As words.
+    pub(crate) fn encode(self) -> [u64; 4] {
         let codes =
             u64::from(self.kind as u8) | u64::from(self.dtype as u8) << 8 | u64::from(self.op as u8) << 16;
-        [codes | u64::from(self.root) << 32, self.len]
+        let place = u64::from(self.group) << 32 | u64::from(self.sequence);
+        [codes | u64::from(self.root) << 32, self.len, place, self.detail]
     }
 
     /// The call that was encoded, or nothing where the words are none.
-    pub(crate) fn decode([codes, len]: [u64; 2]) -> Option<Self> {
-        let kind = match codes as u8 {
-            1 => Kind::AllReduce,
-            2 => Kind::ReduceScatter,
-            3 => Kind::AllGather,
-            4 => Kind::Broadcast,
-            5 => Kind::Barrier,
-            6 => Kind::Send,
-            _ => return None,
-        };
+    pub(crate) fn decode([codes, len, place, detail]: [u64; 4]) -> Option<Self> {
+        let kind = Kind::ALL.iter().copied().find(|kind| *kind as u8 == codes as u8)?;
         let dtype = DType::from_code((codes >> 8) as u8)?;
         let op = ReduceOp::from_code((codes >> 16) as u8)?;
-        Some(Self { kind, dtype, op, root: (codes >> 32) as u32, len })
+        if (codes >> 24) as u8 != 0 {
+            return None;
+        }
+        let (group, sequence) = ((place >> 32) as u32, place as u32);
+        Some(Self { kind, dtype, op, root: (codes >> 32) as u32, len, group, sequence, detail })
     }
 
     /// As bytes, for a message.
     pub(crate) fn to_bytes(self) -> [u8; ENCODED] {
-        let [a, b] = self.encode();
         let mut bytes = [0; ENCODED];
-        bytes[..8].copy_from_slice(&a.to_le_bytes());
-        bytes[8..].copy_from_slice(&b.to_le_bytes());
+        for (bytes, word) in bytes.chunks_exact_mut(8).zip(self.encode()) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
         bytes
     }
 
     /// From a message's bytes.
-    pub(crate) fn from_bytes(bytes: [u8; ENCODED]) -> Option<Self> {
-        let (a, b) = bytes.split_at(8);
-        Self::decode([u64::from_le_bytes(a.try_into().ok()?), u64::from_le_bytes(b.try_into().ok()?)])
+    pub(crate) fn from_bytes(bytes: &[u8; ENCODED]) -> Option<Self> {
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().ok()?);
+        }
+        Self::decode(words)
     }
+}
+
+/// A digest of words; never 0. FNV-1a (Fowler, Noll & Vo).
+pub(crate) fn digest(start: u64, words: impl IntoIterator<Item = u64>) -> u64 {
+    let fold = |hash: u64, word: u64| {
+        word.to_le_bytes()
+            .iter()
+            .fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    };
+    words.into_iter().fold(start ^ 0xcbf2_9ce4_8422_2325, fold).max(1)
 }
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { dtype, op, root, len, .. } = self;
-        match self.kind {
-            Kind::AllReduce => write!(f, "all_reduce {dtype}[{len}] {op}"),
-            Kind::ReduceScatter => write!(f, "reduce_scatter {dtype}[{len}] {op}"),
-            Kind::AllGather => write!(f, "all_gather {dtype}[{len}]"),
-            Kind::Broadcast => write!(f, "broadcast {dtype}[{len}] from {root}"),
-            Kind::Barrier => write!(f, "barrier"),
-            Kind::Send => write!(f, "send/recv {dtype}[{len}]"),
+        let Self { kind, dtype, op, root, len, sequence, detail, .. } = self;
+        write!(f, "{} #{sequence}", kind.name())?;
+        if !matches!(kind, Kind::Barrier | Kind::Join) {
+            write!(f, " {dtype}[{len}]")?;
         }
+        match kind {
+            Kind::AllReduce | Kind::ReduceScatter => write!(f, " {op}")?,
+            Kind::Reduce => write!(f, " {op} to {root}")?,
+            Kind::Gather => write!(f, " to {root}")?,
+            Kind::Broadcast | Kind::Scatter => write!(f, " from {root}")?,
+            _ => {}
+        }
+        if *detail != 0 {
+            write!(f, " (counts or factors {:04x})", detail >> 48)?;
+        }
+        Ok(())
     }
 }
 
@@ -108,16 +176,20 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_decode_without_panic(bytes in any::<[u8; ENCODED]>()) {
-            if let Some(call) = Call::from_bytes(bytes) {
-                prop_assert_eq!(Call::from_bytes(call.to_bytes()), Some(call));
+            if let Some(call) = Call::from_bytes(&bytes) {
+                prop_assert_eq!(Call::from_bytes(&call.to_bytes()), Some(call));
             }
         }
     }
 
     #[test]
     fn prints_as_it_was_called() {
-        let call = Call::new(Kind::AllReduce, DType::F32, 1024).op(ReduceOp::Mean);
-        assert_eq!(call.to_string(), "all_reduce f32[1024] mean");
-        assert_eq!(Call::from_bytes(call.to_bytes()), Some(call));
+        let call = Call { sequence: 17, ..Call::new(Kind::AllReduce, DType::F32, 1024).op(ReduceOp::Mean) };
+        assert_eq!(call.to_string(), "all_reduce #17 f32[1024] mean");
+        assert_eq!(Call::from_bytes(&call.to_bytes()), Some(call));
+        let other = call.detail([1, 2]);
+        assert_ne!(other.detail, call.detail([2, 1]).detail);
+        assert_ne!(other.to_string(), call.to_string());
+        assert_eq!(call.detail([]), call);
     }
 }

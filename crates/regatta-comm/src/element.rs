@@ -1,8 +1,10 @@
 //! The numbers that are communicated, and what is done with them.
 
+use crate::error::{Error, Result};
 use crate::float16;
 use half::{bf16, f16};
 use std::fmt;
+use std::str::FromStr;
 
 /// A type of number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,9 +30,26 @@ pub enum DType {
 
 impl DType {
     pub(crate) fn from_code(code: u8) -> Option<Self> {
-        [Self::F32, Self::F64, Self::F16, Self::BF16, Self::I32, Self::I64, Self::U8, Self::I8]
-            .into_iter()
-            .find(|dtype| *dtype as u8 == code)
+        Self::ALL.into_iter().find(|dtype| *dtype as u8 == code)
+    }
+
+    /// All types.
+    pub const ALL: [Self; 8] =
+        [Self::F32, Self::F64, Self::F16, Self::BF16, Self::I32, Self::I64, Self::U8, Self::I8];
+
+    /// Whether it is a type of floating-point numbers.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F64 | Self::F16 | Self::BF16)
+    }
+
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::U8 | Self::I8 => 1,
+            Self::F16 | Self::BF16 => 2,
+            Self::F32 | Self::I32 => 4,
+            Self::F64 | Self::I64 => 8,
+        }
     }
 }
 
@@ -54,11 +73,50 @@ pub enum ReduceOp {
     Max,
     /// Their product; integers wrap around.
     Product,
+    /// Bitwise and; integers only.
+    And,
+    /// Bitwise or; integers only.
+    Or,
+    /// Adasum: adds what is orthogonal and averages what is parallel, pair by pair of ranks (Maleki et al. 2021,
+    /// "Scaling distributed training with adaptive summation"); floats only, all_reduce only.
+    Adasum,
 }
 
 impl ReduceOp {
     pub(crate) fn from_code(code: u8) -> Option<Self> {
-        [Self::Sum, Self::Mean, Self::Min, Self::Max, Self::Product].into_iter().find(|op| *op as u8 == code)
+        Self::ALL.into_iter().find(|op| *op as u8 == code)
+    }
+
+    /// All reductions.
+    pub const ALL: [Self; 8] = [
+        Self::Sum,
+        Self::Mean,
+        Self::Min,
+        Self::Max,
+        Self::Product,
+        Self::And,
+        Self::Or,
+        Self::Adasum,
+    ];
+
+    /// Whether numbers of this type can be reduced so.
+    pub fn suits(self, dtype: DType) -> bool {
+        match self {
+            Self::And | Self::Or => !dtype.is_float(),
+            Self::Adasum => dtype.is_float(),
+            _ => true,
+        }
+    }
+
+    /// The reduction of numbers multiplied by `factor` on this rank. The factor may differ from rank to rank, as
+    /// weights do.
+    pub fn scaled_before(self, factor: f64) -> Reduction {
+        Reduction { before: factor, ..self.into() }
+    }
+
+    /// The reduction, multiplied by `factor` in the end: the same one on all ranks.
+    pub fn scaled_after(self, factor: f64) -> Reduction {
+        Reduction { after: factor, ..self.into() }
     }
 }
 
@@ -68,12 +126,51 @@ impl fmt::Display for ReduceOp {
     }
 }
 
+/// A reduction with factors before and after it, as Horovod's `prescale_factor` and `postscale_factor`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reduction {
+    /// How values of several ranks become one.
+    pub op: ReduceOp,
+    /// This rank's numbers are multiplied by it first, and rounded to their type.
+    pub before: f64,
+    /// The result is multiplied by it; the same on all ranks.
+    pub after: f64,
+}
+
+impl From<ReduceOp> for Reduction {
+    fn from(op: ReduceOp) -> Self {
+        Self { op, before: 1.0, after: 1.0 }
+    }
+}
+
+impl FromStr for ReduceOp {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|op| op.to_string() == text)
+            .ok_or_else(|| Error::Usage(format!("unknown reduction `{text}`")))
+    }
+}
+
+impl FromStr for DType {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|dtype| dtype.to_string() == text)
+            .ok_or_else(|| Error::Usage(format!("unknown type of number `{text}`")))
+    }
+}
+
 /// A number that ranks can exchange and reduce.
 pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug + 'static {
     /// Its type, as peers see it.
     const DTYPE: DType;
     /// The type that it is accumulated in: itself, or f32 for the 16-bit floats.
-    type Wide: Copy;
+    type Wide: Element;
     #[doc(hidden)]
     fn widen(self) -> Self::Wide;
     #[doc(hidden)]
@@ -88,10 +185,22 @@ pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug + 'static {
     fn max(a: Self::Wide, b: Self::Wide) -> Self::Wide;
     #[doc(hidden)]
     fn divide(a: Self::Wide, ranks: usize) -> Self::Wide;
+    #[doc(hidden)]
+    fn and(a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    #[doc(hidden)]
+    fn or(a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    #[doc(hidden)]
+    fn to_f64(self) -> f64;
+    /// The nearest number of the type; integers are rounded towards zero and kept in range.
+    #[doc(hidden)]
+    fn from_f64(value: f64) -> Self;
+    /// The number that changes no reduction by `op`.
+    #[doc(hidden)]
+    fn neutral(op: ReduceOp) -> Self;
 }
 
 macro_rules! float {
-    ($type:ty, $wide:ty, $dtype:ident, $widen:expr, $narrow:expr) => {
+    ($type:ty, $wide:ty, $dtype:ident, $widen:expr, $narrow:expr, $from:expr) => {
         impl Element for $type {
             const DTYPE: DType = DType::$dtype;
             type Wide = $wide;
@@ -122,6 +231,31 @@ macro_rules! float {
             #[inline(always)]
             fn divide(a: $wide, ranks: usize) -> $wide {
                 a / ranks as $wide
+            }
+            // Refused before anything is sent: `ReduceOp::suits`.
+            #[inline(always)]
+            fn and(a: $wide, _: $wide) -> $wide {
+                a
+            }
+            #[inline(always)]
+            fn or(a: $wide, _: $wide) -> $wide {
+                a
+            }
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self {
+                $from(value)
+            }
+            fn neutral(op: ReduceOp) -> Self {
+                match op {
+                    ReduceOp::Min => <$type>::INFINITY,
+                    ReduceOp::Max => <$type>::NEG_INFINITY,
+                    ReduceOp::Product => $from(1.0),
+                    _ => $from(0.0),
+                }
             }
         }
     };
@@ -160,14 +294,39 @@ macro_rules! integer {
             fn divide(a: $type, ranks: usize) -> $type {
                 (a as i128 / ranks as i128) as $type
             }
+            #[inline(always)]
+            fn and(a: $type, b: $type) -> $type {
+                a & b
+            }
+            #[inline(always)]
+            fn or(a: $type, b: $type) -> $type {
+                a | b
+            }
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                self as f64
+            }
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self {
+                value as $type
+            }
+            fn neutral(op: ReduceOp) -> Self {
+                match op {
+                    ReduceOp::Min => <$type>::MAX,
+                    ReduceOp::Max => <$type>::MIN,
+                    ReduceOp::Product => 1,
+                    ReduceOp::And => !0,
+                    _ => 0,
+                }
+            }
         }
     };
 }
 
-float!(f32, f32, F32, |x| x, |x| x);
-float!(f64, f64, F64, |x| x, |x| x);
-float!(f16, f32, F16, float16::widen, float16::narrow);
-float!(bf16, f32, BF16, |x: bf16| x.to_f32(), bf16::from_f32);
+float!(f32, f32, F32, |x| x, |x| x, |x: f64| x as f32);
+float!(f64, f64, F64, |x| x, |x| x, |x: f64| x);
+float!(f16, f32, F16, float16::widen, float16::narrow, f16::from_f64);
+float!(bf16, f32, BF16, |x: bf16| x.to_f32(), bf16::from_f32, bf16::from_f64);
 integer!(i32, I32);
 integer!(i64, I64);
 integer!(u8, U8);

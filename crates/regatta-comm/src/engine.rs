@@ -1,26 +1,33 @@
-//! Carries out operations: hands them to the algorithm, counts them, and turns a failure into the end of the job.
+//! Carries out operations: numbers them, hands them to an algorithm, records them, and turns a failure into the end
+//! of the job.
 
-use crate::algorithm::{Algorithm, Context, direct, ring, stream};
+use crate::algorithm::direct::Registered;
+use crate::algorithm::run::Pool;
+use crate::algorithm::select::possible;
+use crate::algorithm::{Algorithm, Context, Session};
 use crate::call::{Call, Kind};
-use crate::element::{DType, Element, ReduceOp};
+use crate::element::ReduceOp;
 use crate::error::{Error, Result};
 use crate::job::{Job, Memory};
 use crate::options::Options;
+use crate::recorder::{Recorder, Whose};
 use crate::transport::shared::Shared;
 use crate::transport::{Transport, TransportKind};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Bytes that go on together in a stream: stay in the second-level cache.
+const CHUNK: usize = 128 << 10;
 
 /// What operations need, shared with the communication thread.
 pub(crate) struct Core {
     pub(crate) context: Context,
     pub(crate) options: Options,
     pub(crate) kind: TransportKind,
-    pub(crate) algorithm: Algorithm,
     pub(crate) memory: Option<Arc<dyn Memory>>,
+    pub(crate) id: u64,
     engine: Mutex<Engine>,
-    /// Memory that an operation needs for its time; as large as the largest so far.
-    scratch: Mutex<Vec<u64>>,
     pub(crate) job: Arc<Job>,
 }
 
@@ -28,6 +35,11 @@ struct Engine {
     transport: Box<dyn Transport>,
     failed: Option<Error>,
     traffic: Traffic,
+    /// Collective operations so far.
+    sequence: u32,
+    /// Messages so far, by peer and whether they were sent.
+    messages: HashMap<(usize, bool), u32>,
+    pool: Pool,
 }
 
 /// What a group has done so far on this rank.
@@ -41,197 +53,176 @@ pub struct Traffic {
     pub busy: Duration,
 }
 
+/// One operation that is being carried out.
+pub(crate) struct Turn<'a> {
+    pub session: Session<'a>,
+    pub algorithm: Algorithm,
+    registered: Option<&'a dyn Registered>,
+}
+
+impl<'a> Turn<'a> {
+    /// The shared memory and the registered memory, for the direct algorithms.
+    pub(crate) fn direct(&mut self) -> Result<(&mut Shared, Option<&'a dyn Registered>, Call)> {
+        let call = self.session.call;
+        let registered = self.registered;
+        let shared = self.session.transport.shared();
+        let shared =
+            shared.ok_or_else(|| Error::Usage("the direct algorithm needs shared memory".into()))?;
+        Ok((shared, registered, call))
+    }
+}
+
+/// How one operation is to be carried out.
+#[derive(Clone, Copy)]
+pub(crate) struct Manner {
+    /// Bytes of data, of the larger side.
+    pub bytes: usize,
+    /// Parts differ in length from rank to rank.
+    pub uneven: bool,
+    /// The peer of a message, and whether it is sent.
+    pub message: Option<(usize, bool)>,
+    /// How long to look for peers before sleeping.
+    pub patience: Duration,
+}
+
 impl Core {
     pub(crate) fn new(
         job: Arc<Job>,
+        id: u64,
         context: Context,
         options: Options,
         transport: Box<dyn Transport>,
         memory: Option<Arc<dyn Memory>>,
-        algorithm: Algorithm,
     ) -> Self {
         let kind = transport.kind();
-        let engine = Mutex::new(Engine { transport, failed: None, traffic: Traffic::default() });
-        Self { context, options, kind, algorithm, memory, engine, scratch: Mutex::default(), job }
+        let engine = Engine {
+            transport,
+            failed: None,
+            traffic: Traffic::default(),
+            sequence: 0,
+            messages: HashMap::new(),
+            pool: vec![],
+        };
+        Self { context, options, kind, memory, id, engine: Mutex::new(engine), job }
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
         self.lock().traffic
     }
 
+    /// Collective operations so far.
+    pub(crate) fn sequence(&self) -> u32 {
+        self.lock().sequence
+    }
+
     fn lock(&self) -> MutexGuard<'_, Engine> {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn recorder(&self) -> MutexGuard<'_, Recorder> {
+        self.context.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How `kind` is carried out with `bytes` of data.
+    pub(crate) fn choose(&self, kind: Kind, op: ReduceOp, bytes: usize, uneven: bool) -> Algorithm {
+        let suits = |algorithm: &Algorithm| {
+            possible(*algorithm, kind, self.kind, uneven)
+                // Its combination is not done element by element.
+                && !(op == ReduceOp::Adasum && matches!(algorithm, Algorithm::Direct | Algorithm::Native | Algorithm::Hierarchical))
+        };
+        let table = || self.job.tuning.choose(kind, self.kind, self.context.size, bytes);
+        let chosen = self.options.algorithm.filter(suits).unwrap_or_else(table);
+        match suits(&chosen) {
+            true => chosen,
+            false if kind == Kind::AllToAll => Algorithm::Pairwise,
+            false => Algorithm::Ring,
+        }
+    }
+
     /// Runs one operation; after a failure, ends the job.
-    fn run(
+    pub(crate) fn run(
         &self,
         call: Call,
-        bytes: usize,
-        patience: Duration,
-        operation: impl FnOnce(&mut dyn Transport) -> Result<()>,
+        manner: Manner,
+        operation: impl FnOnce(&mut Turn<'_>) -> Result<()>,
     ) -> Result<()> {
         let mut engine = self.lock();
+        let engine = &mut *engine;
         if let Some(error) = &engine.failed {
             return Err(error.clone());
         }
+        let counter = match manner.message {
+            None => &mut engine.sequence,
+            Some(message) => engine.messages.entry(message).or_default(),
+        };
+        *counter = counter.wrapping_add(1);
+        let call = Call { group: self.id as u32, sequence: *counter, ..call };
         let begun = Instant::now();
-        engine.transport.set_patience(patience);
-        let outcome = self.context.health.check().and_then(|()| match self.context.size {
-            1 => Ok(()),
-            _ => operation(&mut *engine.transport),
+        self.recorder().begin(call, begun);
+        engine.transport.set_patience(manner.patience);
+        let outcome = self.context.health.check().and_then(|()| {
+            if self.context.size == 1 {
+                return Ok(());
+            }
+            self.context.joining.invite(&self.context, call)?;
+            let algorithm = self.choose(call.kind, call.op, manner.bytes, manner.uneven);
+            let session = Session {
+                transport: &mut *engine.transport,
+                context: &self.context,
+                call,
+                pool: &mut engine.pool,
+                chunk: CHUNK,
+            };
+            let registered = self.memory.as_ref().map(|memory| &**memory as &dyn Registered);
+            operation(&mut Turn { session, algorithm, registered })
         });
         let Err(error) = outcome else {
+            let ended = Instant::now();
+            self.recorder().end(ended);
+            self.context.notes.clear();
             engine.traffic.operations += 1;
-            engine.traffic.bytes += bytes as u64;
-            engine.traffic.busy += begun.elapsed();
+            engine.traffic.bytes += manner.bytes as u64;
+            engine.traffic.busy += ended - begun;
             return Ok(());
         };
         let error = match error {
             Error::PeerDied { rank, .. } => {
                 self.context.health.verdict(Error::PeerDied { rank, call: call.to_string() })
             }
-            Error::Deadline { rank, call, waited } => {
-                // Others may have learnt more meanwhile.
-                let rank = self.job.blame(rank);
-                self.context.health.check().err().unwrap_or(Error::Deadline { rank, call, waited })
-            }
+            // Others may have learnt more meanwhile.
+            error @ Error::Deadline { .. } => self.context.health.check().err().unwrap_or(error),
             error => error,
         };
         engine.failed = Some(error.clone());
-        drop(engine);
         if !matches!(error, Error::Aborted { .. }) {
             self.job.abort(&error.to_string());
         }
+        self.write_trace(&error);
         Err(error)
     }
 
-    /// The shared memory, for the direct algorithms.
-    fn shared(transport: &mut dyn Transport) -> Result<&mut Shared> {
-        transport.shared().ok_or_else(|| Error::Usage("the direct algorithm needs shared memory".into()))
-    }
-
-    fn registered(&self) -> Option<&dyn direct::Registered> {
-        self.memory.as_ref().map(|memory| &**memory as &dyn direct::Registered)
-    }
-
-    fn fits(&self, what: &str, whole: usize, part: usize) -> Result<()> {
-        let size = self.context.size;
-        if Some(whole) == part.checked_mul(size) {
-            return Ok(());
+    /// Writes the last operations down, where that is wanted.
+    fn write_trace(&self, failure: &Error) {
+        let Some(folder) = &self.options.trace else { return };
+        let folder = folder.join(self.job.name());
+        let whose = Whose {
+            rank: self.job.rank,
+            world: self.job.size,
+            group: self.id,
+            members: &self.context.names,
+            clock_offset_us: self.job.clock_offset_us(),
+        };
+        // The failure itself is what the caller is told; a full disk must not hide it.
+        if self.recorder().write(&folder, &whose, &failure.to_string()).is_ok() {
+            let folder = folder.display();
+            eprintln!("the last operations of rank {} are in {folder}: see `regatta trace {folder}`", whose.rank);
         }
-        Err(Error::Usage(format!(
-            "{what}: {whole} elements are not {size} parts (one for each rank) of {part} elements"
-        )))
     }
 
-    fn rank_exists(&self, what: &str, rank: usize) -> Result<()> {
+    pub(crate) fn rank_exists(&self, what: &str, rank: usize) -> Result<()> {
         if rank < self.context.size {
             return Ok(());
         }
         Err(Error::Usage(format!("{what}: there is no rank {rank} in a group of {}", self.context.size)))
-    }
-
-    pub(crate) fn all_reduce<T: Element>(
-        &self,
-        data: &mut [T],
-        op: ReduceOp,
-        patience: Duration,
-    ) -> Result<()> {
-        let call = Call::new(Kind::AllReduce, T::DTYPE, data.len()).op(op);
-        self.run(call, size_of_val(data), patience, |transport| match self.algorithm {
-            Algorithm::Direct => direct::all_reduce(Self::shared(transport)?, self.registered(), call, data),
-            Algorithm::Ring => ring::all_reduce(transport, &self.context, call, data),
-        })
-    }
-
-    pub(crate) fn reduce_scatter<T: Element>(
-        &self,
-        input: &[T],
-        output: &mut [T],
-        op: ReduceOp,
-        patience: Duration,
-    ) -> Result<()> {
-        self.fits("reduce_scatter", input.len(), output.len())?;
-        if self.context.size == 1 {
-            output.copy_from_slice(input);
-        }
-        let call = Call::new(Kind::ReduceScatter, T::DTYPE, output.len()).op(op);
-        self.run(call, size_of_val(input), patience, |transport| match self.algorithm {
-            Algorithm::Direct => {
-                direct::reduce_scatter(Self::shared(transport)?, self.registered(), call, input, output)
-            }
-            Algorithm::Ring => {
-                let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-                ring::reduce_scatter(transport, &self.context, call, input, output, &mut scratch)
-            }
-        })
-    }
-
-    pub(crate) fn all_gather<T: Element>(
-        &self,
-        input: &[T],
-        output: &mut [T],
-        patience: Duration,
-    ) -> Result<()> {
-        self.fits("all_gather", output.len(), input.len())?;
-        if self.context.size == 1 {
-            output.copy_from_slice(input);
-        }
-        let call = Call::new(Kind::AllGather, T::DTYPE, input.len());
-        self.run(call, size_of_val(output), patience, |transport| match self.algorithm {
-            Algorithm::Direct => {
-                direct::all_gather(Self::shared(transport)?, self.registered(), call, input, output)
-            }
-            Algorithm::Ring => ring::all_gather(transport, &self.context, call, input, output),
-        })
-    }
-
-    pub(crate) fn broadcast<T: Element>(
-        &self,
-        data: &mut [T],
-        root: usize,
-        patience: Duration,
-    ) -> Result<()> {
-        self.rank_exists("broadcast", root)?;
-        let call = Call::new(Kind::Broadcast, T::DTYPE, data.len()).root(root);
-        self.run(call, size_of_val(data), patience, |transport| match self.algorithm {
-            Algorithm::Direct => direct::broadcast(Self::shared(transport)?, self.registered(), call, data),
-            Algorithm::Ring => ring::broadcast(transport, &self.context, call, data),
-        })
-    }
-
-    pub(crate) fn barrier(&self, patience: Duration) -> Result<()> {
-        let call = Call::new(Kind::Barrier, DType::U8, 0);
-        self.run(call, 0, patience, |transport| match self.algorithm {
-            Algorithm::Direct => direct::barrier(Self::shared(transport)?, call),
-            Algorithm::Ring => stream::barrier(transport, &self.context, call),
-        })
-    }
-
-    fn other(&self, what: &str, peer: usize) -> Result<()> {
-        self.rank_exists(what, peer)?;
-        if peer == self.context.rank {
-            return Err(Error::Usage(format!("{what}: rank {peer} is this rank itself")));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn send<T: Element>(&self, data: &[T], to: usize, patience: Duration) -> Result<()> {
-        self.other("send", to)?;
-        let call = Call::new(Kind::Send, T::DTYPE, data.len());
-        self.run(call, size_of_val(data), patience, |transport| {
-            let mut streams = stream::Streams { transport, context: &self.context, call };
-            streams.exchange(Some((to, bytemuck::cast_slice(data))), None)
-        })
-    }
-
-    pub(crate) fn recv<T: Element>(&self, data: &mut [T], from: usize, patience: Duration) -> Result<()> {
-        self.other("recv", from)?;
-        let call = Call::new(Kind::Send, T::DTYPE, data.len());
-        self.run(call, size_of_val(data), patience, |transport| {
-            let mut streams = stream::Streams { transport, context: &self.context, call };
-            streams.exchange(None, Some((from, bytemuck::cast_slice_mut(data))))
-        })
     }
 }

@@ -1,19 +1,26 @@
 //! The only face of communication: a group of ranks and its collective operations.
 
-use crate::algorithm::{Algorithm, Context, select};
+mod collectives;
+mod fused;
+mod handles;
+mod join;
+
+use crate::algorithm::{Algorithm, Context};
 use crate::buffer::Buffer;
+use crate::call::{Kind, digest};
 use crate::element::{Element, ReduceOp};
 use crate::engine::{Core, Traffic};
-#[cfg(doc)]
-use crate::error::Error;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::job::{Job, Link};
+use crate::joining::Joining;
+use crate::notes::Notes;
 use crate::options::Options;
-use crate::queue::{Pending, Queue};
+use crate::queue::Queue;
 use crate::rendezvous::World;
 use crate::transport::TransportKind;
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long a call that its caller waits for looks for its peers before it sleeps.
@@ -37,7 +44,10 @@ struct Inner {
     core: Arc<Core>,
     local: (usize, usize),
     splits: AtomicU64,
-    id: u64,
+    /// Subgroups made so far, by their members.
+    subgroups: Mutex<HashMap<Vec<usize>, u64>>,
+    /// Rounds of joining that have ended.
+    joinings: AtomicU64,
 }
 
 impl Group {
@@ -60,7 +70,7 @@ impl Group {
     pub fn connect(world: &World, options: &Options) -> Result<Self> {
         let job = Arc::new(Job::connect(world, options)?);
         let names: Arc<[usize]> = (0..world.size).collect();
-        Self::join(job, 0, world.rank, names, (world.local_rank, world.local_size), options)
+        Self::enter(job, 0, world.rank, names, (world.local_rank, world.local_size), options)
     }
 
     /// `size` ranks of this process, one for each thread that is to be one.
@@ -72,8 +82,8 @@ impl Group {
     pub fn threads_with(size: usize, options: &Options) -> Vec<Self> {
         let names: Arc<[usize]> = (0..size).collect();
         let options = Options { transport: None, ..options.clone() };
-        let join = |(rank, job)| Self::join(Arc::new(job), 0, rank, names.clone(), (rank, size), &options);
-        Job::threads(size)
+        let join = |(rank, job)| Self::enter(Arc::new(job), 0, rank, names.clone(), (rank, size), &options);
+        Job::threads(size, &options)
             .into_iter()
             .enumerate()
             .map(|rank_and_job| join(rank_and_job).expect("memory of this process needs no peer"))
@@ -82,11 +92,11 @@ impl Group {
 
     /// A group of one: every operation is local.
     pub fn solo() -> Self {
-        let joined = Self::join(Arc::new(Job::solo()), 0, 0, [0].into(), (0, 1), &Options::default());
+        let joined = Self::enter(Arc::new(Job::solo()), 0, 0, [0].into(), (0, 1), &Options::default());
         joined.expect("a group of one needs no peer")
     }
 
-    fn join(
+    fn enter(
         job: Arc<Job>,
         id: u64,
         rank: usize,
@@ -94,17 +104,32 @@ impl Group {
         local: (usize, usize),
         options: &Options,
     ) -> Result<Self> {
-        let health = job.health.clone();
-        let context = Context { rank, size: names.len(), names, health, deadline: options.deadline };
-        let linked = job.link(id, &context, options).and_then(|link| {
-            let algorithm = select(link.transport.kind(), options.algorithm)?;
-            Ok((link, algorithm))
-        });
-        let (Link { transport, memory }, algorithm) =
-            linked.inspect_err(|error| job.abort(&error.to_string()))?;
-        let core = Core::new(job, context, options.clone(), transport, memory, algorithm);
-        let inner =
-            Inner { queue: Queue::default(), core: Arc::new(core), local, splits: AtomicU64::new(0), id };
+        let world = names[rank];
+        let notes = Notes::new(job.directory(), id, world);
+        let context = Context {
+            rank,
+            size: names.len(),
+            hosts: job.by_host(&names).into(),
+            names,
+            health: job.health.clone(),
+            joining: Arc::new(Joining::new(notes.token(0))),
+            notes: Arc::new(notes),
+            recorder: Arc::default(),
+            deadline: options.deadline,
+            warn: options.warn,
+            on_late: options.on_late,
+        };
+        let linked = job.link(id, &context, options);
+        let Link { transport, memory } = linked.inspect_err(|error| job.abort(&error.to_string()))?;
+        let core = Core::new(job, id, context, options.clone(), transport, memory);
+        let inner = Inner {
+            queue: Queue::default(),
+            core: Arc::new(core),
+            local,
+            splits: AtomicU64::new(0),
+            subgroups: Mutex::default(),
+            joinings: AtomicU64::new(0),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -137,9 +162,19 @@ impl Group {
         self.core().kind
     }
 
-    /// How its collective operations are carried out.
-    pub fn algorithm(&self) -> Algorithm {
-        self.core().algorithm
+    /// How an operation with `bytes` of data (on the larger side of a rank) is carried out.
+    pub fn algorithm(&self, kind: Kind, bytes: usize) -> Algorithm {
+        self.core().choose(kind, ReduceOp::Sum, bytes, false)
+    }
+
+    /// The ranks of the job that are in the group, by rank of the group.
+    pub fn members(&self) -> &[usize] {
+        &self.core().context.names
+    }
+
+    /// The ranks of the group by host.
+    pub fn hosts(&self) -> &[Vec<usize>] {
+        &self.core().context.hosts
     }
 
     /// What this rank has done in the group so far.
@@ -168,13 +203,35 @@ impl Group {
         members.sort_unstable();
         let rank = members.iter().position(|&(_, rank)| rank == self.rank()).unwrap_or(0);
         let names = members.iter().map(|&(_, rank)| self.core().context.names[rank]).collect();
-        let id = [number + 1, color].iter().fold(self.inner.id ^ 0xcbf2_9ce4_8422_2325, |id, word| {
-            word.to_le_bytes()
-                .iter()
-                .fold(id, |id, byte| (id ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-        });
+        let id = digest(self.core().id, [1, number, color]);
         let core = self.core();
-        Self::join(core.job.clone(), id, rank, names, self.inner.local, &core.options).map(Some)
+        Self::enter(core.job.clone(), id, rank, names, self.inner.local, &core.options).map(Some)
+    }
+
+    /// The group of these `ranks` of this group, numbered in this order. Only they call it, all with the same list.
+    ///
+    /// # Errors
+    /// A list with a rank twice, an unknown one, or without this one; else a failure of communication.
+    pub fn subgroup(&self, ranks: &[usize]) -> Result<Self> {
+        let core = self.core();
+        for (index, &rank) in ranks.iter().enumerate() {
+            core.rank_exists("subgroup", rank)?;
+            if ranks[..index].contains(&rank) {
+                return Err(Error::Usage(format!("subgroup: rank {rank} is in the list twice")));
+            }
+        }
+        let Some(rank) = ranks.iter().position(|&rank| rank == self.rank()) else {
+            return Err(Error::Usage(format!("subgroup: rank {} is not in its list", self.rank())));
+        };
+        let number = {
+            let mut made = self.inner.subgroups.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = made.entry(ranks.to_vec()).or_default();
+            *count += 1;
+            *count
+        };
+        let id = digest(core.id, [2, number].into_iter().chain(ranks.iter().map(|&rank| rank as u64)));
+        let names = ranks.iter().map(|&rank| core.context.names[rank]).collect();
+        Self::enter(core.job.clone(), id, rank, names, self.inner.local, &core.options)
     }
 
     /// Ends the job: pending and future calls of all ranks return an error with this rank and `reason`.
@@ -194,126 +251,6 @@ impl Group {
             return Ok(Buffer::registered(piece, len));
         }
         Ok(Buffer::heap(len))
-    }
-
-    /// Leaves the reduction of all ranks' `data` by `op` in everyone's: the same bits on every rank.
-    ///
-    /// # Errors
-    /// A rank that died, stalled or called something else.
-    pub fn all_reduce<T: Element>(&self, data: &mut [T], op: ReduceOp) -> Result<()> {
-        self.inner.queue.drain();
-        self.core().all_reduce(data, op, CALLER_PATIENCE)
-    }
-
-    /// Leaves the reduction of everyone's `rank`-th part of `input` in `output`. `input` has `size()` parts as
-    /// long as `output`.
-    ///
-    /// # Errors
-    /// Lengths that do not fit; else as [`all_reduce`](Self::all_reduce).
-    pub fn reduce_scatter<T: Element>(&self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<()> {
-        self.inner.queue.drain();
-        self.core().reduce_scatter(input, output, op, CALLER_PATIENCE)
-    }
-
-    /// Gathers everyone's `input` into everyone's `output`, in the order of ranks. `output` is `size()` times as
-    /// long as `input`.
-    ///
-    /// # Errors
-    /// Lengths that do not fit; else as [`all_reduce`](Self::all_reduce).
-    pub fn all_gather<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<()> {
-        self.inner.queue.drain();
-        self.core().all_gather(input, output, CALLER_PATIENCE)
-    }
-
-    /// Copies `data` of rank `root` to everyone.
-    ///
-    /// # Errors
-    /// A root that is no rank; else as [`all_reduce`](Self::all_reduce).
-    pub fn broadcast<T: Element>(&self, data: &mut [T], root: usize) -> Result<()> {
-        self.inner.queue.drain();
-        self.core().broadcast(data, root, CALLER_PATIENCE)
-    }
-
-    /// Returns when all ranks have called it.
-    ///
-    /// # Errors
-    /// As [`all_reduce`](Self::all_reduce).
-    pub fn barrier(&self) -> Result<()> {
-        self.inner.queue.drain();
-        self.core().barrier(CALLER_PATIENCE)
-    }
-
-    /// Sends `data` to rank `to`, which receives it by [`recv`](Self::recv) with the same type and length.
-    ///
-    /// # Errors
-    /// A rank that is none or oneself; else as [`all_reduce`](Self::all_reduce).
-    pub fn send<T: Element>(&self, data: &[T], to: usize) -> Result<()> {
-        self.inner.queue.drain();
-        self.core().send(data, to, CALLER_PATIENCE)
-    }
-
-    /// Receives `data` from rank `from`.
-    ///
-    /// # Errors
-    /// As [`send`](Self::send).
-    pub fn recv<T: Element>(&self, data: &mut [T], from: usize) -> Result<()> {
-        self.inner.queue.drain();
-        self.core().recv(data, from, CALLER_PATIENCE)
-    }
-
-    /// [`all_reduce`](Self::all_reduce) that goes on while the caller computes.
-    pub fn all_reduce_async<T: Element>(&self, mut data: Buffer<T>, op: ReduceOp) -> Pending<Buffer<T>> {
-        let core = self.inner.core.clone();
-        self.inner.queue.submit(move || core.all_reduce(&mut data, op, QUEUE_PATIENCE).map(|()| data))
-    }
-
-    /// [`reduce_scatter`](Self::reduce_scatter) that goes on while the caller computes.
-    pub fn reduce_scatter_async<T: Element>(
-        &self,
-        input: Buffer<T>,
-        mut output: Buffer<T>,
-        op: ReduceOp,
-    ) -> Pending<(Buffer<T>, Buffer<T>)> {
-        let core = self.inner.core.clone();
-        self.inner.queue.submit(move || {
-            core.reduce_scatter(&input, &mut output, op, QUEUE_PATIENCE).map(|()| (input, output))
-        })
-    }
-
-    /// [`all_gather`](Self::all_gather) that goes on while the caller computes.
-    pub fn all_gather_async<T: Element>(
-        &self,
-        input: Buffer<T>,
-        mut output: Buffer<T>,
-    ) -> Pending<(Buffer<T>, Buffer<T>)> {
-        let core = self.inner.core.clone();
-        self.inner
-            .queue
-            .submit(move || core.all_gather(&input, &mut output, QUEUE_PATIENCE).map(|()| (input, output)))
-    }
-
-    /// [`broadcast`](Self::broadcast) that goes on while the caller computes.
-    pub fn broadcast_async<T: Element>(&self, mut data: Buffer<T>, root: usize) -> Pending<Buffer<T>> {
-        let core = self.inner.core.clone();
-        self.inner.queue.submit(move || core.broadcast(&mut data, root, QUEUE_PATIENCE).map(|()| data))
-    }
-
-    /// [`barrier`](Self::barrier) that goes on while the caller computes.
-    pub fn barrier_async(&self) -> Pending<()> {
-        let core = self.inner.core.clone();
-        self.inner.queue.submit(move || core.barrier(QUEUE_PATIENCE))
-    }
-
-    /// [`send`](Self::send) that goes on while the caller computes.
-    pub fn send_async<T: Element>(&self, data: Buffer<T>, to: usize) -> Pending<Buffer<T>> {
-        let core = self.inner.core.clone();
-        self.inner.queue.submit(move || core.send(&data, to, QUEUE_PATIENCE).map(|()| data))
-    }
-
-    /// [`recv`](Self::recv) that goes on while the caller computes.
-    pub fn recv_async<T: Element>(&self, mut data: Buffer<T>, from: usize) -> Pending<Buffer<T>> {
-        let core = self.inner.core.clone();
-        self.inner.queue.submit(move || core.recv(&mut data, from, QUEUE_PATIENCE).map(|()| data))
     }
 }
 

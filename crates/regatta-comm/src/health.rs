@@ -1,17 +1,21 @@
 //! Deadlines, and the news that the job has ended or that a rank has left it.
 
+use crate::algorithm::Context;
 use crate::call::Call;
 use crate::error::{Error, Result};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Longest sleep between looks at the clock and at the news.
 pub(crate) const SLICE: Duration = Duration::from_millis(10);
 /// How long a rank that sees a peer's connection close waits for the news of who died first, and how long what
 /// a rank sent before it left may still be on its way.
 const GRACE: Duration = Duration::from_secs(1);
+/// After so long without progress, and again after each so long, ranks compare notes: those that are in different
+/// calls find out.
+const NOTE: Duration = Duration::from_millis(500);
 
 /// Whether the job still lives, shared by everything in it on this rank.
 #[derive(Debug, Default)]
@@ -26,6 +30,8 @@ pub(crate) struct Health {
 struct State {
     end: Option<Error>,
     left: BTreeSet<usize>,
+    /// What ranks have joined, and after which operation.
+    joined: BTreeMap<u64, u32>,
 }
 
 impl Health {
@@ -33,6 +39,10 @@ impl Health {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
         self.news.store(true, Ordering::Release);
         self.changed.notify_all();
+    }
+
+    fn state<R>(&self, read: impl FnOnce(&mut State) -> R) -> R {
+        read(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Records the end of the job; the first reason stays.
@@ -49,17 +59,32 @@ impl Health {
         });
     }
 
+    /// Records that a rank has joined what `token` names, after operation `sequence`.
+    pub(crate) fn joined(&self, token: u64, sequence: u32) {
+        self.update(|state| {
+            let first = state.joined.entry(token).or_insert(sequence);
+            *first = sequence.min(*first);
+        });
+    }
+
+    /// The operation after which the first rank joined, where one has.
+    pub(crate) fn first_joined(&self, token: u64) -> Option<u32> {
+        if !self.news.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.state(|state| state.joined.get(&token).copied())
+    }
+
     /// The end of the job as an error, if it has come.
     pub(crate) fn check(&self) -> Result<()> {
         if !self.news.load(Ordering::Relaxed) {
             return Ok(());
         }
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).end.clone().map_or(Ok(()), Err)
+        self.state(|state| state.end.clone()).map_or(Ok(()), Err)
     }
 
     fn has_left(&self, rank: usize) -> bool {
-        self.news.load(Ordering::Relaxed)
-            && self.state.lock().unwrap_or_else(PoisonError::into_inner).left.contains(&rank)
+        self.news.load(Ordering::Relaxed) && self.state(|state| state.left.contains(&rank))
     }
 
     /// The first failure of the job, if its news comes soon; else `own`.
@@ -70,33 +95,97 @@ impl Health {
     }
 }
 
+/// A rank that others wait for, before it is fatal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Late {
+    /// The rank that waits.
+    pub rank: usize,
+    /// The rank that it waits for, at the end of the chain of those who wait for one another.
+    pub waits_for: usize,
+    /// The call.
+    pub call: String,
+    /// When the wait began.
+    pub since: SystemTime,
+    /// How long it has lasted.
+    pub waited: Duration,
+    /// When it becomes an error.
+    pub deadline: Duration,
+}
+
+impl std::fmt::Display for Late {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let of_day = self.since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() % 86_400;
+        write!(
+            f,
+            "rank {} has waited {:.1} s for rank {} (since {:02}:{:02}:{:02} UTC) in {}; it gives up after {:.1} s",
+            self.rank,
+            self.waited.as_secs_f64(),
+            self.waits_for,
+            of_day / 3600,
+            of_day / 60 % 60,
+            of_day % 60,
+            self.call,
+            self.deadline.as_secs_f64()
+        )
+    }
+}
+
 /// One wait in an operation: ends with progress, with the job, or with the deadline.
 pub(crate) struct Wait<'a> {
-    health: &'a Health,
-    deadline: Duration,
+    context: &'a Context,
     since: Option<Instant>,
+    /// When to compare notes next.
+    note: Duration,
+    warned: bool,
 }
 
 impl<'a> Wait<'a> {
-    pub(crate) fn new(health: &'a Arc<Health>, deadline: Duration) -> Self {
-        Self { health, deadline, since: None }
+    pub(crate) fn new(context: &'a Context) -> Self {
+        // Half-way at the latest, so that a short deadline has its notes, too.
+        Self { context, since: None, note: NOTE.min(context.deadline / 2), warned: false }
     }
 
-    /// Called between sleeps while `peer` (a rank of the world) is waited for in `call`.
+    /// Called between sleeps while `peer` (of the group) is waited for in `call`.
     pub(crate) fn check(&mut self, peer: usize, call: Call) -> Result<()> {
-        self.health.check()?;
+        let context = self.context;
+        let (health, notes) = (&context.health, &context.notes);
+        health.check()?;
+        context.joining.invite(context, call)?;
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
-        if waited >= self.deadline {
-            return Err(Error::Deadline { rank: peer, call: call.to_string(), waited });
+        let name = context.names[peer];
+        let deadline = context.deadline;
+        if waited >= GRACE.min(deadline) && health.has_left(name) {
+            return Err(Error::Left { rank: name, call: call.to_string() });
         }
-        if waited >= GRACE && self.health.has_left(peer) {
-            return Err(Error::Left { rank: peer, call: call.to_string() });
+        if waited >= self.note {
+            self.note = waited + NOTE.min(deadline / 2);
+            notes.say(call, name);
+            if let Some(other) = notes.quarrel(call, name) {
+                return Err(Error::Mismatch {
+                    rank: context.names[context.rank],
+                    call: call.to_string(),
+                    other: other.rank,
+                    other_call: other.call.to_string(),
+                });
+            }
+        }
+        if waited >= deadline {
+            return Err(Error::Deadline { rank: notes.culprit(name), call: call.to_string(), waited });
+        }
+        if waited >= context.warn && !self.warned {
+            self.warned = true;
+            let since = SystemTime::now() - waited;
+            let waits_for = notes.culprit(name);
+            let rank = context.names[context.rank];
+            (context.on_late)(&Late { rank, waits_for, call: call.to_string(), since, waited, deadline });
         }
         Ok(())
     }
 
     /// Begins the deadline anew.
     pub(crate) fn progress(&mut self) {
-        self.since = None;
+        if self.since.take().is_some() {
+            self.note = NOTE.min(self.context.deadline / 2);
+        }
     }
 }

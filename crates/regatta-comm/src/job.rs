@@ -2,27 +2,37 @@
 
 use crate::algorithm::Context;
 use crate::algorithm::direct::Registered;
+use crate::algorithm::select::Table;
 use crate::error::{Error, Result};
 use crate::health::Health;
-use crate::options::Options;
-use crate::rendezvous::store::StoreClient;
-use crate::rendezvous::{StoreAt, StoreServer, World};
+use crate::notes::Directory;
+use crate::options::{Options, Tls};
+use crate::rendezvous::store::{Reach, StoreClient};
+use crate::rendezvous::{Secret, Security, StoreAt, StoreServer, World};
+use crate::transport::mixed::MixedTransport;
 use crate::transport::shared::Shared;
-use crate::transport::tcp::TcpTransport;
+#[cfg(target_os = "linux")]
+use crate::transport::shm::ShmTransport;
+use crate::transport::tcp::{self, TcpTransport};
 use crate::transport::thread::{Hub, ThreadTransport};
 use crate::transport::{Transport, TransportKind};
+use std::cell::RefCell;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a rank that has waited in vain asks whether its peer has, too.
-const BLAME: Duration = Duration::from_millis(200);
-
 /// Dropped when the last group of the rank is: the rank leaves the job.
 pub(crate) struct Job {
-    rank: usize,
+    pub(crate) rank: usize,
+    pub(crate) size: usize,
     pub(crate) health: Arc<Health>,
+    /// Rank 0's, the same for all.
+    pub(crate) tuning: Arc<Table>,
+    /// Tells this job from others in the names of files.
+    name: String,
+    /// The host of each rank.
+    hosts: Vec<Vec<u8>>,
     ways: Ways,
 }
 
@@ -32,7 +42,7 @@ enum Ways {
     /// The other ranks are threads of this process.
     Threads(Arc<Hub>),
     /// The other ranks are processes. The client goes before the server.
-    Processes { store: Arc<StoreClient>, _server: Option<StoreServer>, hosts: Vec<Vec<u8>> },
+    Processes { store: Arc<StoreClient>, _server: Option<StoreServer>, security: Security },
 }
 
 /// What a group communicates with.
@@ -70,38 +80,121 @@ impl Memory for ArenaMemory {
 
 impl Job {
     pub(crate) fn solo() -> Self {
-        Self { rank: 0, health: Arc::default(), ways: Ways::Solo }
+        let (health, tuning) = (Arc::default(), Arc::default());
+        let name = crate::rendezvous::random_name();
+        Self { rank: 0, size: 1, health, tuning, name, hosts: vec![vec![]], ways: Ways::Solo }
     }
 
-    pub(crate) fn threads(size: usize) -> Vec<Self> {
-        let (hub, health) = (Arc::new(Hub::default()), Arc::<Health>::default());
-        (0..size)
-            .map(|rank| Self { rank, health: health.clone(), ways: Ways::Threads(hub.clone()) })
-            .collect()
+    pub(crate) fn threads(size: usize, options: &Options) -> Vec<Self> {
+        let hub = Arc::new(Hub::default());
+        let tuning = Arc::new(options.tuning.clone().unwrap_or_default());
+        let name = crate::rendezvous::random_name();
+        let rank = |rank| Self {
+            rank,
+            size,
+            name: name.clone(),
+            health: hub.health().clone(),
+            tuning: tuning.clone(),
+            hosts: vec![vec![]; size],
+            ways: Ways::Threads(hub.clone()),
+        };
+        (0..size).map(rank).collect()
     }
 
     /// Finds the other processes of `world`.
     pub(crate) fn connect(world: &World, options: &Options) -> Result<Self> {
         let until = Instant::now() + options.join;
         let health = Arc::<Health>::default();
-        let job = world.job.as_bytes();
-        let server = if world.rank == 0 { serve(world)? } else { None };
-        let certain = !matches!(world.store, StoreAt::File(_) | StoreAt::Rank0 { beside: true, .. });
-        let addresses = || addresses(&world.store, server.as_ref());
-        let store = StoreClient::connect(&addresses, job, world.rank, health.clone(), (until, certain))?;
-        store.set(&format!("node/{}", world.rank), host_identity().as_bytes())?;
-        let mut hosts = vec![];
-        for rank in 0..world.size {
-            match store.try_get(&format!("node/{rank}"), until)? {
-                Some(host) => hosts.push(host),
-                None => return Err(missing(&store, world, options)),
-            }
+        let mut security = Security { secret: options.secret.clone(), tls: options.tls };
+        if let (StoreAt::File(_), 0, None, true) =
+            (&world.store, world.rank, &security.secret, security.tls != Tls::Off)
+        {
+            // What only this user's processes can read may carry a secret.
+            security.secret = Some(Secret::random()?);
         }
+        let server = if world.rank == 0 { serve(world, &security)? } else { None };
+        let certain = !matches!(world.store, StoreAt::File(_) | StoreAt::Rank0 { beside: true, .. });
+        let found = RefCell::new(security.clone());
+        let addresses = || {
+            let found_at = addresses(&world.store, server.as_ref(), &security);
+            if let Some((_, security)) = found_at.last() {
+                found.replace(security.clone());
+            }
+            Ok(found_at)
+        };
+        let reach = Reach {
+            addresses: &addresses,
+            job: world.job.as_bytes(),
+            rank: world.rank,
+            until,
+            certain,
+            deadline: options.deadline,
+        };
+        let store = StoreClient::connect(&reach, health.clone())?;
+        let about = format!("{} {}", store.local_ip(), world.host);
+        store.set(&format!("node/{}", world.rank), about.as_bytes())?;
+        if world.rank == 0 {
+            let tuning = options.tuning.as_ref().map(Table::to_string).unwrap_or_default();
+            store.set("tuning", tuning.as_bytes())?;
+            store.set("name", crate::rendezvous::random_name().as_bytes())?;
+        }
+        let (mut hosts, mut ips) = (vec![], vec![]);
+        for rank in 0..world.size {
+            let Some(about) = store.try_get(&format!("node/{rank}"), until)? else {
+                return Err(missing(&store, world, options));
+            };
+            let about = String::from_utf8_lossy(&about).into_owned();
+            let (ip, host) = about.split_once(' ').unwrap_or_default();
+            hosts.push(host.as_bytes().to_vec());
+            ips.push(ip.parse().ok());
+        }
+        store.learn_hosts(&ips);
+        let tuning = match store.get("tuning", until)? {
+            text if text.is_empty() => Table::default(),
+            text => Table::parse(&String::from_utf8_lossy(&text))?,
+        };
+        let name = String::from_utf8_lossy(&store.get("name", until)?).into_owned();
         if let (StoreAt::File(path), 0) = (&world.store, world.rank) {
             // Everyone is here; a later job must not find it.
             let _ = std::fs::remove_file(path);
         }
-        Ok(Self { rank: world.rank, health, ways: Ways::Processes { store, _server: server, hosts } })
+        let ways = Ways::Processes { store, _server: server, security: found.into_inner() };
+        Ok(Self { rank: world.rank, size: world.size, health, tuning: Arc::new(tuning), name, hosts, ways })
+    }
+
+    /// Tells this job from others in the names of files.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the ranks leave each other word.
+    pub(crate) fn directory(&self) -> Option<Arc<dyn Directory>> {
+        match &self.ways {
+            Ways::Solo => None,
+            Ways::Threads(hub) => Some(hub.clone()),
+            Ways::Processes { store, .. } => Some(store.clone()),
+        }
+    }
+
+    /// What to add to this host's clock to get the clock that all ranks share, in microseconds.
+    pub(crate) fn clock_offset_us(&self) -> i64 {
+        match &self.ways {
+            Ways::Processes { store, .. } => store.clock_offset_us(),
+            _ => 0,
+        }
+    }
+
+    /// The ranks of a group by host; `names` are their ranks in the world.
+    pub(crate) fn by_host(&self, names: &[usize]) -> Vec<Vec<usize>> {
+        let mut lists: Vec<(&[u8], Vec<usize>)> = vec![];
+        for (rank, &name) in names.iter().enumerate() {
+            let host = self.hosts[name].as_slice();
+            match lists.iter_mut().find(|(known, _)| *known == host) {
+                Some((_, list)) => list.push(rank),
+                None => lists.push((host, vec![rank])),
+            }
+        }
+        lists.into_iter().map(|(_, list)| list).collect()
     }
 
     /// Ends the job for all ranks.
@@ -113,68 +206,67 @@ impl Job {
         }
     }
 
-    /// Who keeps a rank waiting that has waited for `peer` in vain: `peer` may itself be waiting for another.
-    pub(crate) fn blame(&self, peer: usize) -> usize {
-        let Ways::Processes { store, .. } = &self.ways else { return peer };
-        // Without a store there is nobody to ask.
-        let _ = store.set(&format!("stuck/{}", self.rank), peer.to_string().as_bytes());
-        let mut seen = vec![self.rank];
-        let mut culprit = peer;
-        while !seen.contains(&culprit) {
-            seen.push(culprit);
-            // A rank that runs into its own deadline says so at about the same time.
-            let answer = store.try_get(&format!("stuck/{culprit}"), Instant::now() + BLAME);
-            let next = answer.ok().flatten().and_then(|rank| String::from_utf8(rank).ok()?.parse().ok());
-            match next {
-                Some(next) => culprit = next,
-                None => return culprit,
-            }
-        }
-        peer
-    }
-
     /// A transport for the group `id`, in which this process is `context.rank`. All members call it.
     pub(crate) fn link(&self, id: u64, context: &Context, options: &Options) -> Result<Link> {
         let until = Instant::now() + options.join;
-        let names = context.names.clone();
+        let wanted = options.transport;
         match &self.ways {
-            Ways::Solo => {
-                let region = Hub::default().region(0, 1);
-                let shared = Shared::new(region, 0, names, self.health.clone(), options.deadline);
-                Ok(Link { transport: Box::new(ThreadTransport(shared)), memory: None })
+            Ways::Solo => Ok(threads(&Hub::default(), 0, context)),
+            Ways::Threads(hub) => Ok(threads(hub, id, context)),
+            Ways::Processes { .. } if wanted == Some(TransportKind::Thread) => {
+                Err(Error::Usage("the thread transport is for ranks within one process".into()))
             }
-            Ways::Threads(hub) => {
-                let region = hub.region(id, context.size);
-                let shared = Shared::new(region, context.rank, names, self.health.clone(), options.deadline);
-                Ok(Link { transport: Box::new(ThreadTransport(shared)), memory: None })
+            #[cfg(feature = "mpi")]
+            Ways::Processes { .. } if wanted == Some(TransportKind::Mpi) => {
+                let transport = crate::transport::mpi::MpiTransport::connect(id, context)?;
+                Ok(Link { transport: Box::new(transport), memory: None })
             }
-            Ways::Processes { store, hosts, .. } => {
-                let one_host = names.iter().all(|&rank| hosts[rank] == hosts[names[0]]);
-                let wanted = options.transport;
-                if wanted == Some(TransportKind::Thread) {
-                    return Err(Error::Usage("the thread transport is for ranks within one process".into()));
+            #[cfg(not(feature = "mpi"))]
+            Ways::Processes { .. } if wanted == Some(TransportKind::Mpi) => Err(Error::Usage(
+                "the mpi transport is not in this program: build regatta-comm with its feature `mpi`".into(),
+            )),
+            Ways::Processes { store, security, .. } => {
+                let settings = tcp::Settings { store, id, until, streams: options.tcp_streams, security };
+                let one_host = context.hosts.len() == 1;
+                if wanted == Some(TransportKind::Shm) && !one_host {
+                    return Err(Error::Usage(
+                        "the ranks are on several hosts, which share no memory: leave --transport out".into(),
+                    ));
                 }
-                if wanted != Some(TransportKind::Tcp) {
-                    if !one_host && wanted.is_some() {
-                        return Err(Error::Usage(
-                            "the ranks are on several hosts, which share no memory: leave --transport out"
-                                .into(),
-                        ));
-                    }
-                    if one_host {
-                        match shared_memory(store, id, context, options, until) {
-                            Ok(link) => return Ok(link),
-                            Err(error) if wanted.is_some() => return Err(error),
-                            // All ranks have agreed that one of them cannot: TCP it is, unless the job has ended.
-                            Err(_) => self.health.check()?,
+                let shares = context.hosts.iter().any(|host| host.len() > 1);
+                if wanted != Some(TransportKind::Tcp) && (one_host || shares) {
+                    match shared_memory(store, id, context, until) {
+                        Ok((shared, memory)) if one_host => {
+                            return Ok(Link { transport: Box::new(ShmTransport { shared }), memory: Some(memory) });
                         }
+                        Ok((local, _)) => return mixed(local, context, &settings),
+                        Err(error) if wanted == Some(TransportKind::Shm) => return Err(error),
+                        // All ranks have agreed that one of them cannot: TCP it is, unless the job has ended.
+                        Err(_) => self.health.check()?,
                     }
                 }
-                let transport = TcpTransport::connect(store, id, context.rank, names, until)?;
+                let peers: Vec<usize> = (0..context.size).filter(|&peer| peer != context.rank).collect();
+                let transport = TcpTransport::connect(context, &peers, &settings)?;
                 Ok(Link { transport: Box::new(transport), memory: None })
             }
         }
     }
+}
+
+fn threads(hub: &Hub, id: u64, context: &Context) -> Link {
+    let shared = Shared::new(hub.region(id, context.size), context.clone());
+    Link { transport: Box::new(ThreadTransport(shared)), memory: None }
+}
+
+/// Shared memory inside this host, TCP to the ranks on others.
+fn mixed(local: Shared, context: &Context, settings: &tcp::Settings<'_>) -> Result<Link> {
+    let here = context.host_of(context.rank);
+    let places: Vec<Option<usize>> =
+        (0..context.size).map(|rank| here.iter().position(|&at| at == rank)).collect();
+    let others: Vec<usize> = (0..context.size).filter(|&rank| places[rank].is_none()).collect();
+    let across = TcpTransport::connect(context, &others, settings)?;
+    let transport = MixedTransport { local, across, places, patience: Duration::ZERO };
+    Ok(Link { transport: Box::new(transport), memory: None })
 }
 
 impl Drop for Job {
@@ -187,19 +279,19 @@ impl Drop for Job {
 }
 
 /// Rank 0's part: runs the store, where nobody else does.
-fn serve(world: &World) -> Result<Option<StoreServer>> {
-    let start = |address: String| StoreServer::start_for(&address, world.size, world.job.as_bytes());
+fn serve(world: &World, security: &Security) -> Result<Option<StoreServer>> {
+    let start = |address: &str| StoreServer::start_for(address, world.size, security, world.job.as_bytes());
     match &world.store {
         StoreAt::Elsewhere(_) => Ok(None),
         StoreAt::Rank0 { host, port, beside: false } => {
-            let server = start(format!("{host}:{port}"))?;
+            let server = start(&format!("{host}:{port}"))?;
             reachable(host, &server, world)?;
             Ok(Some(server))
         }
         StoreAt::Rank0 { .. } => {
             let mut last = None;
-            for address in addresses(&world.store, None) {
-                match start(address) {
+            for (address, _) in addresses(&world.store, None, security) {
+                match start(&address) {
                     Ok(server) => return Ok(Some(server)),
                     Err(error) => last = Some(error),
                 }
@@ -207,8 +299,9 @@ fn serve(world: &World) -> Result<Option<StoreServer>> {
             last.map_or(Ok(None), Err)
         }
         StoreAt::File(path) => {
-            let server = start("127.0.0.1:0".into())?;
-            publish(path, &server.addr().to_string())
+            let server = start("127.0.0.1:0")?;
+            let secret = security.secret.as_ref().map(Secret::to_text).unwrap_or_default();
+            publish(path, &format!("{} {secret}", server.addr()))
                 .map_err(Error::system(format!("write {}", path.display())))?;
             Ok(Some(server))
         }
@@ -254,19 +347,27 @@ fn published(path: &Path) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
-/// Where the store may be.
-fn addresses(store: &StoreAt, own: Option<&StoreServer>) -> Vec<String> {
+/// Where the store may be, and how it is reached.
+fn addresses(store: &StoreAt, own: Option<&StoreServer>, security: &Security) -> Vec<(String, Security)> {
+    let with = |address: String| (address, security.clone());
     if let Some(server) = own {
-        return vec![server.addr().to_string()];
+        return vec![with(server.addr().to_string())];
     }
     match store {
-        StoreAt::Elsewhere(address) => vec![address.clone()],
-        StoreAt::Rank0 { host, port, beside: false } => vec![format!("{host}:{port}")],
+        StoreAt::Elsewhere(address) => vec![with(address.clone())],
+        StoreAt::Rank0 { host, port, beside: false } => vec![with(format!("{host}:{port}"))],
         StoreAt::Rank0 { host, port, beside: true } => {
             let last = port.saturating_add(crate::rendezvous::BESIDE);
-            (port.saturating_add(1)..=last).map(|port| format!("{host}:{port}")).collect()
+            (port.saturating_add(1)..=last).map(|port| with(format!("{host}:{port}"))).collect()
         }
-        StoreAt::File(path) => published(path).into_iter().collect(),
+        StoreAt::File(path) => published(path)
+            .and_then(|text| {
+                let (address, secret) = text.split_once(' ')?;
+                let secret = (!secret.is_empty()).then(|| Secret::from_text(secret));
+                Some((address.to_string(), Security { secret, ..security.clone() }))
+            })
+            .into_iter()
+            .collect(),
     }
 }
 
@@ -285,25 +386,20 @@ fn missing(store: &StoreClient, world: &World, options: &Options) -> Error {
     ))
 }
 
-/// The same for two processes exactly when they run under the same kernel.
-fn host_identity() -> String {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    format!("{} {}", crate::rendezvous::hostname(), boot.trim())
-}
-
+/// The memory that the ranks of this host share. All ranks of the group agree whether all hosts have it.
 #[cfg(target_os = "linux")]
 fn shared_memory(
     store: &StoreClient,
     id: u64,
     context: &Context,
-    options: &Options,
     until: Instant,
-) -> Result<Link> {
-    use crate::transport::shm::{Arena, Segment, ShmTransport, unlink};
-    let (rank, size) = (context.rank, context.size);
-    let key = format!("shm/{id:x}");
+) -> Result<(Shared, Arc<dyn Memory>)> {
+    use crate::transport::shm::{Arena, Segment, unlink};
+    let here = context.host_of(context.rank);
+    let (first, size) = (here[0], here.len());
+    let key = format!("shm/{id:x}/{first}");
     let mut path = None;
-    let segment = if rank == 0 {
+    let segment = if context.rank == first {
         let nonce = crate::rendezvous::random();
         let created = Segment::create(size, nonce);
         let published = match &created {
@@ -319,16 +415,16 @@ fn shared_memory(
         let published = String::from_utf8_lossy(&store.get(&key, until)?).into_owned();
         match published.split_once(' ').map(|(nonce, at)| (nonce.parse::<u64>(), at)) {
             Some((Ok(nonce), at)) => Segment::open(Path::new(at), size, nonce),
-            _ => Err(Error::Rendezvous(format!("rank {}: {published}", context.names[0]))),
+            _ => Err(Error::Rendezvous(format!("rank {}: {published}", context.names[first]))),
         }
     };
     let outcome = match &segment {
         Ok(_) => "ok".to_string(),
         Err(error) => error.to_string(),
     };
-    let agreed = store.set(&format!("{key}/{rank}"), outcome.as_bytes()).and_then(|()| {
-        for peer in 0..size {
-            let answer = store.get(&format!("{key}/{peer}"), until)?;
+    let agreed = store.set(&format!("shm/{id:x}/ok/{}", context.rank), outcome.as_bytes()).and_then(|()| {
+        for peer in 0..context.size {
+            let answer = store.get(&format!("shm/{id:x}/ok/{peer}"), until)?;
             if answer != b"ok" {
                 let reason = String::from_utf8_lossy(&answer).into_owned();
                 return Err(Error::Rendezvous(format!(
@@ -345,12 +441,12 @@ fn shared_memory(
     }
     agreed?;
     let segment = Arc::new(segment?);
-    let arena = Arc::new(Arena::new(segment.clone(), rank));
-    let shared = Shared::new(segment, rank, context.names.clone(), context.health.clone(), options.deadline);
-    Ok(Link { transport: Box::new(ShmTransport { shared }), memory: Some(Arc::new(ArenaMemory(arena))) })
+    let local = context.among(here);
+    let arena = Arc::new(Arena::new(segment.clone(), local.rank));
+    Ok((Shared::new(segment, local), Arc::new(ArenaMemory(arena))))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn shared_memory(_: &StoreClient, _: u64, _: &Context, _: &Options, _: Instant) -> Result<Link> {
+fn shared_memory(_: &StoreClient, _: u64, _: &Context, _: Instant) -> Result<(Shared, Arc<dyn Memory>)> {
     Err(Error::Usage("the shm transport is for Linux; use tcp".into()))
 }

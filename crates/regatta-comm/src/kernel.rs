@@ -36,12 +36,18 @@ fn fold<T: Element>(into: &mut [T], from: &[T], f: impl Fn(T::Wide, T::Wide) -> 
 }
 
 #[inline(always)]
-fn combine_body<T: Element>(into: &mut [T], from: &[T], op: ReduceOp) {
+fn combine_body<T: Element>(into: &mut [T], from: &[T], op: ReduceOp, from_first: bool) {
     match op {
-        ReduceOp::Sum | ReduceOp::Mean => fold(into, from, T::sum),
+        // Adasum has an algorithm of its own.
+        ReduceOp::Sum | ReduceOp::Mean | ReduceOp::Adasum => fold(into, from, T::sum),
         ReduceOp::Product => fold(into, from, T::product),
+        // Of equal zeros the first is taken, and of NaNs the last.
+        ReduceOp::Min if from_first => fold(into, from, |a, b| T::min(b, a)),
+        ReduceOp::Max if from_first => fold(into, from, |a, b| T::max(b, a)),
         ReduceOp::Min => fold(into, from, T::min),
         ReduceOp::Max => fold(into, from, T::max),
+        ReduceOp::And => fold(into, from, T::and),
+        ReduceOp::Or => fold(into, from, T::or),
     }
 }
 
@@ -86,21 +92,47 @@ fn reduce_body<T: Element>(into: &mut [T], parts: &[&[T]], op: ReduceOp) {
         }
     }
     match op {
-        ReduceOp::Sum => run(into, parts, None, T::sum),
+        ReduceOp::Sum | ReduceOp::Adasum => run(into, parts, None, T::sum),
         ReduceOp::Mean => run(into, parts, Some(parts.len()), T::sum),
         ReduceOp::Product => run(into, parts, None, T::product),
         ReduceOp::Min => run(into, parts, None, T::min),
         ReduceOp::Max => run(into, parts, None, T::max),
+        ReduceOp::And => run(into, parts, None, T::and),
+        ReduceOp::Or => run(into, parts, None, T::or),
     }
 }
 
-dispatch!(combine_all, combine_body, (into: &mut [T], from: &[T], op: ReduceOp));
+#[inline(always)]
+fn scale_body<T: Element>(data: &mut [T], factor: f64) {
+    for x in data {
+        *x = T::from_f64(x.to_f64() * factor);
+    }
+}
+
+#[inline(always)]
+fn widen_body<T: Element>(into: &mut [T::Wide], from: &[T]) {
+    for (wide, x) in into.iter_mut().zip(from) {
+        *wide = x.widen();
+    }
+}
+
+#[inline(always)]
+fn narrow_body<T: Element>(into: &mut [T], from: &[T::Wide]) {
+    for (x, wide) in into.iter_mut().zip(from) {
+        *x = T::narrow(*wide);
+    }
+}
+
+dispatch!(combine_all, combine_body, (into: &mut [T], from: &[T], op: ReduceOp, from_first: bool));
+dispatch!(scale_all, scale_body, (data: &mut [T], factor: f64));
+dispatch!(widen_all, widen_body, (into: &mut [T::Wide], from: &[T]));
+dispatch!(narrow_all, narrow_body, (into: &mut [T], from: &[T::Wide]));
 dispatch!(divide_all, divide_body, (data: &mut [T], ranks: usize));
 dispatch!(reduce_all, reduce_body, (into: &mut [T], parts: &[&[T]], op: ReduceOp));
 
-/// `into = into op from`, element by element. A mean is summed here and divided by [`divide`].
-pub(crate) fn combine<T: Element>(into: &mut [T], from: &[T], op: ReduceOp) {
-    combine_all(into, from, op);
+/// `into = into op from`, or `from op into`, element by element. A mean is summed here and divided by [`divide`].
+pub(crate) fn combine<T: Element>(into: &mut [T], from: &[T], op: ReduceOp, from_first: bool) {
+    combine_all(into, from, op, from_first);
 }
 
 /// Divides a sum over `ranks` ranks, for the mean.
@@ -112,4 +144,19 @@ pub(crate) fn divide<T: Element>(data: &mut [T], ranks: usize) {
 pub(crate) fn reduce<T: Element>(into: &mut [T], parts: &[&[T]], op: ReduceOp) {
     debug_assert!(parts.iter().all(|part| part.len() == into.len()));
     reduce_all(into, parts, op);
+}
+
+/// Multiplies by `factor`, rounding once.
+pub(crate) fn scale<T: Element>(data: &mut [T], factor: f64) {
+    scale_all(data, factor);
+}
+
+/// The numbers in the type that they are accumulated in.
+pub(crate) fn widen<T: Element>(into: &mut [T::Wide], from: &[T]) {
+    widen_all(into, from);
+}
+
+/// Rounds accumulated numbers to their type.
+pub(crate) fn narrow<T: Element>(into: &mut [T], from: &[T::Wide]) {
+    narrow_all(into, from);
 }

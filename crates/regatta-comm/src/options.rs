@@ -1,21 +1,53 @@
 //! What a job may choose about its communication.
 
 use crate::algorithm::Algorithm;
+use crate::algorithm::select::Table;
 use crate::error::{Error, Result};
+use crate::health::Late;
+use crate::rendezvous::Secret;
 use crate::transport::TransportKind;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Choices for a group; the defaults suit most.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// The transport; none: the fastest that every pair of ranks shares.
     pub transport: Option<TransportKind>,
-    /// The algorithm; none: what suits the transport.
+    /// The algorithm for all operations that it offers; none: what the tuning table says.
     pub algorithm: Option<Algorithm>,
+    /// The tuning table; none: rank 0's, which comes from `REGATTA_TUNING` or ships.
+    pub tuning: Option<Table>,
     /// A wait without progress for this long is an error.
     pub deadline: Duration,
+    /// A wait without progress for this long is reported.
+    pub warn: Duration,
+    /// What is done with the report; by default it is written to standard error.
+    pub on_late: fn(&Late),
     /// How long ranks may take to find each other at the start.
     pub join: Duration,
+    /// TCP connections between each pair of ranks; more than one helps where a network limits each connection.
+    pub tcp_streams: usize,
+    /// Threads of a rank that share the work of a large operation over shared memory.
+    pub lanes: usize,
+    /// What the ranks of the job know and nobody else; none: the launcher's (`REGATTA_SECRET`).
+    pub secret: Option<Secret>,
+    /// When connections are encrypted.
+    pub tls: Tls,
+    /// The folder that the last operations are written to when something fails; none: they are not.
+    pub trace: Option<PathBuf>,
+}
+
+/// When TCP connections between ranks are encrypted and authenticated (TLS 1.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tls {
+    /// Everywhere but on loopback; without a secret, only loopback is allowed.
+    #[default]
+    Auto,
+    /// Everywhere.
+    On,
+    /// Nowhere: for networks that nobody else is on.
+    Off,
 }
 
 impl Default for Options {
@@ -23,20 +55,33 @@ impl Default for Options {
         Self {
             transport: None,
             algorithm: None,
+            tuning: None,
             deadline: Duration::from_secs(30),
+            warn: Duration::from_secs(10),
+            on_late: |late| eprintln!("warning: {late}"),
             join: Duration::from_secs(60),
+            tcp_streams: 1,
+            lanes: 1,
+            secret: None,
+            tls: Tls::Auto,
+            trace: None,
         }
     }
 }
 
 impl Options {
-    /// The defaults, changed by `REGATTA_TRANSPORT`, `REGATTA_ALGORITHM`, `REGATTA_DEADLINE_S` and
-    /// `REGATTA_JOIN_S`.
+    /// The defaults, changed by the environment: `REGATTA_TRANSPORT`, `REGATTA_ALGORITHM`, `REGATTA_TUNING` (a file),
+    /// `REGATTA_DEADLINE_S`, `REGATTA_WARN_S` (a third of the deadline), `REGATTA_JOIN_S`, `REGATTA_TCP_STREAMS`,
+    /// `REGATTA_SHM_LANES`, `REGATTA_SECRET` or `REGATTA_SECRET_FILE`, `REGATTA_TLS` (`auto`, `on` or `off`) and
+    /// `REGATTA_TRACE` (a folder, or `off`; a folder for temporary files).
     ///
     /// # Errors
     /// A variable with a value that is none of its.
     pub fn from_env() -> Result<Self> {
-        let get = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self::from(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn from(get: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let bad = |variable: &str, problem: String| Error::Env { variable: variable.into(), problem };
         let seconds = |name: &str, default: Duration| match get(name) {
             None => Ok(default),
@@ -45,18 +90,91 @@ impl Options {
                 _ => Err(bad(name, format!("{text:?} is no number of seconds from 0.1 to 1000000"))),
             },
         };
+        let count = |name: &str| match get(name) {
+            None => Ok(1),
+            Some(text) => match text.parse::<usize>() {
+                Ok(count) if (1..=64).contains(&count) => Ok(count),
+                _ => Err(bad(name, format!("{text:?} is no number from 1 to 64"))),
+            },
+        };
+        let parsed = |name: &str, error: Error| bad(name, error.to_string());
         let defaults = Self::default();
-        let transport = get("REGATTA_TRANSPORT").map(|text| text.parse());
-        let algorithm = get("REGATTA_ALGORITHM").map(|text| text.parse());
+        let transport = get("REGATTA_TRANSPORT").map(|text| text.parse()).transpose();
+        let algorithm = get("REGATTA_ALGORITHM").map(|text| text.parse()).transpose();
+        let tuning = get("REGATTA_TUNING").map(|path| {
+            let text = std::fs::read_to_string(&path).map_err(Error::system(format!("read {path}")))?;
+            Table::parse(&text)
+        });
+        let secret = match (get("REGATTA_SECRET"), get("REGATTA_SECRET_FILE")) {
+            (Some(text), _) => Some(Secret::from_text(&text)),
+            (None, Some(path)) => {
+                let text = std::fs::read_to_string(&path);
+                let text = text.map_err(|error| bad("REGATTA_SECRET_FILE", format!("{path}: {error}")))?;
+                Some(Secret::from_text(text.trim()))
+            }
+            (None, None) => None,
+        };
+        let deadline = seconds("REGATTA_DEADLINE_S", defaults.deadline)?;
+        let trace = get("REGATTA_TRACE");
         Ok(Self {
-            transport: transport
-                .transpose()
-                .map_err(|error: Error| bad("REGATTA_TRANSPORT", error.to_string()))?,
-            algorithm: algorithm
-                .transpose()
-                .map_err(|error: Error| bad("REGATTA_ALGORITHM", error.to_string()))?,
-            deadline: seconds("REGATTA_DEADLINE_S", defaults.deadline)?,
+            transport: transport.map_err(|error| parsed("REGATTA_TRANSPORT", error))?,
+            algorithm: algorithm.map_err(|error| parsed("REGATTA_ALGORITHM", error))?,
+            tuning: tuning.transpose().map_err(|error| parsed("REGATTA_TUNING", error))?,
+            deadline,
+            warn: seconds("REGATTA_WARN_S", deadline / 3)?,
             join: seconds("REGATTA_JOIN_S", defaults.join)?,
+            tcp_streams: count("REGATTA_TCP_STREAMS")?,
+            lanes: count("REGATTA_SHM_LANES")?,
+            secret,
+            tls: match get("REGATTA_TLS").as_deref() {
+                None | Some("auto") => Tls::Auto,
+                Some("on") => Tls::On,
+                Some("off") => Tls::Off,
+                Some(other) => return Err(bad("REGATTA_TLS", format!("{other:?} is not auto, on or off"))),
+            },
+            trace: match trace.as_deref() {
+                None => Some(std::env::temp_dir().join("regatta-trace")),
+                Some("off") => None,
+                Some(folder) => Some(folder.into()),
+            },
+            ..defaults
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(vars: &[(&str, &str)]) -> Result<Options> {
+        Options::from(&|name| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string()))
+    }
+
+    #[test]
+    fn variables_are_read_and_bad_ones_named() {
+        let read = options(&[
+            ("REGATTA_TRANSPORT", "tcp"),
+            ("REGATTA_ALGORITHM", "tree"),
+            ("REGATTA_DEADLINE_S", "6"),
+            ("REGATTA_TCP_STREAMS", "4"),
+            ("REGATTA_TLS", "on"),
+            ("REGATTA_TRACE", "off"),
+        ]);
+        let read = read.unwrap();
+        assert_eq!((read.transport, read.algorithm), (Some(TransportKind::Tcp), Some(Algorithm::Tree)));
+        assert_eq!((read.deadline.as_secs(), read.warn.as_secs(), read.tcp_streams), (6, 2, 4));
+        assert_eq!((read.tls, read.trace), (Tls::On, None));
+        for (name, value) in [
+            ("REGATTA_TRANSPORT", "pigeon"),
+            ("REGATTA_ALGORITHM", "magic"),
+            ("REGATTA_TUNING", "/nowhere/at/all"),
+            ("REGATTA_DEADLINE_S", "soon"),
+            ("REGATTA_SHM_LANES", "0"),
+            ("REGATTA_TLS", "maybe"),
+            ("REGATTA_SECRET_FILE", "/nowhere/at/all"),
+        ] {
+            let error = options(&[(name, value)]).unwrap_err().to_string();
+            assert!(error.contains(name) && (error.contains(value) || name == "REGATTA_TUNING"), "{error}");
+        }
     }
 }

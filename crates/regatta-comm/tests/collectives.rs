@@ -2,13 +2,21 @@
 
 mod common;
 
-use common::{WAYS, run};
+use common::{WAYS, Way, run};
 use proptest::prelude::*;
 use regatta_comm::{Algorithm, Buffer, Element, Group, ReduceOp, TransportKind, bf16, f16};
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-const OPS: [ReduceOp; 5] = [ReduceOp::Sum, ReduceOp::Mean, ReduceOp::Min, ReduceOp::Max, ReduceOp::Product];
+const OPS: [ReduceOp; 7] = [
+    ReduceOp::Sum,
+    ReduceOp::Mean,
+    ReduceOp::Min,
+    ReduceOp::Max,
+    ReduceOp::Product,
+    ReduceOp::And,
+    ReduceOp::Or,
+];
 
 /// A type with a plain f64 on each side; the values used are exact in all types.
 trait Plain: Element + PartialEq {
@@ -53,6 +61,9 @@ fn reference(size: usize, index: usize, op: ReduceOp, integer: bool) -> f64 {
         ReduceOp::Min => values.fold(f64::INFINITY, f64::min),
         ReduceOp::Max => values.fold(f64::NEG_INFINITY, f64::max),
         ReduceOp::Product => values.product(),
+        ReduceOp::And => values.fold(-1i64, |all, value| all & value as i64) as f64,
+        ReduceOp::Or => values.fold(0i64, |all, value| all | value as i64) as f64,
+        ReduceOp::Adasum => unreachable!("has a reference of its own"),
     }
 }
 
@@ -63,54 +74,130 @@ fn close(a: f64, b: f64, name: &str) {
 
 fn check<T: Plain>(group: &Group, len: usize, op: ReduceOp) {
     let (rank, size) = (group.rank(), group.size());
-    let integer = !format!("{}", T::DTYPE).contains('f');
+    let integer = !T::DTYPE.is_float();
     let mine = |len: usize| (0..len).map(|index| T::of(number(rank, index, op))).collect::<Vec<T>>();
+    let zeros = |len: usize| vec![T::of(0.0); len];
     let name = format!("{group:?} {} {op} {len}", T::DTYPE);
+    let reduced = |data: &[T], from: usize, what: &str| {
+        for (index, value) in data.iter().enumerate() {
+            close(value.plain(), reference(size, from + index, op, integer), &format!("{what} {name}"));
+        }
+    };
+    // Part r of what is uneven has `len / (r + 1)` elements, so that some are empty.
+    let counts: Vec<usize> = (0..size).map(|rank| len / (rank + 1)).collect();
+    let total = counts.iter().sum::<usize>();
+    let before = counts[..rank].iter().sum::<usize>();
+    let root = len % size;
+    if !op.suits(T::DTYPE) {
+        let error = group.all_reduce(&mut mine(len), op).unwrap_err().to_string();
+        return assert!(error.contains("cannot be reduced by"), "{error}");
+    }
 
     let mut data = mine(len);
     group.all_reduce(&mut data, op).unwrap();
-    for (index, value) in data.iter().enumerate() {
-        close(value.plain(), reference(size, index, op, integer), &format!("all_reduce {name}"));
+    reduced(&data, 0, "all_reduce");
+    let mut out = zeros(len);
+    group.all_reduce_to(&mine(len), &mut out, op).unwrap();
+    assert_eq!(data, out, "all_reduce_to {name}");
+
+    let mut data = mine(len);
+    group.reduce(&mut data, op, root).unwrap();
+    match rank == root {
+        true => reduced(&data, 0, "reduce"),
+        false => assert_eq!(data, mine(len), "reduce {name}"),
     }
 
-    let input = mine(len * size);
-    let mut output = vec![T::of(0.0); len];
-    group.reduce_scatter(&input, &mut output, op).unwrap();
-    for (index, value) in output.iter().enumerate() {
-        close(
-            value.plain(),
-            reference(size, rank * len + index, op, integer),
-            &format!("reduce_scatter {name}"),
-        );
-    }
+    let mut output = zeros(len);
+    group.reduce_scatter(&mine(len * size), &mut output, op).unwrap();
+    reduced(&output, rank * len, "reduce_scatter");
+    let mut output = zeros(counts[rank]);
+    group.reduce_scatter_v(&mine(total), &mut output, &counts, op).unwrap();
+    reduced(&output, before, "reduce_scatter_v");
 
-    let mut all = vec![T::of(0.0); len * size];
-    group.all_gather(&mine(len), &mut all).unwrap();
-    for (index, value) in all.iter().enumerate() {
-        assert_eq!(value.plain(), number(index / len, index % len, op), "all_gather {name}");
-    }
+    let mut tensors = [mine(len), mine(len / 2), mine(3 * len)];
+    let [a, b, c] = &mut tensors;
+    group.all_reduce_grouped(&mut [a, b, c], op).unwrap();
+    tensors.iter().for_each(|tensor| reduced(tensor, 0, "all_reduce_grouped"));
+}
 
+fn check_moves<T: Plain>(group: &Group, len: usize) {
+    let (rank, size) = (group.rank(), group.size());
+    let op = ReduceOp::Sum;
+    let of =
+        |rank: usize, len: usize| (0..len).map(|index| T::of(number(rank, index, op))).collect::<Vec<T>>();
+    let mine = |len: usize| of(rank, len);
+    let zeros = |len: usize| vec![T::of(0.0); len];
+    let name = format!("{group:?} {} {len}", T::DTYPE);
+    let counts: Vec<usize> = (0..size).map(|rank| len / (rank + 1)).collect();
+    let total = counts.iter().sum::<usize>();
     let root = len % size;
+    let at_root = rank == root;
+    let even: Vec<T> = (0..size).flat_map(|rank| of(rank, len)).collect();
+    let uneven: Vec<T> = (0..size).flat_map(|rank| of(rank, counts[rank])).collect();
+
+    let mut all = zeros(len * size);
+    group.all_gather(&mine(len), &mut all).unwrap();
+    assert_eq!(all, even, "all_gather {name}");
+    let mut all = zeros(len * size);
+    all[rank * len..][..len].copy_from_slice(&mine(len));
+    group.all_gather_in_place(&mut all).unwrap();
+    assert_eq!(all, even, "all_gather_in_place {name}");
+    let mut all = zeros(total);
+    group.all_gather_v(&mine(counts[rank]), &mut all, &counts).unwrap();
+    assert_eq!(all, uneven, "all_gather_v {name}");
+    let all = group.all_gather_vec(&mine(counts[rank])).unwrap();
+    assert_eq!(all.concat(), uneven, "all_gather_vec {name}");
+
     let mut data = mine(len);
     group.broadcast(&mut data, root).unwrap();
-    for (index, value) in data.iter().enumerate() {
-        assert_eq!(value.plain(), number(root, index, op), "broadcast {name}");
-    }
+    assert_eq!(data, of(root, len), "broadcast {name}");
+    let mut tensors = [mine(len), mine(7)];
+    let [a, b] = &mut tensors;
+    group.broadcast_grouped(&mut [a, b], root).unwrap();
+    assert_eq!(tensors, [of(root, len), of(root, 7)], "broadcast_grouped {name}");
+
+    let mut all = zeros(if at_root { len * size } else { 0 });
+    group.gather(&mine(len), &mut all, root).unwrap();
+    assert!(!at_root || all == even, "gather {name}");
+    let mut all = zeros(if at_root { total } else { 3 });
+    group.gather_v(&mine(counts[rank]), &mut all, &counts, root).unwrap();
+    assert!(if at_root { all == uneven } else { all == zeros(3) }, "gather_v {name}");
+
+    let mut part = zeros(len);
+    group.scatter(if at_root { &even } else { &[] }, &mut part, root).unwrap();
+    assert_eq!(part, mine(len), "scatter {name}");
+    let mut part = zeros(counts[rank]);
+    group.scatter_v(if at_root { &uneven } else { &[] }, &mut part, &counts, root).unwrap();
+    assert_eq!(part, mine(counts[rank]), "scatter_v {name}");
+
+    // What rank a sends to rank b begins at 13a + b of its numbers.
+    let between = |a: usize, b: usize, len: usize| of(a, 13 * a + b + len)[13 * a + b..].to_vec();
+    let sent: Vec<T> = (0..size).flat_map(|to| between(rank, to, len)).collect();
+    let mut came = zeros(len * size);
+    group.all_to_all(&sent, &mut came).unwrap();
+    let expected: Vec<T> = (0..size).flat_map(|from| between(from, rank, len)).collect();
+    assert_eq!(came, expected, "all_to_all {name}");
+    let count = |a: usize, b: usize| (len + 5 * a + 3 * b) % (len + 2);
+    let sends: Vec<usize> = (0..size).map(|to| count(rank, to)).collect();
+    let receives: Vec<usize> = (0..size).map(|from| count(from, rank)).collect();
+    let sent: Vec<T> = (0..size).flat_map(|to| between(rank, to, sends[to])).collect();
+    let mut came = zeros(receives.iter().sum());
+    group.all_to_all_v(&sent, &sends, &mut came, &receives).unwrap();
+    let expected: Vec<T> = (0..size).flat_map(|from| between(from, rank, receives[from])).collect();
+    assert_eq!(came, expected, "all_to_all_v {name}");
 
     group.barrier().unwrap();
     // Pairs: even ranks send first.
-    let (partner, even) = (rank ^ 1, rank.is_multiple_of(2));
+    let (partner, first) = (rank ^ 1, rank.is_multiple_of(2));
     if partner < size {
-        let mut theirs = vec![T::of(0.0); len];
-        for sending in [even, !even] {
+        let mut theirs = zeros(len);
+        for sending in [first, !first] {
             match sending {
                 true => group.send(&mine(len), partner).unwrap(),
                 false => group.recv(&mut theirs, partner).unwrap(),
             }
         }
-        for (index, value) in theirs.iter().enumerate() {
-            assert_eq!(value.plain(), number(partner, index, op), "recv {name}");
-        }
+        assert_eq!(theirs, of(partner, len), "recv {name}");
     }
 }
 
@@ -125,28 +212,138 @@ fn check_all(group: &Group, len: usize, op: ReduceOp) {
     check::<i8>(group, len, op);
 }
 
+/// Every transport with its usual algorithms, and every algorithm over threads.
+fn all_ways() -> Vec<Way> {
+    let kinds = [TransportKind::Shm, TransportKind::Tcp, TransportKind::Mixed].map(|kind| (kind, None));
+    let forced = Algorithm::ALL.map(|algorithm| (TransportKind::Thread, Some(algorithm)));
+    let more = [
+        (TransportKind::Tcp, Some(Algorithm::Tree)),
+        (TransportKind::Tcp, Some(Algorithm::HalvingDoubling)),
+        (TransportKind::Shm, Some(Algorithm::Ring)),
+        (TransportKind::Mixed, Some(Algorithm::Hierarchical)),
+    ];
+    [kinds.as_slice(), &forced, &more].concat()
+}
+
 #[test]
 fn every_world_size_type_and_reduction() {
-    for way in WAYS {
-        for size in 1..=8 {
+    for way in all_ways() {
+        for size in 1..=9 {
             run(way, size, DEADLINE, |group| {
                 for (number, op) in OPS.into_iter().enumerate() {
-                    check_all(&group, [0, 1, 5, 64, 1023][number], op);
+                    check_all(&group, [0, 1, 5, 64, 1023, 37, 2][number], op);
                 }
+                for len in [0, 1, 100] {
+                    check_moves::<f32>(&group, len);
+                    check_moves::<u8>(&group, len);
+                }
+                check_moves::<f64>(&group, 3);
+                check_moves::<bf16>(&group, 41);
             });
         }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
     #[test]
-    fn odd_lengths(way in 0..WAYS.len(), size in 1usize..6, op in 0..OPS.len(), lens in prop::collection::vec(0usize..200_000, 1..4)) {
-        run(WAYS[way], size, DEADLINE, |group| {
-            for &len in &lens {
-                check::<f32>(&group, len, OPS[op]);
-                check::<bf16>(&group, len / 7, OPS[op]);
+    fn odd_lengths(way in 0..all_ways().len(), size in 1usize..=8, op in 0..OPS.len(), len in 0usize..100_000) {
+        run(all_ways()[way], size, DEADLINE, |group| {
+            check::<f32>(&group, len, OPS[op]);
+            check::<i8>(&group, len / 3, OPS[op]);
+            check::<bf16>(&group, len / 7, OPS[op]);
+            check_moves::<f32>(&group, len / 4);
+        });
+    }
+}
+
+/// The plain adaptive sum: pairs of ranks, pairs of pairs; ranks beyond a power of two go in pairs first.
+fn adasum(mut vectors: Vec<Vec<f64>>) -> Vec<f64> {
+    let both = |a: &[f64], b: &[f64]| {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let factor = |square: f64| if square == 0.0 { 1.0 } else { 1.0 - dot(a, b) / (2.0 * square) };
+        let (fa, fb) = (factor(dot(a, a)), factor(dot(b, b)));
+        a.iter().zip(b).map(|(a, b)| fa * a + fb * b).collect::<Vec<f64>>()
+    };
+    let pairs = vectors.len() - (1 << vectors.len().ilog2());
+    for pair in 0..pairs {
+        let folded = both(&vectors[pair + 1], &vectors[pair]);
+        vectors.splice(pair..pair + 2, [folded]);
+    }
+    while vectors.len() > 1 {
+        vectors = vectors.chunks(2).map(|pair| both(&pair[0], &pair[1])).collect();
+    }
+    vectors.remove(0)
+}
+
+#[test]
+fn adaptive_sums() {
+    for way in WAYS {
+        for size in 1..=8 {
+            for len in [1, 2, 7, 1001] {
+                let own = |rank: usize| {
+                    (0..len).map(|i| ((i * 7 + rank * 3) % 11) as f64 - 4.0).collect::<Vec<f64>>()
+                };
+                let expected = adasum((0..size).map(own).collect());
+                let all = run(way, size, DEADLINE, |group| {
+                    let mut wide = own(group.rank());
+                    group.all_reduce(&mut wide, ReduceOp::Adasum).unwrap();
+                    let mut narrow: Vec<f32> = own(group.rank()).into_iter().map(|x| x as f32).collect();
+                    group.all_reduce(&mut narrow, ReduceOp::Adasum).unwrap();
+                    let near = |a: f64, b: f64| (a - b).abs() < 1e-4 * b.abs().max(1.0);
+                    assert!(narrow.iter().zip(&expected).all(|(&a, &b)| near(f64::from(a), b)));
+                    assert!(group.reduce(&mut narrow, ReduceOp::Adasum, 0).is_err());
+                    wide
+                });
+                for wide in &all {
+                    assert!(
+                        wide.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-9),
+                        "{way:?} {size} {len}"
+                    );
+                    assert_eq!(wide, &all[0], "the same bits");
+                }
             }
+        }
+    }
+}
+
+#[test]
+fn factors_before_and_after() {
+    for way in WAYS {
+        run(way, 3, DEADLINE, |group| {
+            let rank = group.rank();
+            // Weights that differ from rank to rank, and a common factor.
+            let weighted = ReduceOp::Sum.scaled_before([0.5, 2.0, 1.0][rank]);
+            let mut data = [8.0f32, 4.0];
+            group.all_reduce(&mut data, weighted).unwrap();
+            assert_eq!(data, [28.0, 14.0]);
+            let mut data = [f16::from_f32(3.0)];
+            group.all_reduce(&mut data, ReduceOp::Sum.scaled_after(1.0 / 3.0)).unwrap();
+            assert_eq!(data[0].to_f32(), 3.0);
+            let mut part = [0.0f64];
+            group.reduce_scatter(&[1.0, 2.0, 3.0], &mut part, weighted).unwrap();
+            assert_eq!(part, [3.5 * (rank + 1) as f64]);
+            let mut data = [10i32];
+            group.reduce(&mut data, ReduceOp::Sum.scaled_after(0.1), 1).unwrap();
+            assert_eq!(data, [if rank == 1 { 3 } else { 10 }]);
+        });
+        // Ranks must agree on what happens in the end.
+        let errors = run(way, 2, DEADLINE, |group| {
+            let after = ReduceOp::Sum.scaled_after([2.0, 3.0][group.rank()]);
+            group.all_reduce(&mut [1.0f32], after).unwrap_err().to_string()
+        });
+        assert!(errors.iter().all(|error| error.contains("factors")), "{errors:?}");
+    }
+}
+
+#[test]
+fn sums_of_16_bit_floats_are_rounded_once() {
+    for way in all_ways() {
+        run(way, 5, DEADLINE, |group| {
+            // In bf16, 256 + 1 is 256: only a wider accumulator sees the ones.
+            let mut data = vec![bf16::from_f32(if group.rank() == 0 { 256.0 } else { 1.0 }); 100];
+            group.all_reduce(&mut data, ReduceOp::Sum).unwrap();
+            assert!(data.iter().all(|x| x.to_f32() == 260.0), "{group:?} {}", data[0]);
         });
     }
 }
@@ -224,7 +421,7 @@ fn memory(group: &Group, mask: usize, len: usize) -> Buffer<f32> {
 #[cfg(target_os = "linux")]
 fn registered_and_private_memory_mix() {
     for size in [2, 3, 5] {
-        run((TransportKind::Shm, Algorithm::Direct), size, DEADLINE, |group| {
+        run((TransportKind::Shm, Some(Algorithm::Direct)), size, DEADLINE, |group| {
             let rank = group.rank();
             let number = |rank: usize, i: usize| (i % 1000 + 1000 * rank) as f32;
             let sum = |i: usize| (0..size).map(|rank| number(rank, i)).sum::<f32>();

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{WAYS, run};
-use regatta_comm::rendezvous::{StoreServer, World};
+use regatta_comm::rendezvous::{Security, StoreServer, World};
 use regatta_comm::{Buffer, Error, Group, Options, ReduceOp};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -20,7 +20,7 @@ fn different_calls_name_both_sides() {
         });
         for error in &errors {
             assert!(
-                error.contains("all_reduce f32[1024] sum") && error.contains("all_gather f64[512]"),
+                error.contains("all_reduce #2 f32[1024] sum") && error.contains("all_gather #2 f64[512]"),
                 "{way:?}: {error}"
             );
         }
@@ -43,11 +43,13 @@ fn two_roots_are_noticed() {
     for way in WAYS {
         let errors = run(way, 2, Duration::from_secs(20), |group| {
             let root = group.rank();
-            // Over streams a root only sends, so it may be the call after that fails.
-            let outcome = group.broadcast(&mut [0.0f32; 8], root).and_then(|()| group.barrier());
+            // Over streams a root only sends, so it may be the next operation over them that fails.
+            let outcome = group
+                .broadcast(&mut [0.0f32; 8], root)
+                .and_then(|()| group.all_reduce(&mut [0.0f32], ReduceOp::Sum));
             outcome.unwrap_err().to_string()
         });
-        assert!(errors.iter().all(|error| error.contains("broadcast f32[8] from")), "{way:?}: {errors:?}");
+        assert!(errors.iter().all(|error| error.contains("broadcast #2 f32[8] from")), "{way:?}: {errors:?}");
     }
 }
 
@@ -147,22 +149,17 @@ fn a_panic_with_operations_under_way_ends_the_others() {
 fn a_port_in_use_is_a_clear_error() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let Err(error) = StoreServer::start(&address, 1) else { panic!("the port was taken") };
+    let Err(error) = StoreServer::start(&address, 1, &Security::default()) else {
+        panic!("the port was taken")
+    };
     let error = error.to_string();
     assert!(error.contains(&address) && error.contains("in use") && error.contains("MASTER_PORT"), "{error}");
 }
 
 #[test]
 fn ranks_that_do_not_come_are_named() {
-    let server = StoreServer::start("127.0.0.1:0", 3).unwrap();
-    let world = World {
-        rank: 0,
-        size: 3,
-        local_rank: 0,
-        local_size: 3,
-        store: regatta_comm::rendezvous::StoreAt::Elsewhere(server.addr().to_string()),
-        job: String::new(),
-    };
+    let server = StoreServer::start("127.0.0.1:0", 3, &Security::default()).unwrap();
+    let world = World::local(0, 3, &server.addr().to_string());
     let options = Options { join: Duration::from_millis(100), ..Options::default() };
     let Err(error) = Group::connect(&world, &options) else { panic!("nobody else came") };
     assert!(error.to_string().contains("rank 1, 2 of 3 did not join"), "{error}");
@@ -170,21 +167,14 @@ fn ranks_that_do_not_come_are_named() {
 
 #[test]
 fn strangers_neither_join_nor_disturb() {
-    let server = StoreServer::start("127.0.0.1:0", 1).unwrap();
+    let server = StoreServer::start("127.0.0.1:0", 1, &Security::default()).unwrap();
     let mut held = vec![];
     for garbage in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[255; 64], &[0; 8], b""] {
         let mut stream = std::net::TcpStream::connect(server.addr()).unwrap();
         stream.write_all(garbage).unwrap();
         held.push(stream);
     }
-    let world = World {
-        rank: 0,
-        size: 1,
-        local_rank: 0,
-        local_size: 1,
-        store: regatta_comm::rendezvous::StoreAt::Elsewhere(server.addr().to_string()),
-        job: String::new(),
-    };
+    let world = World::local(0, 1, &server.addr().to_string());
     let group = Group::connect(&world, &Options::default()).unwrap();
     group.barrier().unwrap();
     let foreign = World { job: "another".into(), ..world };
@@ -219,7 +209,7 @@ impl Drop for Killed {
 }
 
 fn children(transport: &str, size: usize, deadline: &str) -> (StoreServer, Vec<Killed>) {
-    let server = StoreServer::start("127.0.0.1:0", size).unwrap();
+    let server = StoreServer::start("127.0.0.1:0", size, &Security::default()).unwrap();
     let start = |rank: usize| {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["child_rank", "--exact", "--nocapture"])

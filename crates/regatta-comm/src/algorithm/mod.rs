@@ -1,32 +1,121 @@
-//! Algorithms, a file each; [`select`] says which is used where.
+//! Algorithms, a file each. Most are functions from (rank, size, length) to a [`schedule`] of messages that
+//! [`run`] executes over any transport; `direct` reads and writes memory that ranks share; `adasum`, `bruck` and
+//! `hierarchical` are made of several.
 
+mod adasum;
+mod bruck;
 pub(crate) mod direct;
-pub(crate) mod ring;
-pub(crate) mod stream;
+mod dissemination;
+mod doubling;
+mod halving_doubling;
+pub(crate) mod hierarchical;
+mod linear;
+mod pairwise;
+mod ring;
+pub(crate) mod run;
+pub(crate) mod schedule;
+pub(crate) mod select;
+pub(crate) mod streams;
+mod tree;
 
+use crate::call::{Call, Kind, show};
+use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::health::Health;
-use crate::transport::TransportKind;
+use crate::health::{Health, Late};
+use crate::joining::Joining;
+use crate::notes::Notes;
+use crate::recorder::Recorder;
+use crate::transport::Transport;
+use run::{Numbers, Pool};
+use schedule::{Schedule, What};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How a collective operation is carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// Each rank reduces its own slice straight from its peers' memory.
     Direct,
-    /// Reduce-scatter, then all-gather around a ring.
+    /// Reduce-scatter, then all-gather around a ring; broadcast and reduce along a chain.
     Ring,
+    /// Two binary trees with half of the data each.
+    Tree,
+    /// Recursive halving and doubling.
+    HalvingDoubling,
+    /// Recursive doubling.
+    Doubling,
+    /// To and from the root directly.
+    Linear,
+    /// All-to-all by exchanges in pairs.
+    Pairwise,
+    /// All-to-all in log2 n steps.
+    Bruck,
+    /// Barrier in log2 n steps.
+    Dissemination,
+    /// Shared memory within hosts, messages between them.
+    Hierarchical,
+    /// The collective operation of the message-passing library beneath (MPI).
+    Native,
+}
+
+impl Algorithm {
+    /// All algorithms.
+    pub const ALL: [Self; 11] = [
+        Self::Direct,
+        Self::Ring,
+        Self::Tree,
+        Self::HalvingDoubling,
+        Self::Doubling,
+        Self::Linear,
+        Self::Pairwise,
+        Self::Bruck,
+        Self::Dissemination,
+        Self::Hierarchical,
+        Self::Native,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Ring => "ring",
+            Self::Tree => "tree",
+            Self::HalvingDoubling => "halving_doubling",
+            Self::Doubling => "doubling",
+            Self::Linear => "linear",
+            Self::Pairwise => "pairwise",
+            Self::Bruck => "bruck",
+            Self::Dissemination => "dissemination",
+            Self::Hierarchical => "hierarchical",
+            Self::Native => "native",
+        }
+    }
+
+    /// Whether it can carry out `kind`.
+    pub fn offers(self, kind: Kind) -> bool {
+        use Kind::{AllGather, AllReduce, AllToAll, Barrier, Broadcast, Gather, Reduce, ReduceScatter, Scatter};
+        match self {
+            Self::Direct => !matches!(kind, Kind::Send | Kind::Join),
+            Self::Ring => matches!(kind, AllReduce | ReduceScatter | AllGather | Broadcast | Reduce),
+            Self::Tree => matches!(kind, AllReduce | Broadcast | Reduce),
+            Self::HalvingDoubling => matches!(kind, AllReduce | ReduceScatter | AllGather),
+            Self::Doubling => kind == AllReduce,
+            Self::Linear => matches!(kind, Gather | Scatter),
+            Self::Pairwise | Self::Bruck => kind == AllToAll,
+            Self::Dissemination => kind == Barrier,
+            Self::Hierarchical => matches!(kind, AllReduce | Broadcast),
+            Self::Native => {
+                matches!(kind, AllReduce | Reduce | Broadcast | AllGather | ReduceScatter | AllToAll | Barrier)
+            }
+        }
+    }
 }
 
 impl fmt::Display for Algorithm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Direct => "direct",
-            Self::Ring => "ring",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -34,26 +123,10 @@ impl FromStr for Algorithm {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "direct" => Ok(Self::Direct),
-            "ring" => Ok(Self::Ring),
-            other => Err(Error::Usage(format!("unknown algorithm `{other}`; known are direct and ring"))),
-        }
-    }
-}
-
-/// The algorithm for a transport: direct where ranks share memory, the ring elsewhere, unless one is wanted.
-///
-/// # Errors
-/// When the wanted one cannot work there.
-pub(crate) fn select(transport: TransportKind, wanted: Option<Algorithm>) -> Result<Algorithm> {
-    match (transport, wanted) {
-        (TransportKind::Tcp, Some(Algorithm::Direct)) => {
-            Err(Error::Usage("the direct algorithm needs shared memory; over tcp use ring".into()))
-        }
-        (_, Some(wanted)) => Ok(wanted),
-        (TransportKind::Tcp, None) => Ok(Algorithm::Ring),
-        (TransportKind::Thread | TransportKind::Shm, None) => Ok(Algorithm::Direct),
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == text).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            Error::Usage(format!("unknown algorithm `{text}`; known are {known}"))
+        })
     }
 }
 
@@ -64,6 +137,108 @@ pub(crate) struct Context {
     pub size: usize,
     /// Ranks of the world by rank of the group, for errors.
     pub names: Arc<[usize]>,
+    /// Ranks of the group by host, each list in order.
+    pub hosts: Arc<[Vec<usize>]>,
     pub health: Arc<Health>,
+    pub notes: Arc<Notes>,
+    pub recorder: Arc<Mutex<Recorder>>,
+    pub joining: Arc<Joining>,
     pub deadline: Duration,
+    /// When a late rank is reported, and how.
+    pub warn: Duration,
+    pub on_late: fn(&Late),
+}
+
+impl Context {
+    /// What is wrong when `peer` calls `theirs` while this rank calls `call`.
+    pub(crate) fn mismatch(&self, call: Call, peer: usize, theirs: Option<Call>) -> Error {
+        // A rank that only sends may be further on: what it called under the same number is what is wrong.
+        let recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier = theirs.and_then(|theirs| recorder.call(theirs.sequence)).filter(|own| Some(*own) != theirs);
+        Error::Mismatch {
+            rank: self.names[self.rank],
+            call: earlier.unwrap_or(call).to_string(),
+            other: self.names[peer],
+            other_call: show(theirs),
+        }
+    }
+
+    /// The ranks on the host of `rank`, in order.
+    pub(crate) fn host_of(&self, rank: usize) -> &[usize] {
+        self.hosts.iter().find(|host| host.contains(&rank)).map_or(&[], Vec::as_slice)
+    }
+
+    /// The context of some ranks of the group, numbered anew, of which this rank is one.
+    pub(crate) fn among(&self, ranks: &[usize]) -> Self {
+        Self {
+            rank: ranks.iter().position(|&rank| rank == self.rank).unwrap_or(0),
+            size: ranks.len(),
+            names: ranks.iter().map(|&rank| self.names[rank]).collect(),
+            hosts: Arc::new([]),
+            ..self.clone()
+        }
+    }
+}
+
+/// Where a rank stands in an operation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub rank: usize,
+    pub size: usize,
+    /// Elements that go on together.
+    pub chunk: usize,
+}
+
+impl Place {
+    pub(crate) fn schedule(self) -> Schedule {
+        Schedule::new(self.chunk)
+    }
+
+    /// All other ranks, the right neighbour first.
+    pub(crate) fn others(self) -> impl Iterator<Item = usize> {
+        (1..self.size).map(move |distance| (self.rank + distance) % self.size)
+    }
+}
+
+/// One operation over streams.
+pub(crate) struct Session<'a> {
+    pub transport: &'a mut dyn Transport,
+    pub context: &'a Context,
+    pub call: Call,
+    pub pool: &'a mut Pool,
+    /// Bytes that go on together.
+    pub chunk: usize,
+}
+
+impl Session<'_> {
+    pub(crate) fn place<T>(&self) -> Place {
+        Place {
+            rank: self.context.rank,
+            size: self.context.size,
+            chunk: (self.chunk / size_of::<T>()).max(1),
+        }
+    }
+
+    /// Executes a schedule.
+    pub(crate) fn run<T: Element>(&mut self, schedule: &Schedule, numbers: Numbers<'_, T>) -> Result<()> {
+        run::run(self.transport, self.context, self.call, schedule, numbers, self.pool)
+    }
+
+    /// Sends to `peer` and receives from it, at the same time.
+    pub(crate) fn exchange<T: Element>(
+        &mut self,
+        peer: usize,
+        send: Option<&[T]>,
+        receive: Option<&mut [T]>,
+    ) -> Result<()> {
+        let mut schedule = self.place::<T>().schedule();
+        if let Some(send) = send {
+            schedule.add(peer, What::SendInput, 0..send.len(), None);
+        }
+        if let Some(receive) = &receive {
+            schedule.add(peer, What::Copy, 0..receive.len(), None);
+        }
+        let numbers = Numbers { input: send.unwrap_or_default(), working: receive.unwrap_or_default() };
+        self.run(&schedule, numbers)
+    }
 }

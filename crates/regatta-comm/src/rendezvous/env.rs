@@ -36,12 +36,21 @@ pub struct World {
     pub store: StoreAt,
     /// Tells this job from others that might use the same port.
     pub job: String,
+    /// What ranks on one host have in common: [`host_identity`](super::host_identity).
+    pub host: String,
 }
 
 /// Ports that are tried after one that is taken.
 pub(crate) const BESIDE: u16 = 32;
 
 impl World {
+    /// A rank of a job on this host, whose store is at `address`.
+    pub fn local(rank: usize, size: usize, address: &str) -> Self {
+        let store = StoreAt::Elsewhere(address.into());
+        let (local_rank, local_size) = (rank, size);
+        Self { rank, size, local_rank, local_size, store, job: String::new(), host: super::host_identity() }
+    }
+
     /// This process's place in the job that started it; nothing where no launcher did.
     ///
     /// # Errors
@@ -52,7 +61,7 @@ impl World {
 
     fn from(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>> {
         let vars = Vars { get };
-        let world = if get("RANK").is_some() || get("REGATTA_STORE").is_some() {
+        let mut world = if get("RANK").is_some() || get("REGATTA_STORE").is_some() {
             vars.torchrun()?
         } else if get("OMPI_COMM_WORLD_RANK").is_some() {
             vars.open_mpi()?
@@ -73,6 +82,14 @@ impl World {
                 "local rank {} is not below the local size {}",
                 world.local_rank, world.local_size
             ));
+        }
+        // Where all ranks are known to be on one host, what they say need not leave it.
+        let alone = get("RANK").is_none() || get("LOCAL_WORLD_SIZE").is_some();
+        if let StoreAt::Rank0 { host, .. } = &mut world.store
+            && world.local_size == world.size
+            && alone
+        {
+            *host = "127.0.0.1".into();
         }
         Ok(Some(world))
     }
@@ -126,6 +143,7 @@ impl Vars<'_> {
             local_size: self.number("LOCAL_WORLD_SIZE")?.unwrap_or(size),
             store,
             job,
+            host: super::host_identity(),
         })
     }
 
@@ -155,7 +173,8 @@ impl Vars<'_> {
                 });
             }
         };
-        Ok(World { rank, size, local_rank, local_size, store, job })
+        let host = super::host_identity();
+        Ok(World { rank, size, local_rank, local_size, store, job, host })
     }
 
     /// Only a step of several tasks is a job; a batch script itself is not.
@@ -185,7 +204,8 @@ impl Vars<'_> {
                 StoreAt::Rank0 { host, port, beside: false }
             }
         };
-        Ok(Some(World { rank, size, local_rank, local_size, store, job: format!("{job_id}.{step}") }))
+        let (job, host) = (format!("{job_id}.{step}"), super::host_identity());
+        Ok(Some(World { rank, size, local_rank, local_size, store, job, host }))
     }
 }
 

@@ -1,12 +1,16 @@
 //! How the ranks of a job find each other.
 
 mod env;
+mod secret;
 pub(crate) mod store;
 pub(crate) mod wire;
 
 pub(crate) use env::BESIDE;
 pub use env::{StoreAt, World};
+pub use secret::{Secret, Security};
 pub use store::StoreServer;
+
+use std::time::Duration;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -17,9 +21,45 @@ pub(crate) fn random() -> u64 {
     hasher.finish()
 }
 
+/// A name for a job, with the time first, so that names sort.
+pub(crate) fn random_name() -> String {
+    let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+    format!("{}-{:08x}", since.unwrap_or_default().as_secs(), random() as u32)
+}
+
 /// This host's name.
 pub fn hostname() -> String {
     let name =
         std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
     name.map_or("localhost".into(), |name| name.trim().to_string())
+}
+
+/// Makes the kernel ask a silent peer whether it is still there, and end the connection after about `silence`: a host
+/// that lost its power or its cable sends no farewell. Best effort: a connection without it ends by deadlines.
+#[cfg(unix)]
+pub(crate) fn keepalive(socket: &impl std::os::fd::AsFd, silence: Duration) {
+    use rustix::net::sockopt;
+    let probes = 4;
+    let interval = (silence / (probes + 1)).max(Duration::from_secs(1));
+    let _ = sockopt::set_socket_keepalive(socket, true);
+    let _ = sockopt::set_tcp_keepidle(socket, interval);
+    let _ = sockopt::set_tcp_keepintvl(socket, interval);
+    let _ = sockopt::set_tcp_keepcnt(socket, probes);
+    // The same for what was sent and is not acknowledged.
+    #[cfg(target_os = "linux")]
+    let _ = sockopt::set_tcp_user_timeout(socket, silence.as_millis() as u32);
+}
+
+/// As above, where the system does it its own way.
+#[cfg(not(unix))]
+pub(crate) fn keepalive<S>(_: &S, _: Duration) {}
+
+/// The same for two processes exactly when they run on one host, under the same kernel: its name and the id of its
+/// boot, or what `REGATTA_HOST` says.
+pub fn host_identity() -> String {
+    if let Ok(host) = std::env::var("REGATTA_HOST") {
+        return host;
+    }
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    format!("{} {}", hostname(), boot.trim())
 }

@@ -4,25 +4,31 @@
 //! a process is noticed at once: when it closes without a goodbye, the server tells all others. Whatever fails
 //! first is what every rank reports.
 
-use super::wire;
+use super::{Security, wire};
 use crate::error::{Error, Result};
 use crate::health::Health;
-use std::collections::HashMap;
+use crate::notes::Directory;
+use crate::tls::{Identity, Stream};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-const MAGIC: &[u8] = b"regatta-store-1";
+const MAGIC: &[u8] = b"regatta-store-2";
 /// How long a stranger may take to say who it is.
 const HELLO_TIME: Duration = Duration::from_secs(5);
 /// How long one of several possible stores may take to answer.
 const PROBE_TIME: Duration = Duration::from_millis(500);
 /// Longest time a get waits on the server before the client asks again.
 const GET_SLICE: Duration = Duration::from_secs(2);
-/// How long an answer may take.
+/// How long an answer may take, beside what it waits on the server.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// How long a rank's host may be silent until it counts as gone, at most.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Connections that have not said yet who they are, beside two for each rank; more throw the oldest out.
+const STRANGERS: usize = 64;
 /// Stands for no rank.
 const NOBODY: u32 = u32::MAX;
 
@@ -35,29 +41,59 @@ struct Served {
     address: SocketAddr,
     job: Vec<u8>,
     size: usize,
+    identity: Option<Identity>,
     state: Mutex<State>,
     changed: Condvar,
     closing: AtomicBool,
+    strangers: Mutex<Strangers>,
 }
 
 #[derive(Default)]
 struct State {
-    entries: HashMap<String, Vec<u8>>,
+    entries: BTreeMap<String, Vec<u8>>,
     failure: Option<(Option<usize>, String)>,
-    watchers: Vec<TcpStream>,
+    watchers: Vec<Arc<Stream>>,
+    /// Ranks that hold a watch connection, or have held one.
+    seen: Vec<usize>,
+}
+
+/// Connections that have not said yet who they are.
+#[derive(Default)]
+struct Strangers {
+    next: u64,
+    waiting: VecDeque<(u64, TcpStream)>,
+}
+
+impl Strangers {
+    /// Takes note of a connection; when there are more than `most`, the oldest is ended.
+    fn admit(&mut self, stream: &TcpStream, most: usize) -> io::Result<u64> {
+        self.next += 1;
+        self.waiting.push_back((self.next, stream.try_clone()?));
+        if self.waiting.len() > most
+            && let Some((_, oldest)) = self.waiting.pop_front()
+        {
+            // It may have ended by itself.
+            let _ = oldest.shutdown(Shutdown::Both);
+        }
+        Ok(self.next)
+    }
+
+    fn known(&mut self, number: u64) {
+        self.waiting.retain(|(waiting, _)| *waiting != number);
+    }
 }
 
 impl StoreServer {
     /// Starts a server for a job of `size` ranks on `address` (port 0: any free one).
     ///
     /// # Errors
-    /// When the address is in use or not this host's.
-    pub fn start(address: &str, size: usize) -> Result<Self> {
-        Self::start_for(address, size, b"")
+    /// When the address is in use or not this host's, or others could reach it without the job's secret.
+    pub fn start(address: &str, size: usize, security: &Security) -> Result<Self> {
+        Self::start_for(address, size, security, b"")
     }
 
     /// As [`start`](Self::start), serving only clients that name the same `job`.
-    pub(crate) fn start_for(address: &str, size: usize, job: &[u8]) -> Result<Self> {
+    pub(crate) fn start_for(address: &str, size: usize, security: &Security, job: &[u8]) -> Result<Self> {
         let listener = TcpListener::bind(address).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => Error::Rendezvous(format!(
                 "port {address} is in use by another program: set MASTER_PORT to a free one"
@@ -67,13 +103,16 @@ impl StoreServer {
             )),
         })?;
         let address = listener.local_addr().map_err(Error::system("listen"))?;
+        let identity = security.for_store(address.ip())?;
         let shared = Arc::new(Served {
             address,
             job: job.to_vec(),
             size,
+            identity,
             state: Mutex::default(),
             changed: Condvar::new(),
             closing: AtomicBool::new(false),
+            strangers: Mutex::default(),
         });
         at_exit::register(at_exit::Farewell::Server(Arc::downgrade(&shared)));
         let served = shared.clone();
@@ -85,8 +124,11 @@ impl StoreServer {
                         return;
                     }
                     let Ok(stream) = stream else { continue };
+                    let most = STRANGERS + 2 * served.size;
+                    let number = served.strangers().admit(&stream, most);
                     let served = served.clone();
-                    std::thread::spawn(move || served.serve(stream));
+                    // A connection that no thread can be had for is dropped; its owner tries again.
+                    let _ = std::thread::Builder::new().spawn(move || served.serve(stream, number.ok()));
                 }
             })
             .map_err(Error::system("start a thread"))?;
@@ -150,47 +192,77 @@ impl Served {
     fn tell(&self, message: &[&[u8]]) {
         let [kind, rank, text] = [0, 1, 2].map(|i| message.get(i).copied().unwrap_or_default());
         let message = wire::pack(&[kind, rank, text]);
-        for mut watcher in &self.lock().watchers {
+        for watcher in &self.lock().watchers {
             // A watcher that is gone is noticed by its own thread.
-            let _ = wire::write(&mut watcher, &message);
+            let _ = wire::write(&mut &**watcher, &message);
         }
+    }
+
+    fn strangers(&self) -> MutexGuard<'_, Strangers> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One connection, to its end.
-    fn serve(&self, mut stream: TcpStream) {
+    fn serve(&self, stream: TcpStream, number: Option<u64>) {
         // A stranger's connection ends here, without a word and without harm.
-        let _ = self.converse(&mut stream);
-        let _ = stream.shutdown(Shutdown::Both);
+        let admitted = self.admit(stream);
+        if let Some(number) = number {
+            self.strangers().known(number);
+        }
+        let Ok(Some((stream, guest))) = admitted else { return };
+        let _ = match guest.role {
+            Role::Watch => self.watch(&stream, guest.rank, &guest.who),
+            Role::Requests => self.requests(&stream),
+        };
+        stream.shutdown();
     }
 
-    fn converse(&self, stream: &mut TcpStream) -> io::Result<()> {
+    /// Finds out who is there.
+    fn admit(&self, stream: TcpStream) -> io::Result<Option<(Arc<Stream>, Guest)>> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(HELLO_TIME))?;
-        let hello = wire::read(stream)?;
-        let Some([magic, job, role, rank, who]) = wire::unpack::<5>(&hello) else { return Ok(()) };
-        let rank = parse_rank(rank);
-        let known = magic == MAGIC && job == self.job && rank.is_some_and(|rank| rank < self.size);
-        let answer: &[u8] = if known { b"ok" } else { b"no" };
-        wire::write(stream, answer)?;
-        let Some(rank) = rank.filter(|_| known) else { return Ok(()) };
-        stream.set_read_timeout(None)?;
-        match role {
-            b"watch" => self.watch(stream, rank, &String::from_utf8_lossy(who)),
-            _ => self.requests(stream),
+        let stream = Arc::new(match &self.identity {
+            Some(identity) => Stream::accept(stream, identity, Instant::now() + HELLO_TIME)?,
+            None => Stream::plain(stream),
+        });
+        stream.set_read_timeout(Some(HELLO_TIME));
+        let hello = wire::read(&mut &*stream)?;
+        let guest = self.greet(&hello);
+        wire::write(&mut &*stream, if guest.is_some() { b"ok" } else { b"no" })?;
+        stream.set_read_timeout(None);
+        Ok(guest.map(|guest| (stream, guest)))
+    }
+
+    /// What a hello says, where it is one of this job's.
+    pub(super) fn greet(&self, hello: &[u8]) -> Option<Guest> {
+        let [magic, job, role, rank, who] = wire::unpack::<5>(hello)?;
+        let rank = parse_rank(rank).filter(|&rank| rank < self.size)?;
+        if magic != MAGIC || job != self.job {
+            return None;
         }
+        let role = if role == b"watch" { Role::Watch } else { Role::Requests };
+        let mut state = self.lock();
+        if role == Role::Watch {
+            // Two processes that take themselves for the same rank: the later one is turned away.
+            if state.seen.contains(&rank) {
+                return None;
+            }
+            state.seen.push(rank);
+        }
+        Some(Guest { role, rank, who: String::from_utf8_lossy(who).into_owned() })
     }
 
     /// Holds a rank's watch connection until it says goodbye or dies.
-    fn watch(&self, stream: &mut TcpStream, rank: usize, who: &str) -> io::Result<()> {
+    fn watch(&self, stream: &Arc<Stream>, rank: usize, who: &str) -> io::Result<()> {
+        super::keepalive(&**stream, SILENCE);
         {
             let mut state = self.lock();
             if let Some((rank, reason)) = &state.failure {
-                wire::write(stream, &wire::pack(&[b"X", &rank_code(*rank), reason.as_bytes()]))?;
+                wire::write(&mut &**stream, &wire::pack(&[b"X", &rank_code(*rank), reason.as_bytes()]))?;
             }
-            state.watchers.push(stream.try_clone()?);
+            state.watchers.push(stream.clone());
         }
         loop {
-            let message = wire::read(stream);
+            let message = wire::read(&mut &**stream);
             match message.as_deref().ok().and_then(wire::unpack::<2>) {
                 Some([b"X", reason]) => self.fail(Some(rank), &String::from_utf8_lossy(reason)),
                 Some(_) => {
@@ -199,44 +271,93 @@ impl Served {
                 }
                 None if self.closing.load(Ordering::Acquire) => return Ok(()),
                 None => {
-                    let reason =
-                        format!("rank {rank} ({who}) died: its connections closed without a goodbye");
-                    self.fail(Some(rank), &reason);
+                    let silent = message.is_err_and(|error| error.kind() == ErrorKind::TimedOut);
+                    let how = match silent {
+                        true => "is cut off: its host has not answered for too long",
+                        false => "died: its connections closed without a goodbye",
+                    };
+                    self.fail(Some(rank), &format!("rank {rank} ({who}) {how}"));
                     return Ok(());
                 }
             }
         }
     }
 
-    fn requests(&self, stream: &mut TcpStream) -> io::Result<()> {
+    fn requests(&self, stream: &Stream) -> io::Result<()> {
         loop {
-            let request = wire::read(stream)?;
-            let Some([kind, key, value]) = wire::unpack::<3>(&request) else { return Ok(()) };
-            let key = String::from_utf8_lossy(key).into_owned();
-            let answer = match kind {
-                b"S" => {
-                    self.lock().entries.insert(key, value.to_vec());
-                    self.changed.notify_all();
-                    wire::pack(&[b"k", b""])
-                }
-                b"G" => {
-                    let Ok(patience) = value.try_into().map(u32::from_le_bytes) else { return Ok(()) };
-                    let patience = Duration::from_millis(patience.into()).min(GET_SLICE);
-                    let waited = self.changed.wait_timeout_while(self.lock(), patience, |state| {
-                        state.failure.is_none() && !state.entries.contains_key(&key)
-                    });
-                    let state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                    match (&state.failure, state.entries.get(&key)) {
-                        (_, Some(value)) => wire::pack(&[b"v", value]),
-                        (Some(_), None) => wire::pack(&[b"x", b""]),
-                        (None, None) => wire::pack(&[b"t", b""]),
-                    }
-                }
-                _ => return Ok(()),
-            };
-            wire::write(stream, &answer)?;
+            let request = wire::read(&mut &*stream)?;
+            let Some(answer) = self.answer(&request, GET_SLICE) else { return Ok(()) };
+            wire::write(&mut &*stream, &answer)?;
         }
     }
+
+    /// The answer to a request; none to what is no request. Waits at most `most`.
+    pub(super) fn answer(&self, request: &[u8], most: Duration) -> Option<Vec<u8>> {
+        let [kind, key, value] = wire::unpack::<3>(request)?;
+        let key = String::from_utf8_lossy(key).into_owned();
+        Some(match kind {
+            b"S" => {
+                self.lock().entries.insert(key, value.to_vec());
+                self.changed.notify_all();
+                wire::pack(&[b"k", b""])
+            }
+            b"A" => {
+                let amount = u64::from_le_bytes(value.try_into().ok()?);
+                let mut state = self.lock();
+                let entry = state.entries.entry(key).or_default();
+                let sum = entry.as_slice().try_into().map_or(0, u64::from_le_bytes).wrapping_add(amount);
+                *entry = sum.to_le_bytes().to_vec();
+                drop(state);
+                self.changed.notify_all();
+                wire::pack(&[b"v", &sum.to_le_bytes()])
+            }
+            b"P" => {
+                let state = self.lock();
+                let entries = state.entries.range(key.clone()..).take_while(|(name, _)| name.starts_with(&key));
+                let fields: Vec<&[u8]> =
+                    entries.flat_map(|(name, value)| [name.as_bytes(), value.as_slice()]).collect();
+                wire::pack(&[b"v", &wire::pack(&fields)])
+            }
+            b"J" => {
+                let sequence: [u8; 4] = value.try_into().ok()?;
+                self.tell(&[b"J", key.as_bytes(), &sequence]);
+                wire::pack(&[b"k", b""])
+            }
+            b"T" => wire::pack(&[b"v", &unix_us().to_le_bytes()]),
+            b"G" => {
+                let patience = Duration::from_millis(u32::from_le_bytes(value.try_into().ok()?).into()).min(most);
+                let waited = self.changed.wait_timeout_while(self.lock(), patience, |state| {
+                    state.failure.is_none() && !state.entries.contains_key(&key)
+                });
+                let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                match (&state.failure, state.entries.get(&key)) {
+                    (_, Some(value)) => wire::pack(&[b"v", value]),
+                    (Some(_), None) => wire::pack(&[b"x", b""]),
+                    (None, None) => wire::pack(&[b"t", b""]),
+                }
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Watch,
+    Requests,
+}
+
+/// Whoever has shown to be of the job.
+pub(super) struct Guest {
+    role: Role,
+    rank: usize,
+    /// Host and process, for errors.
+    who: String,
+}
+
+fn unix_us() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros() as u64
 }
 
 fn rank_code(rank: Option<usize>) -> [u8; 4] {
@@ -250,44 +371,53 @@ fn parse_rank(bytes: &[u8]) -> Option<usize> {
 
 /// A rank's connections to the store.
 pub(crate) struct StoreClient {
-    requests: Mutex<TcpStream>,
+    requests: Mutex<Stream>,
     /// Carries the server's news to us, and our end, in either form, to the server.
-    watch: Mutex<TcpStream>,
+    watch: Arc<Stream>,
+    /// One message at a time.
+    saying: Mutex<()>,
     health: Arc<Health>,
     local_ip: IpAddr,
     gone: AtomicBool,
+    /// Longest time a get waits on the server.
+    slice: Duration,
+    /// What to add to this host's clock to get the server's, in microseconds.
+    clock_offset_us: i64,
+    /// It has not answered once.
+    lost: AtomicBool,
+    /// The store's own address.
+    store_ip: Option<IpAddr>,
+    /// A rank on the store's host, where that is not this host.
+    beside: AtomicU32,
+}
+
+/// What it takes to reach a store.
+pub(crate) struct Reach<'a> {
+    /// Where it may be.
+    pub addresses: &'a dyn Fn() -> Result<Vec<(String, Security)>>,
+    pub job: &'a [u8],
+    pub rank: usize,
+    /// When to give up.
+    pub until: Instant,
+    /// Nobody else can be at the address.
+    pub certain: bool,
+    /// How long a wait in an operation may last.
+    pub deadline: Duration,
 }
 
 impl StoreClient {
-    /// Connects rank `rank` to the store at one of `addresses`, trying until `until`. Unless the address is
-    /// `certain`, others may be there.
-    pub(crate) fn connect(
-        addresses: &dyn Fn() -> Vec<String>,
-        job: &[u8],
-        rank: usize,
-        health: Arc<Health>,
-        (until, certain): (Instant, bool),
-    ) -> Result<Arc<Self>> {
+    /// Connects to the store.
+    pub(crate) fn connect(reach: &Reach<'_>, health: Arc<Health>) -> Result<Arc<Self>> {
+        let Reach { rank, until, .. } = *reach;
         // What may be a stranger's address need not ever answer.
         let left = until.saturating_duration_since(Instant::now()).max(PROBE_TIME);
-        let patience = if certain { HELLO_TIME.min(left) } else { PROBE_TIME };
-        let who = format!("host {}, process {}", super::hostname(), std::process::id());
-        let open = |address: &str, role: &str| -> io::Result<TcpStream> {
-            let mut last = io::Error::from(ErrorKind::AddrNotAvailable);
-            for address in std::net::ToSocketAddrs::to_socket_addrs(address)? {
-                match greet(&address, patience, job, role, rank, &who) {
-                    Ok(stream) => return Ok(stream),
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
-        };
+        let patience = if reach.certain { HELLO_TIME.min(left) } else { PROBE_TIME };
         let mut reason = "no address".to_string();
         loop {
-            for address in addresses() {
-                match open(&address, "request").and_then(|requests| Ok((requests, open(&address, "watch")?)))
-                {
-                    Ok((requests, watch)) => return Self::start(requests, watch, health),
+            for (address, security) in (reach.addresses)()? {
+                let open = |role| open(&address, &security, reach, role, patience);
+                match open("request").and_then(|requests| Ok((requests, open("watch")?))) {
+                    Ok((requests, watch)) => return Self::start(requests, watch, health, reach.deadline),
                     Err(error) => reason = format!("{address}: {error}"),
                 }
             }
@@ -302,25 +432,59 @@ impl StoreClient {
         }
     }
 
-    fn start(requests: TcpStream, watch: TcpStream, health: Arc<Health>) -> Result<Arc<Self>> {
+    fn start(
+        requests: Stream,
+        watch: Stream,
+        health: Arc<Health>,
+        deadline: Duration,
+    ) -> Result<Arc<Self>> {
         let local_ip = requests.local_addr().map_err(Error::system("connect to the store"))?.ip();
-        requests.set_read_timeout(Some(ANSWER_TIME)).map_err(Error::system("connect to the store"))?;
-        let mut news = watch.try_clone().map_err(Error::system("connect to the store"))?;
-        let gone = AtomicBool::new(false);
-        let client = Arc::new(Self {
+        // A store that is cut off must not hold a rank up for longer than the ranks themselves may.
+        let answer = ANSWER_TIME.min(deadline / 2).max(Duration::from_millis(200));
+        requests.set_read_timeout(Some(answer));
+        super::keepalive(&watch, SILENCE.min(deadline.max(Duration::from_secs(2))));
+        let mut client = Self {
             requests: Mutex::new(requests),
-            watch: Mutex::new(watch),
+            watch: Arc::new(watch),
+            saying: Mutex::default(),
             health,
             local_ip,
-            gone,
-        });
+            gone: AtomicBool::new(false),
+            slice: GET_SLICE.min(answer / 2),
+            clock_offset_us: 0,
+            lost: AtomicBool::new(false),
+            store_ip: None,
+            beside: AtomicU32::new(NOBODY),
+        };
+        client.store_ip = client.watch.peer_addr().ok().map(|address| address.ip());
+        let before = unix_us();
+        if let (_, Ok(theirs)) = client.ask([b"T", b"", b""]).map(|(kind, time)| (kind, time.try_into()))? {
+            // The answer was written half-way, about.
+            let middle = before / 2 + unix_us() / 2;
+            client.clock_offset_us = u64::from_le_bytes(theirs).wrapping_sub(middle).cast_signed();
+        }
+        let client = Arc::new(client);
         at_exit::register(at_exit::Farewell::Client(Arc::downgrade(&client)));
         let (health, weak) = (client.health.clone(), Arc::downgrade(&client));
+        let news = client.watch.clone();
         std::thread::Builder::new()
             .name("regatta-watch".into())
-            .spawn(move || watch_news(&mut news, &health, &weak))
+            .spawn(move || watch_news(&news, &health, &weak))
             .map_err(Error::system("start a thread"))?;
         Ok(client)
+    }
+
+    /// Learns from which address each rank reaches the store: those who do so from its own are on its host.
+    pub(crate) fn learn_hosts(&self, addresses: &[Option<IpAddr>]) {
+        let beside = addresses.iter().position(|address| {
+            address.is_some() && *address == self.store_ip && self.store_ip != Some(self.local_ip)
+        });
+        self.beside.store(beside.map_or(NOBODY, |rank| rank as u32), Ordering::Relaxed);
+    }
+
+    /// What to add to this host's clock to get the store's, in microseconds.
+    pub(crate) fn clock_offset_us(&self) -> i64 {
+        self.clock_offset_us
     }
 
     pub(crate) fn health(&self) -> &Arc<Health> {
@@ -333,8 +497,16 @@ impl StoreClient {
     }
 
     fn ask(&self, request: [&[u8]; 3]) -> Result<(u8, Vec<u8>)> {
-        let mut stream = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = wire::write(&mut *stream, &wire::pack(&request)).and_then(|()| wire::read(&mut *stream));
+        let stream = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.lost.load(Ordering::Relaxed) {
+            return Err(Error::Rendezvous("the job's store does not answer".into()));
+        }
+        let answer = wire::write(&mut &*stream, &wire::pack(&request)).and_then(|()| wire::read(&mut &*stream));
+        if answer.is_err() {
+            // An answer that comes late must not be taken for that to the next request, and waiting once is enough.
+            self.lost.store(true, Ordering::Relaxed);
+            stream.shutdown();
+        }
         drop(stream);
         let answer = match answer {
             Ok(answer) => answer,
@@ -351,7 +523,7 @@ impl StoreClient {
     }
 
     pub(crate) fn set(&self, key: &str, value: &[u8]) -> Result<()> {
-        self.ask([b"S", key.as_bytes(), value]).map(|_| ())
+        Directory::set(self, key, value)
     }
 
     /// The value of `key`, waiting for it until `until`.
@@ -360,10 +532,40 @@ impl StoreClient {
             .ok_or_else(|| Error::Rendezvous(format!("no rank has published {key} in time")))
     }
 
-    /// As [`get`](Self::get), but nothing where it does not come in time.
-    pub(crate) fn try_get(&self, key: &str, until: Instant) -> Result<Option<Vec<u8>>> {
+    /// Tells all ranks that this one gives up. Goes beside the requests, one of which may be waiting.
+    pub(crate) fn abort(&self, reason: &str) {
+        // Without a store there is nobody to tell.
+        let _ = self.say(&[b"X", reason.as_bytes()]);
+    }
+
+    fn say(&self, message: &[&[u8]; 2]) -> io::Result<()> {
+        let _one_at_a_time = self.saying.lock().unwrap_or_else(PoisonError::into_inner);
+        wire::write(&mut &*self.watch, &wire::pack(message))
+    }
+
+    /// Says goodbye, once: from here on this rank is not missed.
+    fn leave(&self) {
+        if !self.gone.swap(true, Ordering::AcqRel) {
+            let _ = self.say(&[b"L", b""]);
+            self.watch.shutdown();
+        }
+    }
+}
+
+impl Drop for StoreClient {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl Directory for StoreClient {
+    fn set(&self, key: &str, value: &[u8]) -> Result<()> {
+        self.ask([b"S", key.as_bytes(), value]).map(|_| ())
+    }
+
+    fn try_get(&self, key: &str, until: Instant) -> Result<Option<Vec<u8>>> {
         loop {
-            let left = until.saturating_duration_since(Instant::now()).min(GET_SLICE).as_millis() as u32;
+            let left = until.saturating_duration_since(Instant::now()).min(self.slice).as_millis() as u32;
             match self.ask([b"G", key.as_bytes(), &left.to_le_bytes()])? {
                 (b'v', value) => return Ok(Some(value)),
                 (b'x', _) => {
@@ -376,58 +578,85 @@ impl StoreClient {
         }
     }
 
-    /// Tells all ranks that this one gives up. Goes beside the requests, one of which may be waiting.
-    pub(crate) fn abort(&self, reason: &str) {
-        // Without a store there is nobody to tell.
-        let _ = self.say(&[b"X", reason.as_bytes()]);
+    fn add(&self, key: &str, amount: u64) -> Result<u64> {
+        let (_, sum) = self.ask([b"A", key.as_bytes(), &amount.to_le_bytes()])?;
+        sum.try_into().map(u64::from_le_bytes).map_err(|_| no_answer())
     }
 
-    fn say(&self, message: &[&[u8]; 2]) -> io::Result<()> {
-        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
-        wire::write(&mut *watch, &wire::pack(message))
+    fn list(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        let (_, fields) = self.ask([b"P", prefix.as_bytes(), b""])?;
+        let fields = wire::unpack_all(&fields).ok_or_else(no_answer)?;
+        let entry = |pair: &[&[u8]]| (String::from_utf8_lossy(pair[0]).into_owned(), pair[1].to_vec());
+        Ok(fields.chunks_exact(2).map(entry).collect())
     }
 
-    /// Says goodbye, once: from here on this rank is not missed.
-    fn leave(&self) {
-        if !self.gone.swap(true, Ordering::AcqRel) {
-            let _ = self.say(&[b"L", b""]);
-            let _ = self.watch.lock().unwrap_or_else(PoisonError::into_inner).shutdown(Shutdown::Both);
-        }
+    fn lost(&self) -> Option<Option<usize>> {
+        let beside = self.beside.load(Ordering::Relaxed);
+        self.lost.load(Ordering::Relaxed).then_some((beside != NOBODY).then_some(beside as usize))
+    }
+
+    fn announce(&self, token: u64, sequence: u32) -> Result<()> {
+        self.ask([b"J", format!("{token:x}").as_bytes(), &sequence.to_le_bytes()]).map(|_| ())
     }
 }
 
-impl Drop for StoreClient {
-    fn drop(&mut self) {
-        self.leave();
+fn no_answer() -> Error {
+    Error::Rendezvous("the job's store gave an answer that is none".into())
+}
+
+/// One connection to the store at `address`.
+fn open(
+    address: &str,
+    security: &Security,
+    reach: &Reach<'_>,
+    role: &str,
+    patience: Duration,
+) -> io::Result<Stream> {
+    let mut last = io::Error::from(ErrorKind::AddrNotAvailable);
+    for address in std::net::ToSocketAddrs::to_socket_addrs(address)? {
+        match greet(&address, security, reach, role, patience) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
     }
+    Err(last)
 }
 
 fn greet(
     address: &SocketAddr,
-    patience: Duration,
-    job: &[u8],
+    security: &Security,
+    reach: &Reach<'_>,
     role: &str,
-    rank: usize,
-    who: &str,
-) -> io::Result<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(address, patience)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(patience))?;
-    let hello = wire::pack(&[MAGIC, job, role.as_bytes(), &rank_code(Some(rank)), who.as_bytes()]);
-    wire::write(&mut stream, &hello)?;
-    match wire::read(&mut stream)?.as_slice() {
+    patience: Duration,
+) -> io::Result<Stream> {
+    let identity = security.for_store(address.ip()).map_err(io::Error::other)?;
+    let socket = TcpStream::connect_timeout(address, patience)?;
+    socket.set_nodelay(true)?;
+    let stream = match identity {
+        Some(identity) => Stream::connect(socket, &identity, Instant::now() + patience)?,
+        None => Stream::plain(socket),
+    };
+    stream.set_read_timeout(Some(patience));
+    let who = format!("host {}, process {}", super::hostname(), std::process::id());
+    let rank = rank_code(Some(reach.rank));
+    wire::write(&mut &stream, &wire::pack(&[MAGIC, reach.job, role.as_bytes(), &rank, who.as_bytes()]))?;
+    match wire::read(&mut &stream)?.as_slice() {
         b"ok" => {
-            stream.set_read_timeout(None)?;
+            stream.set_read_timeout(None);
             Ok(stream)
         }
+        _ if role == "watch" => Err(io::Error::new(
+            ErrorKind::ConnectionRefused,
+            format!("another process is rank {} of the job there", reach.rank),
+        )),
         _ => Err(io::Error::new(ErrorKind::ConnectionRefused, "the store there is of another job")),
     }
 }
 
 /// Passes the server's news on, until the connection closes.
-fn watch_news(stream: &mut TcpStream, health: &Health, client: &Weak<StoreClient>) {
+fn watch_news(stream: &Stream, health: &Health, client: &Weak<StoreClient>) {
     loop {
-        let message = wire::read(stream);
+        let message = wire::read(&mut &*stream);
         let fields = message.as_deref().ok().and_then(wire::unpack::<3>);
         match fields {
             Some([b"X", rank, reason]) => health.end(parse_rank(rank), &String::from_utf8_lossy(reason)),
@@ -436,11 +665,20 @@ fn watch_news(stream: &mut TcpStream, health: &Health, client: &Weak<StoreClient
                     health.left(rank);
                 }
             }
+            Some([b"J", token, sequence]) => {
+                let token = std::str::from_utf8(token).ok().and_then(|text| u64::from_str_radix(text, 16).ok());
+                if let (Some(token), Ok(sequence)) = (token, sequence.try_into()) {
+                    health.joined(token, u32::from_le_bytes(sequence));
+                }
+            }
             Some([b"C", ..]) => return,
             _ => {
-                // Closed: by ourselves, or because the server's process is gone.
+                // Closed: by ourselves, or because the server's process or its host is gone.
                 if client.upgrade().is_some_and(|client| !client.gone.load(Ordering::Acquire)) {
-                    health.end(None, "the job's store is gone: the launcher, or the process of rank 0, died");
+                    health.end(
+                        None,
+                        "the job's store is gone: the launcher, or the process or host of rank 0, died or was cut off",
+                    );
                 }
                 return;
             }

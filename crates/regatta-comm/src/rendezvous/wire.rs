@@ -43,6 +43,18 @@ pub(crate) fn pack(fields: &[&[u8]]) -> Vec<u8> {
     out
 }
 
+/// All fields of a message, or nothing where it has another form.
+pub(crate) fn unpack_all(mut message: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut fields = vec![];
+    while !message.is_empty() {
+        let (len, rest) = message.split_first_chunk::<4>()?;
+        let (field, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        fields.push(field);
+        message = rest;
+    }
+    Some(fields)
+}
+
 /// The `N` fields of a message, or nothing where it has another form.
 pub(crate) fn unpack<const N: usize>(mut message: &[u8]) -> Option<[&[u8]; N]> {
     let mut fields = [&[][..]; N];
@@ -63,6 +75,7 @@ mod tests {
         fn garbage_is_refused_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = read(&mut bytes.as_slice());
             let _ = unpack::<3>(&bytes);
+            let _ = unpack_all(&bytes);
         }
 
         #[test]
@@ -72,6 +85,7 @@ mod tests {
             write(&mut stream, &packed).unwrap();
             let frame = read(&mut stream.as_slice()).unwrap();
             prop_assert_eq!(unpack::<2>(&frame), Some([a.as_slice(), b.as_slice()]));
+            prop_assert_eq!(unpack_all(&frame), Some(vec![a.as_slice(), b.as_slice()]));
         }
     }
 

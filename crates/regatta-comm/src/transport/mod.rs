@@ -3,6 +3,9 @@
 //! Every transport carries a stream of bytes between each pair of ranks. Those whose ranks share memory offer
 //! that too, for algorithms that reduce straight from a peer's memory.
 
+pub(crate) mod mixed;
+#[cfg(feature = "mpi")]
+pub(crate) mod mpi;
 mod patience;
 pub(crate) mod shared;
 #[cfg(target_os = "linux")]
@@ -17,7 +20,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// A way of communicating.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TransportKind {
     /// Ranks are threads of one process.
     Thread,
@@ -25,6 +28,15 @@ pub enum TransportKind {
     Shm,
     /// Ranks are processes anywhere, over TCP.
     Tcp,
+    /// Ranks are processes on several hosts: shared memory inside each, TCP between them.
+    Mixed,
+    /// Ranks are processes that an MPI library connects (feature `mpi`).
+    Mpi,
+}
+
+impl TransportKind {
+    /// All ways of communicating.
+    pub const ALL: [Self; 5] = [Self::Thread, Self::Shm, Self::Tcp, Self::Mixed, Self::Mpi];
 }
 
 impl fmt::Display for TransportKind {
@@ -33,6 +45,8 @@ impl fmt::Display for TransportKind {
             Self::Thread => "thread",
             Self::Shm => "shm",
             Self::Tcp => "tcp",
+            Self::Mixed => "mixed",
+            Self::Mpi => "mpi",
         })
     }
 }
@@ -41,12 +55,10 @@ impl FromStr for TransportKind {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "thread" => Ok(Self::Thread),
-            "shm" => Ok(Self::Shm),
-            "tcp" => Ok(Self::Tcp),
-            other => Err(Error::Usage(format!("unknown transport `{other}`; known are thread, shm and tcp"))),
-        }
+        Self::ALL.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| {
+            let known = Self::ALL.map(|kind| kind.to_string()).join(", ");
+            Error::Usage(format!("unknown transport `{text}`; known are {known}"))
+        })
     }
 }
 
@@ -54,18 +66,68 @@ impl FromStr for TransportKind {
 pub(crate) trait Transport: Send {
     fn kind(&self) -> TransportKind;
 
-    /// Sends as many of `bytes` to rank `to` as go without waiting.
-    fn try_send(&mut self, to: usize, bytes: &[u8]) -> Result<usize>;
+    /// Sends as many bytes of `parts`, one after the other, to rank `to` as go without waiting.
+    fn try_send(&mut self, to: usize, parts: [&[u8]; 2]) -> Result<usize>;
 
-    /// Receives as many bytes from rank `from` as are there.
-    fn try_recv(&mut self, from: usize, buffer: &mut [u8]) -> Result<usize>;
+    /// Receives as many bytes from rank `from` as are there, into `parts`, one after the other.
+    fn try_recv(&mut self, from: usize, parts: [&mut [u8]; 2]) -> Result<usize>;
 
-    /// Sleeps until something may have changed for a send to `to` or a receive from `from`, at most `timeout`.
-    fn wait(&mut self, to: Option<usize>, from: Option<usize>, timeout: Duration) -> Result<()>;
+    /// Sleeps until something may have changed for a send to one of `to` or a receive from one of `from`, at most
+    /// `timeout`.
+    fn wait(&mut self, to: &[usize], from: &[usize], timeout: Duration) -> Result<()>;
+
+    /// Sends what was taken by `try_send` and has not left yet; the peer of what still has not.
+    fn unsent(&mut self) -> Result<Option<usize>> {
+        Ok(None)
+    }
 
     /// How long to look for a change before sleeping.
     fn set_patience(&mut self, patience: Duration);
 
-    /// The memory that the ranks share, where they do.
-    fn shared(&mut self) -> Option<&mut Shared>;
+    /// The memory that this rank shares with those of its host, where they do; ranks are numbered within the host.
+    fn shared(&mut self) -> Option<&mut Shared> {
+        None
+    }
+
+    /// Collective operations that the transport has itself.
+    #[cfg(feature = "mpi")]
+    fn native(&mut self) -> Option<&mut mpi::Native> {
+        None
+    }
+}
+
+/// Some ranks of a transport, numbered anew.
+pub(crate) struct Among<'a> {
+    pub transport: &'a mut dyn Transport,
+    /// The transport's rank of each.
+    pub ranks: &'a [usize],
+}
+
+impl Transport for Among<'_> {
+    fn kind(&self) -> TransportKind {
+        self.transport.kind()
+    }
+
+    fn try_send(&mut self, to: usize, parts: [&[u8]; 2]) -> Result<usize> {
+        self.transport.try_send(self.ranks[to], parts)
+    }
+
+    fn try_recv(&mut self, from: usize, parts: [&mut [u8]; 2]) -> Result<usize> {
+        self.transport.try_recv(self.ranks[from], parts)
+    }
+
+    fn wait(&mut self, to: &[usize], from: &[usize], timeout: Duration) -> Result<()> {
+        let ranks = |list: &[usize]| list.iter().map(|&rank| self.ranks[rank]).collect::<Vec<_>>();
+        let (to, from) = (ranks(to), ranks(from));
+        self.transport.wait(&to, &from, timeout)
+    }
+
+    fn unsent(&mut self) -> Result<Option<usize>> {
+        let peer = self.transport.unsent()?;
+        Ok(peer.map(|peer| self.ranks.iter().position(|&rank| rank == peer).unwrap_or(0)))
+    }
+
+    fn set_patience(&mut self, patience: Duration) {
+        self.transport.set_patience(patience);
+    }
 }

@@ -7,9 +7,10 @@
 //! what the rank calls, so that peers notice when it is something else than they do.
 
 use super::patience::Patience;
-use crate::call::{Call, show};
-use crate::error::{Error, Result};
-use crate::health::{Health, SLICE, Wait};
+use crate::algorithm::Context;
+use crate::call::Call;
+use crate::error::Result;
+use crate::health::{SLICE, Wait};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -69,8 +70,8 @@ struct Control {
     /// Whether this rank is asleep on `event`.
     asleep: AtomicU32,
     _pad2: [u32; 14],
-    /// What is called in each of the two slots: call (two words), place of registered data.
-    slots: [[AtomicU64; 4]; 2],
+    /// What is called in each of the two slots: call (four words), place of registered data.
+    slots: [[AtomicU64; 8]; 2],
 }
 
 /// A byte queue from one rank to another.
@@ -89,14 +90,12 @@ pub(crate) struct Shared {
     region: Arc<dyn Region>,
     rank: usize,
     size: usize,
-    health: Arc<Health>,
-    deadline: Duration,
+    /// The ranks that share the memory.
+    context: Context,
     /// How long to look before sleeping.
     pub(crate) patience: Patience,
     /// The last round.
     round: u32,
-    /// Ranks of the world by rank of the group, for errors.
-    names: Arc<[usize]>,
 }
 
 // SAFETY: all access to the region goes through atomics or follows the protocol of rounds.
@@ -109,16 +108,11 @@ impl Shared {
         HEADER + size * size_of::<Control>() + channels + size * 2 * (SLOT + RESULT)
     }
 
-    pub(crate) fn new(
-        region: Arc<dyn Region>,
-        rank: usize,
-        names: Arc<[usize]>,
-        health: Arc<Health>,
-        deadline: Duration,
-    ) -> Self {
-        let size = names.len();
+    /// The view of rank `context.rank`.
+    pub(crate) fn new(region: Arc<dyn Region>, context: Context) -> Self {
+        let (rank, size) = (context.rank, context.size);
         assert!(region.bytes() >= Self::bytes(size), "the region is too small for {size} ranks");
-        Self { region, rank, size, health, deadline, patience: Patience::new(size), round: 0, names }
+        Self { region, rank, size, context, patience: Patience::new(size), round: 0 }
     }
 
     pub(crate) fn rank(&self) -> usize {
@@ -183,8 +177,7 @@ impl Shared {
     /// Says that this rank has staged its data of `round`, and what it is calling.
     pub(crate) fn stage(&mut self, round: u32, call: Call, place: u64) {
         let slot = &self.control(self.rank).slots[(round % 2) as usize];
-        let [a, b] = call.encode();
-        for (word, value) in slot.iter().zip([a, b, place]) {
+        for (word, value) in slot.iter().zip(call.encode().into_iter().chain([place])) {
             word.store(value, Ordering::Relaxed);
         }
         self.publish(Counter::Staged, round);
@@ -195,16 +188,11 @@ impl Shared {
     pub(crate) fn await_staged(&mut self, peer: usize, round: u32, call: Call) -> Result<u64> {
         self.await_counter(peer, Counter::Staged, round, call)?;
         let slot = &self.control(peer).slots[(round % 2) as usize];
-        let [a, b, place] = [0, 1, 2].map(|i| slot[i].load(Ordering::Relaxed));
-        if [a, b] == call.encode() {
-            return Ok(place);
+        let theirs = [0, 1, 2, 3].map(|i| slot[i].load(Ordering::Relaxed));
+        if theirs == call.encode() {
+            return Ok(slot[4].load(Ordering::Relaxed));
         }
-        Err(Error::Mismatch {
-            rank: self.names[self.rank],
-            call: call.to_string(),
-            other: self.names[peer],
-            other_call: show(Call::decode([a, b])),
-        })
+        Err(self.context.mismatch(call, peer, Call::decode(theirs)))
     }
 
     /// What `peer` has staged in `round`.
@@ -241,7 +229,7 @@ impl Shared {
         {
             return Ok(());
         }
-        let mut wait = Wait::new(&self.health, self.deadline);
+        let mut wait = Wait::new(&self.context);
         control.sleepers.fetch_add(1, Ordering::SeqCst);
         let outcome = loop {
             fence(Ordering::SeqCst);
@@ -249,7 +237,7 @@ impl Shared {
             if reached(value) {
                 break Ok(());
             }
-            if let Err(error) = wait.check(self.names[peer], call) {
+            if let Err(error) = wait.check(peer, call) {
                 break Err(error);
             }
             self.region.waker().sleep(word, value, SLICE);
@@ -267,63 +255,75 @@ impl Shared {
         }
     }
 
-    pub(crate) fn try_send(&mut self, to: usize, bytes: &[u8]) -> usize {
+    pub(crate) fn try_send(&mut self, to: usize, parts: [&[u8]; 2]) -> usize {
         let capacity = channel_bytes(self.size);
         let (channel, data) = self.channel(self.rank, to);
         let head = channel.head.load(Ordering::Relaxed);
         let used = head.wrapping_sub(channel.tail.load(Ordering::Acquire)) as usize;
-        let count = bytes.len().min(capacity.saturating_sub(used));
-        if count == 0 {
-            return 0;
+        let mut room = capacity.saturating_sub(used);
+        let mut end = head;
+        for part in parts {
+            let count = part.len().min(room);
+            let at = end as usize % capacity;
+            let first = count.min(capacity - at);
+            // SAFETY: in bounds; the reader stays behind `tail`, so these bytes are the writer's.
+            unsafe {
+                std::ptr::copy_nonoverlapping(part.as_ptr(), data.add(at), first);
+                std::ptr::copy_nonoverlapping(part.as_ptr().add(first), data, count - first);
+            }
+            room -= count;
+            end = end.wrapping_add(count as u32);
         }
-        let at = head as usize % capacity;
-        let first = count.min(capacity - at);
-        // SAFETY: in bounds; the reader stays behind `tail`, so these bytes are the writer's.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), data.add(at), first);
-            std::ptr::copy_nonoverlapping(bytes.as_ptr().add(first), data, count - first);
+        if end != head {
+            channel.head.store(end, Ordering::Release);
+            self.ring(to);
         }
-        channel.head.store(head.wrapping_add(count as u32), Ordering::Release);
-        self.ring(to);
-        count
+        end.wrapping_sub(head) as usize
     }
 
-    pub(crate) fn try_recv(&mut self, from: usize, buffer: &mut [u8]) -> usize {
+    pub(crate) fn try_recv(&mut self, from: usize, parts: [&mut [u8]; 2]) -> usize {
         let capacity = channel_bytes(self.size);
         let (channel, data) = self.channel(from, self.rank);
         let tail = channel.tail.load(Ordering::Relaxed);
-        let ready = (channel.head.load(Ordering::Acquire).wrapping_sub(tail) as usize).min(capacity);
-        let count = buffer.len().min(ready);
-        if count == 0 {
-            return 0;
+        let mut ready = (channel.head.load(Ordering::Acquire).wrapping_sub(tail) as usize).min(capacity);
+        let mut end = tail;
+        for part in parts {
+            let count = part.len().min(ready);
+            let at = end as usize % capacity;
+            let first = count.min(capacity - at);
+            // SAFETY: in bounds; the writer stays before `head`, so these bytes are the reader's.
+            unsafe {
+                std::ptr::copy_nonoverlapping(data.add(at), part.as_mut_ptr(), first);
+                std::ptr::copy_nonoverlapping(data, part.as_mut_ptr().add(first), count - first);
+            }
+            ready -= count;
+            end = end.wrapping_add(count as u32);
         }
-        let at = tail as usize % capacity;
-        let first = count.min(capacity - at);
-        // SAFETY: in bounds; the writer stays before `head`, so these bytes are the reader's.
-        unsafe {
-            std::ptr::copy_nonoverlapping(data.add(at), buffer.as_mut_ptr(), first);
-            std::ptr::copy_nonoverlapping(data, buffer.as_mut_ptr().add(first), count - first);
+        if end != tail {
+            channel.tail.store(end, Ordering::Release);
+            self.ring(from);
         }
-        channel.tail.store(tail.wrapping_add(count as u32), Ordering::Release);
-        self.ring(from);
-        count
+        end.wrapping_sub(tail) as usize
+    }
+
+    /// Whether a byte can be sent to one of `to` or received from one of `from`.
+    pub(crate) fn is_ready(&self, to: &[usize], from: &[usize]) -> bool {
+        let readable = |&from: &usize| {
+            let channel = self.channel(from, self.rank).0;
+            channel.head.load(Ordering::Acquire) != channel.tail.load(Ordering::Relaxed)
+        };
+        let writable = |&to: &usize| {
+            let channel = self.channel(self.rank, to).0;
+            let used =
+                channel.head.load(Ordering::Relaxed).wrapping_sub(channel.tail.load(Ordering::Acquire));
+            (used as usize) < channel_bytes(self.size)
+        };
+        from.iter().any(readable) || to.iter().any(writable)
     }
 
     /// Sleeps until a channel may be ready.
-    pub(crate) fn wait(&mut self, to: Option<usize>, from: Option<usize>, timeout: Duration) {
-        let ready = || {
-            let writable = to.is_some_and(|to| {
-                let channel = self.channel(self.rank, to).0;
-                let used =
-                    channel.head.load(Ordering::Relaxed).wrapping_sub(channel.tail.load(Ordering::Acquire));
-                (used as usize) < channel_bytes(self.size)
-            });
-            writable
-                || from.is_some_and(|from| {
-                    let channel = self.channel(from, self.rank).0;
-                    channel.head.load(Ordering::Acquire) != channel.tail.load(Ordering::Relaxed)
-                })
-        };
+    pub(crate) fn wait(&mut self, to: &[usize], from: &[usize], timeout: Duration) {
+        let ready = || self.is_ready(to, from);
         if self.patience.look(ready) {
             return;
         }

@@ -286,15 +286,15 @@ impl Transport for ShmTransport {
         TransportKind::Shm
     }
 
-    fn try_send(&mut self, to: usize, bytes: &[u8]) -> Result<usize> {
-        Ok(self.shared.try_send(to, bytes))
+    fn try_send(&mut self, to: usize, parts: [&[u8]; 2]) -> Result<usize> {
+        Ok(self.shared.try_send(to, parts))
     }
 
-    fn try_recv(&mut self, from: usize, buffer: &mut [u8]) -> Result<usize> {
-        Ok(self.shared.try_recv(from, buffer))
+    fn try_recv(&mut self, from: usize, parts: [&mut [u8]; 2]) -> Result<usize> {
+        Ok(self.shared.try_recv(from, parts))
     }
 
-    fn wait(&mut self, to: Option<usize>, from: Option<usize>, timeout: Duration) -> Result<()> {
+    fn wait(&mut self, to: &[usize], from: &[usize], timeout: Duration) -> Result<()> {
         self.shared.wait(to, from, timeout);
         Ok(())
     }

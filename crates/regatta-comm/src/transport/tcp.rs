@@ -1,42 +1,78 @@
-//! Ranks as processes anywhere: a TCP connection between each pair.
+//! Ranks as processes anywhere: TCP connections between each pair, encrypted where others could listen.
 
 use super::patience::Patience;
-use super::shared::Shared;
 use super::{Transport, TransportKind};
+use crate::algorithm::Context;
 use crate::error::{Error, Result};
 use crate::health::SLICE;
+use crate::rendezvous::Security;
 use crate::rendezvous::store::StoreClient;
-use std::io::{ErrorKind, Read, Write};
+use crate::tls::{Identity, Stream};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
-const MAGIC: &[u8; 8] = b"rgtta-p2";
-/// Magic, secret, group; the rank follows.
+const MAGIC: &[u8; 8] = b"rgtta-p3";
+/// Magic, secret, group; the rank and the number of the connection follow.
 const GREETING: usize = 8 + 16 + 8;
 /// How long a stranger may take to say who it is.
 const GREETING_TIME: Duration = Duration::from_secs(5);
+/// Strangers that are heard at a time; more have to wait in the queue of the system.
+const STRANGERS: usize = 64;
+/// Bytes that go over one connection before the next one's turn comes, where a pair has several.
+const STRIPE: u64 = 256 << 10;
 
 /// The endpoint of one process.
 pub(crate) struct TcpTransport {
-    streams: Vec<Option<TcpStream>>,
+    links: Vec<Option<Link>>,
     names: Arc<[usize]>,
+    encrypted: bool,
     /// How long to look before sleeping.
     patience: Patience,
 }
 
+/// The connections to one peer, which take turns.
+struct Link {
+    streams: Vec<Stream>,
+    /// Bytes ever sent.
+    sent: u64,
+    /// Bytes ever received.
+    received: u64,
+}
+
+impl Link {
+    /// The connection whose turn it is after `bytes`, and how many bytes it has left.
+    fn turn(&self, bytes: u64) -> (&Stream, usize) {
+        let index = (bytes / STRIPE) as usize % self.streams.len();
+        let left = match self.streams.len() {
+            1 => usize::MAX,
+            _ => (STRIPE - bytes % STRIPE) as usize,
+        };
+        (&self.streams[index], left)
+    }
+}
+
+/// How a group's connections are made.
+pub(crate) struct Settings<'a> {
+    pub store: &'a StoreClient,
+    /// The group.
+    pub id: u64,
+    pub until: Instant,
+    /// Connections for each pair.
+    pub streams: usize,
+    pub security: &'a Security,
+}
+
 impl TcpTransport {
-    /// Connects every pair of the group `id`, with the store as the directory.
-    pub(crate) fn connect(
-        store: &StoreClient,
-        id: u64,
-        rank: usize,
-        names: Arc<[usize]>,
-        until: Instant,
-    ) -> Result<Self> {
+    /// Connects this rank with `peers`, who connect with it; with the store as the directory.
+    pub(crate) fn connect(context: &Context, peers: &[usize], settings: &Settings<'_>) -> Result<Self> {
+        let Settings { store, id, until, .. } = *settings;
+        let (rank, names) = (context.rank, &context.names);
         let listener = listen(store)?;
         let address = listener.local_addr().map_err(Error::system("listen"))?;
+        let identity = settings.security.for_data(address.ip())?;
         let key = |rank: usize| format!("tcp/{id:x}/{rank}");
         let secret_key = format!("tcp/{id:x}/secret");
         if rank == 0 {
@@ -44,50 +80,154 @@ impl TcpTransport {
                 [crate::rendezvous::random(), crate::rendezvous::random()].map(u64::to_le_bytes).concat();
             store.set(&secret_key, &secret)?;
         }
-        store.set(&key(rank), address.to_string().as_bytes())?;
+        store.set(&key(rank), format!("{address} {}", settings.streams).as_bytes())?;
         let secret = store.get(&secret_key, until)?;
         let greeting: Arc<Vec<u8>> = Arc::new([MAGIC.as_slice(), &secret, &id.to_le_bytes()].concat());
-        let mut streams: Vec<Option<TcpStream>> = (0..names.len()).map(|_| None).collect();
+        let mut links: Vec<Vec<Option<Stream>>> = (0..context.size).map(|_| vec![]).collect();
         // A connection is established as soon as the peer listens, so nobody waits for an acceptor here.
-        for peer in 0..rank {
+        for &peer in peers.iter().filter(|&&peer| peer < rank) {
             let text = String::from_utf8(store.get(&key(peer), until)?).unwrap_or_default();
-            let address: SocketAddr = text
-                .parse()
-                .map_err(|_| Error::Rendezvous(format!("rank {peer} published {text:?}, no address")))?;
-            let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
-            let connected = TcpStream::connect_timeout(&address, left).and_then(|mut stream| {
-                stream.write_all(&greeting)?;
-                stream.write_all(&(rank as u32).to_le_bytes())?;
-                Ok(stream)
+            let parsed = text.split_once(' ').and_then(|(address, streams)| {
+                let streams: usize = streams.parse().ok().filter(|streams| (1..=64).contains(streams))?;
+                Some((address.parse::<SocketAddr>().ok()?, streams))
             });
-            streams[peer] = Some(connected.map_err(Error::system(format!(
-                "connect to rank {} at {address} (set REGATTA_IFACE_ADDR to an address its host can be reached at)",
-                names[peer]
-            )))?);
+            let (address, streams) = parsed
+                .ok_or_else(|| Error::Rendezvous(format!("rank {peer} published {text:?}, no address")))?;
+            let identity = settings.security.for_data(address.ip())?;
+            for number in 0..streams {
+                let connected = call(address, identity.as_ref(), &greeting, (rank, number), until);
+                links[peer].push(Some(connected.map_err(Error::system(format!(
+                    "connect to rank {} at {address} (set REGATTA_IFACE_ADDR to an address its host can be reached at)",
+                    names[peer]
+                )))?));
+            }
         }
-        accept(&listener, &greeting, rank, &mut streams, || {
+        for &peer in peers.iter().filter(|&&peer| peer > rank) {
+            links[peer].resize_with(settings.streams, || None);
+        }
+        accept(&listener, identity.as_ref(), &greeting, rank, &mut links, || {
             store.health().check()?;
             match Instant::now() < until {
                 true => Ok(()),
                 false => Err(Error::Rendezvous("a rank did not connect in time".into())),
             }
         })?;
-        for stream in streams.iter().flatten() {
-            let prepared = stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true));
-            prepared.map_err(Error::system("set up a connection"))?;
-        }
-        let patience = Patience::new(names.len());
-        Ok(Self { streams, names, patience })
+        let link = |streams: Vec<Option<Stream>>| {
+            let streams: Vec<Stream> = streams.into_iter().flatten().collect();
+            (!streams.is_empty()).then_some(Link { streams, sent: 0, received: 0 })
+        };
+        let patience = Patience::new(context.size);
+        let encrypted = identity.is_some();
+        Ok(Self { links: links.into_iter().map(link).collect(), names: names.clone(), encrypted, patience })
     }
 
-    fn stream(&self, peer: usize) -> Result<&TcpStream> {
-        let stream = self.streams.get(peer).and_then(Option::as_ref);
-        stream.ok_or_else(|| Error::Usage(format!("there is no connection to rank {peer} of the group")))
+    fn link(&mut self, peer: usize) -> Result<&mut Link> {
+        let link = self.links.get_mut(peer).and_then(Option::as_mut);
+        link.ok_or_else(|| Error::Usage(format!("there is no connection to rank {peer} of the group")))
     }
 
     fn gone(&self, peer: usize) -> Error {
         Error::PeerDied { rank: self.names[peer], call: String::new() }
     }
+
+    /// Whether what a wait for these waits for has come without a wait, in a TLS buffer.
+    fn buffered(&mut self, from: &[usize]) -> Result<bool> {
+        for &peer in from {
+            let link = self.link(peer)?;
+            if link.turn(link.received).0.has_plaintext() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether an operation with one of the peers can go on, as far as the sockets know.
+    #[cfg(unix)]
+    fn poll(&self, to: &[usize], from: &[usize], timeout: Duration) -> rustix::io::Result<bool> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let mut fds = Vec::with_capacity(to.len() + from.len());
+        let links = |peers: &[usize]| peers.iter().filter_map(|&peer| self.links[peer].as_ref()).collect::<Vec<_>>();
+        for link in links(from) {
+            fds.push(PollFd::new(link.turn(link.received).0, PollFlags::IN));
+        }
+        for link in links(to) {
+            fds.push(PollFd::new(link.turn(link.sent).0, PollFlags::OUT));
+        }
+        if self.encrypted {
+            for stream in self.links.iter().flatten().flat_map(|link| &link.streams) {
+                if stream.wants_write() {
+                    fds.push(PollFd::new(stream, PollFlags::OUT));
+                }
+            }
+        }
+        let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
+        poll(&mut fds, Some(&timeout)).map(|ready| ready > 0)
+    }
+
+    /// Whether one of the peers may be ready.
+    pub(super) fn is_ready(&mut self, to: &[usize], from: &[usize]) -> Result<bool> {
+        if self.encrypted && self.buffered(from)? {
+            return Ok(true);
+        }
+        #[cfg(unix)]
+        return Ok(self.poll(to, from, Duration::ZERO).unwrap_or(false));
+        #[cfg(not(unix))]
+        return Ok(!to.is_empty());
+    }
+
+    /// Sleeps until one of the peers may be ready, at most `timeout`; looks first where `patient`.
+    #[cfg(unix)]
+    pub(super) fn sleep(&mut self, to: &[usize], from: &[usize], timeout: Duration, patient: bool) -> Result<()> {
+        if self.encrypted {
+            self.unsent()?;
+            if self.buffered(from)? {
+                return Ok(());
+            }
+        }
+        // Errors show again in the sleeping poll.
+        let ready = || self.poll(to, from, Duration::ZERO).unwrap_or(false);
+        if patient && self.patience.look(ready) {
+            return Ok(());
+        }
+        match self.poll(to, from, timeout) {
+            // Ready, timed out or interrupted: the caller tries again in any case.
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(Error::system("wait for a connection")(error)),
+        }
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn sleep(&mut self, _: &[usize], from: &[usize], timeout: Duration, _: bool) -> Result<()> {
+        if self.encrypted {
+            self.unsent()?;
+            if self.buffered(from)? {
+                return Ok(());
+            }
+        }
+        // No portable way to wait for several sockets in std: look again soon.
+        std::thread::sleep(timeout.min(Duration::from_micros(50)));
+        Ok(())
+    }
+}
+
+/// One connection to a peer, after the greeting.
+fn call(
+    address: SocketAddr,
+    identity: Option<&Identity>,
+    greeting: &[u8],
+    (rank, number): (usize, usize),
+    until: Instant,
+) -> io::Result<Stream> {
+    let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
+    let socket = TcpStream::connect_timeout(&address, left)?;
+    socket.set_nodelay(true)?;
+    let stream = match identity {
+        Some(identity) => Stream::connect(socket, identity, Instant::now() + left)?,
+        None => Stream::plain(socket),
+    };
+    let who = [rank as u32, number as u32].map(u32::to_le_bytes).concat();
+    (&stream).write_all(&[greeting, &who].concat())?;
+    Ok(stream)
 }
 
 /// Listens where peers can reach this host: at the address that the store is reached from.
@@ -103,48 +243,75 @@ fn listen(store: &StoreClient) -> Result<TcpListener> {
     TcpListener::bind((ip, 0)).map_err(Error::system(format!("listen on {ip}")))
 }
 
-/// Fills the streams of all ranks above `rank`. Every connection is greeted in a thread of its own, so that a
-/// silent stranger holds nobody up; one without the secret is dropped.
+/// Fills the connections that are missing. Every connection is greeted in a thread of its own, so that a silent
+/// stranger holds nobody up; one without the secret is dropped.
 fn accept(
     listener: &TcpListener,
+    identity: Option<&Identity>,
     greeting: &Arc<Vec<u8>>,
     rank: usize,
-    streams: &mut [Option<TcpStream>],
+    links: &mut [Vec<Option<Stream>>],
     mut check: impl FnMut() -> Result<()>,
 ) -> Result<()> {
     listener.set_nonblocking(true).map_err(Error::system("listen"))?;
     let (sender, greeted) = channel();
-    while streams.iter().skip(rank + 1).any(Option::is_none) {
-        match listener.accept() {
-            Ok((stream, _)) => greet(stream, greeting.clone(), sender.clone()),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(Error::system("accept a connection")(error)),
+    let mut hearing = 0;
+    while links.iter().flatten().any(Option::is_none) {
+        // Each is heard for a limited time, so a crowd of strangers cannot shut ranks out for long.
+        if hearing < STRANGERS + links.len() {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    hearing += 1;
+                    greet(stream, identity.cloned(), greeting.clone(), sender.clone());
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(Error::system("accept a connection")(error)),
+            }
         }
-        if let Ok((peer, stream)) = greeted.recv_timeout(SLICE / 10)
-            && peer > rank
-            && let Some(slot) = streams.get_mut(peer)
-        {
-            *slot = Some(stream);
+        if let Ok(heard) = greeted.recv_timeout(SLICE / 10) {
+            hearing -= 1;
+            if let Some((peer, number, stream)) = heard
+                && peer > rank
+                && let Some(slot) = links.get_mut(peer).and_then(|link| link.get_mut(number))
+                && slot.is_none()
+            {
+                *slot = Some(stream);
+            }
         }
         check()?;
     }
     Ok(())
 }
 
-fn greet(mut stream: TcpStream, expected: Arc<Vec<u8>>, sender: Sender<(usize, TcpStream)>) {
+/// The peer and the number of its connection.
+type Heard = Option<(usize, usize, Stream)>;
+
+fn greet(stream: TcpStream, identity: Option<Identity>, expected: Arc<Vec<u8>>, sender: Sender<Heard>) {
     std::thread::spawn(move || {
-        let mut said = [0; GREETING + 4];
-        let read = stream
-            .set_nonblocking(false)
-            .and_then(|()| stream.set_read_timeout(Some(GREETING_TIME)))
-            .and_then(|()| stream.read_exact(&mut said));
-        let (greeting, rank) = said.split_at(GREETING);
-        if read.is_ok() && greeting == expected.as_slice() {
-            let rank = u32::from_le_bytes([rank[0], rank[1], rank[2], rank[3]]) as usize;
-            // The group may be complete, or have given up.
-            let _ = sender.send((rank, stream));
-        }
+        let hear = || -> io::Result<Heard> {
+            stream.set_nonblocking(false)?;
+            stream.set_nodelay(true)?;
+            let stream = match identity {
+                Some(identity) => Stream::accept(stream, &identity, Instant::now() + GREETING_TIME)?,
+                None => Stream::plain(stream),
+            };
+            stream.set_read_timeout(Some(GREETING_TIME));
+            let mut said = [0; GREETING + 8];
+            (&stream).read_exact(&mut said)?;
+            stream.set_read_timeout(None);
+            Ok(recognise(&said, &expected).map(|(rank, number)| (rank, number, stream)))
+        };
+        // The group may be complete, or have given up.
+        let _ = sender.send(hear().ok().flatten());
     });
+}
+
+/// The rank and the number of the connection in a greeting of this group.
+pub(crate) fn recognise(said: &[u8; GREETING + 8], expected: &[u8]) -> Option<(usize, usize)> {
+    let (greeting, who) = said.split_at(GREETING);
+    let (rank, number) = who.split_first_chunk::<4>()?;
+    let number = u32::from_le_bytes(number.try_into().ok()?);
+    (greeting == expected).then_some((u32::from_le_bytes(*rank) as usize, number as usize))
 }
 
 impl Transport for TcpTransport {
@@ -152,63 +319,70 @@ impl Transport for TcpTransport {
         TransportKind::Tcp
     }
 
-    fn try_send(&mut self, to: usize, bytes: &[u8]) -> Result<usize> {
-        match self.stream(to)?.write(bytes) {
-            Ok(count) => Ok(count),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
-            Err(_) => Err(self.gone(to)),
+    fn try_send(&mut self, to: usize, parts: [&[u8]; 2]) -> Result<usize> {
+        let gone = self.gone(to);
+        let link = self.link(to)?;
+        let mut parts = parts;
+        let mut taken = 0;
+        while parts.iter().any(|part| !part.is_empty()) {
+            let (stream, left) = link.turn(link.sent);
+            let first = parts[0].len().min(left);
+            let second = parts[1].len().min(left - first);
+            let count = stream.try_write([&parts[0][..first], &parts[1][..second]]).map_err(|_| gone.clone())?;
+            link.sent += count as u64;
+            taken += count;
+            let of_first = count.min(first);
+            parts = [&parts[0][of_first..], &parts[1][count - of_first..]];
+            if count < first + second {
+                break;
+            }
         }
+        Ok(taken)
     }
 
-    fn try_recv(&mut self, from: usize, buffer: &mut [u8]) -> Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
+    fn try_recv(&mut self, from: usize, parts: [&mut [u8]; 2]) -> Result<usize> {
+        let gone = self.gone(from);
+        let link = self.link(from)?;
+        let [mut one, mut two] = parts;
+        let mut got = 0;
+        while !one.is_empty() || !two.is_empty() {
+            let (stream, left) = link.turn(link.received);
+            let first = one.len().min(left);
+            let second = two.len().min(left - first);
+            let count = stream.try_read([&mut one[..first], &mut two[..second]]).map_err(|_| gone.clone())?;
+            link.received += count as u64;
+            got += count;
+            let of_first = count.min(first);
+            one = &mut one[of_first..];
+            two = &mut two[count - of_first..];
+            if count < first + second || left == usize::MAX {
+                break;
+            }
         }
-        match self.stream(from)?.read(buffer) {
-            Ok(0) => Err(self.gone(from)),
-            Ok(count) => Ok(count),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
-            Err(_) => Err(self.gone(from)),
-        }
+        Ok(got)
     }
 
-    #[cfg(unix)]
-    fn wait(&mut self, to: Option<usize>, from: Option<usize>, timeout: Duration) -> Result<()> {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut fds = Vec::with_capacity(2);
-        if let Some(from) = from {
-            fds.push(PollFd::new(self.stream(from)?, PollFlags::IN));
-        }
-        if let Some(to) = to {
-            fds.push(PollFd::new(self.stream(to)?, PollFlags::OUT));
-        }
-        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
-        // Errors show again in the sleeping poll.
-        if self.patience.look(|| poll(&mut fds, Some(&none)).is_ok_and(|ready| ready > 0)) {
-            return Ok(());
-        }
-        let timeout =
-            Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
-        match poll(&mut fds, Some(&timeout)) {
-            // Ready, timed out or interrupted: the caller tries again in any case.
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(Error::system("wait for a connection")(error)),
-        }
+    fn wait(&mut self, to: &[usize], from: &[usize], timeout: Duration) -> Result<()> {
+        self.sleep(to, from, timeout, true)
     }
 
-    #[cfg(not(unix))]
-    fn wait(&mut self, _: Option<usize>, _: Option<usize>, timeout: Duration) -> Result<()> {
-        // No portable way to wait for several sockets in std: look again soon.
-        std::thread::sleep(timeout.min(Duration::from_micros(50)));
-        Ok(())
+    fn unsent(&mut self) -> Result<Option<usize>> {
+        if !self.encrypted {
+            return Ok(None);
+        }
+        let mut unsent = None;
+        for peer in 0..self.links.len() {
+            for stream in self.links[peer].iter().flat_map(|link| &link.streams) {
+                if stream.wants_write() && !stream.flush().map_err(|_| self.gone(peer))? {
+                    unsent = Some(peer);
+                }
+            }
+        }
+        Ok(unsent)
     }
 
     fn set_patience(&mut self, patience: Duration) {
         self.patience.set(patience);
-    }
-
-    fn shared(&mut self) -> Option<&mut Shared> {
-        None
     }
 }
 
@@ -226,24 +400,27 @@ mod tests {
             stream.write_all(bytes).unwrap();
             stream
         };
-        let rank = |rank: u32| rank.to_le_bytes();
-        let wrong = [MAGIC.as_slice(), &[8; 16], &[0; 8], &rank(1)].concat();
+        let who = |rank: u32, number: u32| [rank, number].map(u32::to_le_bytes).concat();
+        let wrong = [MAGIC.as_slice(), &[8; 16], &[0; 8], &who(1, 0)].concat();
         let mut held = vec![say(b""), say(b"GET / HTTP/1.1\r\n\r\n"), say(&[255; 100]), say(&wrong)];
         // Of our job, but none of the ranks that are still to come.
-        held.push(say(&[greeting.as_slice(), &rank(0)].concat()));
-        held.push(say(&[greeting.as_slice(), &rank(9)].concat()));
-        let mut right = say(&[greeting.as_slice(), &rank(1)].concat());
+        for (rank, number) in [(0, 0), (9, 0), (1, 5)] {
+            held.push(say(&[greeting.as_slice(), &who(rank, number)].concat()));
+        }
+        let mut right = say(&[greeting.as_slice(), &who(1, 0)].concat());
         right.write_all(b"!").unwrap();
-        let mut streams = vec![None, None];
+        let mut links = vec![vec![], vec![None]];
         let until = Instant::now() + GREETING_TIME;
         let in_time = || match Instant::now() < until {
             true => Ok(()),
             false => Err(Error::Rendezvous("rank 1 was held up".into())),
         };
-        accept(&listener, &greeting, 0, &mut streams, in_time).unwrap();
+        accept(&listener, None, &greeting, 0, &mut links, in_time).unwrap();
         let mut byte = [0];
-        streams[1].as_mut().unwrap().read_exact(&mut byte).unwrap();
+        let stream = links[1][0].as_ref().unwrap();
+        stream.set_read_timeout(Some(GREETING_TIME));
+        (&*stream).read_exact(&mut byte).unwrap();
         assert_eq!(&byte, b"!");
-        assert!(streams[0].is_none());
+        assert!(links[0].is_empty());
     }
 }

@@ -3,20 +3,34 @@
 use super::shared::{Region, Shared, Waker};
 use super::{Transport, TransportKind};
 use crate::error::Result;
+use crate::health::Health;
+use crate::notes::Directory;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
-/// Where the threads of a job find the memory of their groups.
+/// Where the threads of a job find the memory of their groups, and leave each other word.
 #[derive(Default)]
 pub(crate) struct Hub {
     regions: Mutex<HashMap<u64, Weak<Heap>>>,
+    entries: Mutex<BTreeMap<String, Vec<u8>>>,
+    changed: Condvar,
+    health: Arc<Health>,
 }
 
 impl Hub {
+    /// The health of the job, which the ranks share.
+    pub(crate) fn health(&self) -> &Arc<Health> {
+        &self.health
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u8>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The memory of group `id` with `size` ranks.
     pub(crate) fn region(&self, id: u64, size: usize) -> Arc<Heap> {
         let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
@@ -26,6 +40,44 @@ impl Hub {
         let region = Arc::new(Heap::new(Shared::bytes(size)));
         regions.insert(id, Arc::downgrade(&region));
         region
+    }
+}
+
+impl Directory for Hub {
+    fn set(&self, key: &str, value: &[u8]) -> Result<()> {
+        self.entries().insert(key.into(), value.to_vec());
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    fn try_get(&self, key: &str, until: Instant) -> Result<Option<Vec<u8>>> {
+        let left = until.saturating_duration_since(Instant::now());
+        let missing = |entries: &mut BTreeMap<String, Vec<u8>>| !entries.contains_key(key);
+        let waited = self.changed.wait_timeout_while(self.entries(), left, missing);
+        Ok(waited.unwrap_or_else(PoisonError::into_inner).0.get(key).cloned())
+    }
+
+    fn add(&self, key: &str, amount: u64) -> Result<u64> {
+        let mut entries = self.entries();
+        let entry = entries.entry(key.into()).or_default();
+        let sum = entry.as_slice().try_into().map_or(0, u64::from_le_bytes).wrapping_add(amount);
+        *entry = sum.to_le_bytes().to_vec();
+        Ok(sum)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>> {
+        let entries = self.entries();
+        let found = entries.range(prefix.to_string()..).take_while(|(key, _)| key.starts_with(prefix));
+        Ok(found.map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+
+    fn lost(&self) -> Option<Option<usize>> {
+        None
+    }
+
+    fn announce(&self, token: u64, sequence: u32) -> Result<()> {
+        self.health.joined(token, sequence);
+        Ok(())
     }
 }
 
@@ -102,15 +154,15 @@ impl Transport for ThreadTransport {
         TransportKind::Thread
     }
 
-    fn try_send(&mut self, to: usize, bytes: &[u8]) -> Result<usize> {
-        Ok(self.0.try_send(to, bytes))
+    fn try_send(&mut self, to: usize, parts: [&[u8]; 2]) -> Result<usize> {
+        Ok(self.0.try_send(to, parts))
     }
 
-    fn try_recv(&mut self, from: usize, buffer: &mut [u8]) -> Result<usize> {
-        Ok(self.0.try_recv(from, buffer))
+    fn try_recv(&mut self, from: usize, parts: [&mut [u8]; 2]) -> Result<usize> {
+        Ok(self.0.try_recv(from, parts))
     }
 
-    fn wait(&mut self, to: Option<usize>, from: Option<usize>, timeout: Duration) -> Result<()> {
+    fn wait(&mut self, to: &[usize], from: &[usize], timeout: Duration) -> Result<()> {
         self.0.wait(to, from, timeout);
         Ok(())
     }

@@ -1,32 +1,48 @@
 //! Ranks for tests: threads of this process, connected in any of the ways that processes are.
 
-use regatta_comm::rendezvous::{StoreAt, StoreServer, World};
+use regatta_comm::rendezvous::{Security, StoreServer, World};
 use regatta_comm::{Algorithm, Group, Options, TransportKind};
 use std::time::Duration;
 
-/// The ways in which ranks of one host can communicate.
-pub const WAYS: [(TransportKind, Algorithm); 5] = [
-    (TransportKind::Thread, Algorithm::Direct),
-    (TransportKind::Thread, Algorithm::Ring),
-    (TransportKind::Shm, Algorithm::Direct),
-    (TransportKind::Shm, Algorithm::Ring),
-    (TransportKind::Tcp, Algorithm::Ring),
+/// A way in which ranks can communicate; mixed: as if they were on two hosts.
+pub type Way = (TransportKind, Option<Algorithm>);
+
+/// The ways that differ in how failures are noticed.
+pub const WAYS: [Way; 6] = [
+    (TransportKind::Thread, Some(Algorithm::Direct)),
+    (TransportKind::Thread, Some(Algorithm::Ring)),
+    (TransportKind::Shm, Some(Algorithm::Direct)),
+    (TransportKind::Shm, Some(Algorithm::Ring)),
+    (TransportKind::Tcp, Some(Algorithm::Ring)),
+    (TransportKind::Mixed, Some(Algorithm::Ring)),
 ];
 
 /// Runs `rank` on `size` threads and returns their results in the order of ranks.
 pub fn run<R: Send>(
-    (transport, algorithm): (TransportKind, Algorithm),
+    (transport, algorithm): Way,
     size: usize,
     deadline: Duration,
     rank: impl Fn(Group) -> R + Sync,
 ) -> Vec<R> {
-    let options = Options {
-        transport: Some(transport),
-        algorithm: Some(algorithm),
-        deadline,
-        join: Duration::from_secs(30),
-    };
-    let server = StoreServer::start("127.0.0.1:0", size).unwrap();
+    let wanted = (transport != TransportKind::Mixed).then_some(transport);
+    let join = Duration::from_secs(30);
+    run_with(
+        Options { transport: wanted, algorithm, deadline, join, ..Options::default() },
+        transport,
+        size,
+        rank,
+    )
+}
+
+/// As [`run`], with options.
+pub fn run_with<R: Send>(
+    options: Options,
+    transport: TransportKind,
+    size: usize,
+    rank: impl Fn(Group) -> R + Sync,
+) -> Vec<R> {
+    let security = Security { secret: options.secret.clone(), tls: options.tls };
+    let server = StoreServer::start("127.0.0.1:0", size, &security).unwrap();
     let address = server.addr().to_string();
     let mut threads =
         Group::threads_with(if transport == TransportKind::Thread { size } else { 0 }, &options);
@@ -36,14 +52,10 @@ pub fn run<R: Send>(
             .map(|number| {
                 let (thread, options, rank, address) = (threads.pop(), &options, &rank, &address);
                 scope.spawn(move || {
-                    let world = World {
-                        rank: number,
-                        size,
-                        local_rank: number,
-                        local_size: size,
-                        store: StoreAt::Elsewhere(address.clone()),
-                        job: String::new(),
-                    };
+                    let mut world = World::local(number, size, address);
+                    if transport == TransportKind::Mixed {
+                        world.host = format!("host {}", number * 2 / size);
+                    }
                     let group = thread.unwrap_or_else(|| Group::connect(&world, options).unwrap());
                     // Nobody is still connecting when a test makes a rank fail.
                     group.barrier().unwrap();

@@ -1,0 +1,146 @@
+//! Direct algorithms over shared memory: each rank reduces its own slice straight from its peers' memory.
+//!
+//! Cost of an all-reduce of B bytes on n ranks, per rank: data in private memory is staged in chunks that stay
+//! in the cache, (n-1)/n * B bytes copied out, B read and reduced, (n-1)/n * B copied in, two waits a chunk,
+//! where staging the next chunk hides one. Registered data is not staged: B bytes read, B written, two waits in
+//! all. A small message is staged whole and every rank reduces all of it: one wait. Reduce-scatter, all-gather
+//! and broadcast read registered data where it lies, too.
+//!
+//! All ranks combine in the order of ranks and slices are reduced by one rank each, so results are the same bits
+//! on every rank and in every run. 16-bit floats are accumulated in f32 and rounded once.
+
+mod movements;
+mod reductions;
+
+pub(crate) use movements::{all_gather, all_to_all, broadcast, gather, scatter};
+pub(crate) use reductions::{all_reduce, reduce, reduce_scatter};
+
+use crate::call::Call;
+use crate::element::Element;
+use crate::error::{Error, Result};
+use crate::transport::shared::{Counter, PRIVATE, Shared};
+use std::ops::Range;
+
+/// Up to here every rank reduces everything, in bytes: reading n small messages costs less than a second wait.
+const SMALL: usize = 16 << 10;
+
+/// Registered memory as this rank sees it: where its own data lies, and where a peer's does.
+pub(crate) trait Registered {
+    /// The place of `data` in this rank's registered memory, if it lies there.
+    fn place(&self, data: &[u8]) -> Option<u64>;
+    /// `len` bytes at `place` of `rank`'s registered memory.
+    fn at(&self, rank: usize, place: u64, len: usize) -> Option<*mut u8>;
+}
+
+fn peers(shared: &Shared) -> impl Iterator<Item = usize> + use<> {
+    let (rank, size) = (shared.rank(), shared.size());
+    // Each rank begins with its right neighbour, so that not all read from the same one at once.
+    (1..size).map(move |distance| (rank + distance) % size)
+}
+
+/// The elements `at..at + count` of a part of a whole, as far as it goes.
+fn clip(part: Range<usize>, at: usize, count: usize) -> Range<usize> {
+    part.end.min(part.start + at)..part.end.min(part.start + at + count)
+}
+
+/// Goes through parts of at most `longest` elements in rounds of `chunk`: in each, `stage` fills this rank's slot (of
+/// elements) and `read` takes from those of the peers that it waits for. Both get the elements of the round as
+/// (first, count) in every part.
+fn rounds<T: Element>(
+    shared: &mut Shared,
+    call: Call,
+    (longest, chunk): (usize, usize),
+    mut stage: impl FnMut(&mut [T], (usize, usize)),
+    mut read: impl FnMut(&mut Shared, u32, (usize, usize)) -> Result<()>,
+) -> Result<()> {
+    let mut at = 0;
+    loop {
+        let count = chunk.min(longest - at);
+        let round = shared.begin(call)?;
+        stage(bytemuck::cast_slice_mut(shared.staging(round)), (at, count));
+        shared.stage(round, call, PRIVATE);
+        read(shared, round, (at, count))?;
+        shared.publish(Counter::Done, round);
+        at += count;
+        if at == longest {
+            return Ok(());
+        }
+    }
+}
+
+/// What `peer` has staged in `round`, once it has.
+fn staged<T: Element>(shared: &mut Shared, peer: usize, round: u32, call: Call) -> Result<&[T]> {
+    shared.await_staged(peer, round, call)?;
+    Ok(bytemuck::cast_slice(shared.staged(peer, round)))
+}
+
+/// What a rank reads in one round: a peer's registered data where it lies, or what the peer has staged.
+struct Sources<'a> {
+    memory: Option<&'a dyn Registered>,
+    /// Each rank's place of registered data, or [`PRIVATE`].
+    places: Vec<u64>,
+    /// Elements of the whole registered data of a rank.
+    len: usize,
+}
+
+impl<'a> Sources<'a> {
+    fn new<T: Element>(memory: Option<&'a dyn Registered>, shared: &Shared, data: &[T]) -> Self {
+        let mut places = vec![PRIVATE; shared.size()];
+        // Little is staged in less time than peers take to say that they have read it.
+        if size_of_val(data) > SMALL {
+            let own = memory.and_then(|memory| memory.place(bytemuck::cast_slice(data)));
+            places[shared.rank()] = own.unwrap_or(PRIVATE);
+        }
+        Self { memory, places, len: data.len() }
+    }
+
+    fn is_registered(&self, rank: usize) -> bool {
+        self.places[rank] != PRIVATE
+    }
+
+    fn all_registered(&self) -> bool {
+        !self.places.contains(&PRIVATE)
+    }
+
+    /// `count` elements of `peer`: from `whole` on of its registered data, or from `staged` on of its slot.
+    fn read<'s, T: Element>(
+        &self,
+        shared: &'s Shared,
+        (peer, round): (usize, u32),
+        (whole, staged): (usize, usize),
+        count: usize,
+    ) -> Result<&'s [T]> {
+        let (Some(memory), true) = (self.memory, self.is_registered(peer)) else {
+            return Ok(&bytemuck::cast_slice(shared.staged(peer, round))[staged..][..count]);
+        };
+        assert!(whole + count <= self.len);
+        let start =
+            memory.at(peer, self.places[peer], self.len * size_of::<T>()).ok_or_else(no_such_memory)?;
+        // SAFETY: `at` checked the bounds, pieces are page-aligned, and the peer waits in `finish` before it lets
+        // its caller write the data again.
+        Ok(unsafe { std::slice::from_raw_parts(start.cast::<T>().add(whole), count) })
+    }
+
+    /// Waits until all peers have read this rank's registered data.
+    fn finish(&self, shared: &Shared, round: u32, call: Call) -> Result<()> {
+        if self.is_registered(shared.rank()) {
+            peers(shared).try_for_each(|peer| shared.await_counter(peer, Counter::Done, round, call))?;
+        }
+        Ok(())
+    }
+}
+
+fn no_such_memory() -> Error {
+    Error::Usage("a peer named registered memory that it does not have".into())
+}
+
+/// Returns when all ranks have called it.
+pub(crate) fn barrier(shared: &mut Shared, call: Call) -> Result<()> {
+    let round = shared.begin(call)?;
+    shared.stage(round, call, PRIVATE);
+    for peer in peers(shared) {
+        shared.await_staged(peer, round, call)?;
+    }
+    shared.publish(Counter::Done, round);
+    Ok(())
+}

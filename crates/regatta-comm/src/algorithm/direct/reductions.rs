@@ -1,0 +1,208 @@
+//! Reductions over shared memory.
+
+use super::{Registered, SMALL, Sources, clip, no_such_memory, peers};
+use crate::algorithm::schedule::part;
+use crate::algorithm::streams::Parts;
+use crate::call::Call;
+use crate::element::Element;
+use crate::error::Result;
+use crate::kernel;
+use crate::transport::shared::{Counter, PRIVATE, SLOT, Shared};
+
+/// Bytes reduced at a time in registered memory: stays in the first-level cache.
+const BLOCK: usize = 16 << 10;
+
+/// Leaves the reduction of all ranks' `data` in everyone's.
+pub(crate) fn all_reduce<T: Element>(
+    shared: &mut Shared,
+    registered: Option<&dyn Registered>,
+    call: Call,
+    data: &mut [T],
+) -> Result<()> {
+    if size_of_val(data) <= SMALL {
+        return small(shared, call, data);
+    }
+    // One round to learn whether everyone's data is registered; every rank sees the same answer.
+    let own = registered.and_then(|memory| memory.place(bytemuck::cast_slice(data))).unwrap_or(PRIVATE);
+    let round = shared.begin(call)?;
+    shared.stage(round, call, own);
+    let mut places = vec![own; shared.size()];
+    for peer in peers(shared) {
+        places[peer] = shared.await_staged(peer, round, call)?;
+    }
+    match registered {
+        Some(memory) if !places.contains(&PRIVATE) => in_place(shared, memory, &places, round, call, data)?,
+        _ => {
+            shared.publish(Counter::Done, round);
+            return chunked(shared, call, None, data);
+        }
+    }
+    shared.publish(Counter::Done, round);
+    Ok(())
+}
+
+fn small<T: Element>(shared: &mut Shared, call: Call, data: &mut [T]) -> Result<()> {
+    let round = shared.begin(call)?;
+    let bytes = size_of_val(data);
+    shared.staging(round)[..bytes].copy_from_slice(bytemuck::cast_slice(data));
+    shared.stage(round, call, PRIVATE);
+    for peer in peers(shared) {
+        shared.await_staged(peer, round, call)?;
+    }
+    let parts: Vec<&[T]> =
+        (0..shared.size()).map(|rank| bytemuck::cast_slice(&shared.staged(rank, round)[..bytes])).collect();
+    kernel::reduce(data, &parts, call.op);
+    shared.publish(Counter::Done, round);
+    Ok(())
+}
+
+/// Leaves the reduction of all ranks' `data` in that of the call's root; the others keep theirs.
+pub(crate) fn reduce<T: Element>(shared: &mut Shared, call: Call, data: &mut [T]) -> Result<()> {
+    chunked(shared, call, Some(call.root as usize), data)
+}
+
+/// In chunks through the slots; for all ranks, or for one.
+fn chunked<T: Element>(shared: &mut Shared, call: Call, root: Option<usize>, data: &mut [T]) -> Result<()> {
+    let (rank, size) = (shared.rank(), shared.size());
+    let chunk = SLOT / size_of::<T>();
+    let chunks = data.len().div_ceil(chunk).max(1);
+    let range = |index: usize| index * chunk..data.len().min((index + 1) * chunk);
+    let ranges: Vec<_> = (0..chunks).map(range).collect();
+    let receives = root.is_none_or(|root| root == rank);
+    let mut staged = vec![0; chunks];
+    let stage = |shared: &mut Shared, index: usize, data: &[T]| -> Result<u32> {
+        let round = shared.begin(call)?;
+        let piece = &data[ranges[index].clone()];
+        let staging = bytemuck::cast_slice_mut::<u8, T>(shared.staging(round));
+        // Our own slice is reduced from where it is.
+        let own = part(piece.len(), size, rank);
+        staging[..own.start].copy_from_slice(&piece[..own.start]);
+        staging[own.end..piece.len()].copy_from_slice(&piece[own.end..]);
+        shared.stage(round, call, PRIVATE);
+        Ok(round)
+    };
+    staged[0] = stage(shared, 0, data)?;
+    for index in 0..chunks {
+        if index + 1 < chunks {
+            staged[index + 1] = stage(shared, index + 1, data)?;
+        }
+        let round = staged[index];
+        let piece = &mut data[ranges[index].clone()];
+        let len = piece.len();
+        let own = part(len, size, rank);
+        for peer in peers(shared) {
+            shared.await_staged(peer, round, call)?;
+        }
+        let sums = shared.results(round);
+        // SAFETY: the results are this rank's to write until it says `Reduced`, and no reference into the slots that
+        // are read below overlaps them.
+        let sums: &mut [T] =
+            unsafe { std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast::<T>(), own.len()) };
+        let parts: Vec<&[T]> = (0..size)
+            .map(|peer| match peer == rank {
+                true => &piece[own.clone()],
+                false => &bytemuck::cast_slice(shared.staged(peer, round))[own.clone()],
+            })
+            .collect();
+        kernel::reduce(sums, &parts, call.op);
+        shared.publish(Counter::Reduced, round);
+        if receives {
+            piece[own].copy_from_slice(sums);
+            for peer in peers(shared) {
+                shared.await_counter(peer, Counter::Reduced, round, call)?;
+                let theirs = part(len, size, peer);
+                let results = bytemuck::cast_slice::<u8, T>(shared.reduced(peer, round));
+                piece[theirs.clone()].copy_from_slice(&results[..theirs.len()]);
+            }
+        }
+        shared.publish(Counter::Done, round);
+    }
+    Ok(())
+}
+
+fn in_place<T: Element>(
+    shared: &mut Shared,
+    memory: &dyn Registered,
+    places: &[u64],
+    round: u32,
+    call: Call,
+    data: &mut [T],
+) -> Result<()> {
+    let (rank, size) = (shared.rank(), shared.size());
+    let bytes = size_of_val(data);
+    let starts: Option<Vec<*mut T>> =
+        (0..size).map(|peer| Some(memory.at(peer, places[peer], bytes)?.cast::<T>())).collect();
+    let Some(starts) = starts else {
+        return Err(no_such_memory());
+    };
+    let own = part(data.len(), size, rank);
+    let block = BLOCK / size_of::<T>();
+    let mut sums = vec![T::zeroed(); block];
+    let mut at = own.start;
+    while at < own.end {
+        let len = block.min(own.end - at);
+        let sums = &mut sums[..len];
+        // SAFETY: `at` checked the bounds; all ranks have staged, so none writes this slice but its owner, us.
+        let parts: Vec<&[T]> =
+            starts.iter().map(|start| unsafe { std::slice::from_raw_parts(start.add(at), len) }).collect();
+        kernel::reduce(sums, &parts, call.op);
+        drop(parts);
+        for start in &starts {
+            // SAFETY: as above; no reference to the slice is alive.
+            unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), start.add(at), len) };
+        }
+        at += len;
+    }
+    shared.publish(Counter::Reduced, round);
+    for peer in peers(shared) {
+        shared.await_counter(peer, Counter::Reduced, round, call)?;
+    }
+    Ok(())
+}
+
+/// Leaves the reduction of everyone's `rank`-th part of `input` in `output`.
+pub(crate) fn reduce_scatter<T: Element>(
+    shared: &mut Shared,
+    registered: Option<&dyn Registered>,
+    call: Call,
+    parts: &Parts,
+    (input, output): (&[T], &mut [T]),
+) -> Result<()> {
+    let (rank, size, longest) = (shared.rank(), shared.size(), parts.longest());
+    let chunk = SLOT / size_of::<T>() / size;
+    let own = parts.get(rank);
+    let mut sources = Sources::new(registered, shared, input);
+    let mut at = 0;
+    loop {
+        let mut count = chunk.min(longest - at);
+        let round = shared.begin(call)?;
+        if !sources.is_registered(rank) {
+            let staging = bytemuck::cast_slice_mut::<u8, T>(shared.staging(round));
+            for peer in (0..size).filter(|&peer| peer != rank) {
+                let theirs = clip(parts.get(peer), at, count);
+                staging[peer * chunk..][..theirs.len()].copy_from_slice(&input[theirs]);
+            }
+        }
+        shared.stage(round, call, sources.places[rank]);
+        for peer in peers(shared) {
+            sources.places[peer] = shared.await_staged(peer, round, call)?;
+        }
+        if sources.all_registered() {
+            count = longest - at;
+        }
+        let mine = clip(own.clone(), at, count);
+        let mut all = Vec::with_capacity(size);
+        for peer in 0..size {
+            all.push(match peer == rank {
+                true => &input[mine.clone()],
+                false => sources.read(shared, (peer, round), (mine.start, rank * chunk), mine.len())?,
+            });
+        }
+        kernel::reduce(&mut output[mine.start - own.start..mine.end - own.start], &all, call.op);
+        shared.publish(Counter::Done, round);
+        at += count;
+        if at == longest {
+            return sources.finish(shared, round, call);
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Executes a schedule over any transport: all peers at once, each in its order, without ever blocking on one.
+//!
+//! The first message from rank to rank in an operation begins with the call it belongs to, so that a rank that is
+//! in another operation is noticed. Numbers to be reduced are received beside the target, and combined in the order
+//! that the schedule says, so results are the same bits in every run.
+
+use super::Context;
+use super::schedule::{Schedule, What};
+use crate::call::{Call, ENCODED};
+use crate::element::{Element, ReduceOp};
+use crate::error::Result;
+use crate::health::{SLICE, Wait};
+use crate::kernel;
+use crate::transport::Transport;
+
+/// Memory for what is received to be reduced, kept from operation to operation.
+pub(crate) type Pool = Vec<Vec<u64>>;
+
+/// The numbers of an operation.
+pub(crate) struct Numbers<'a, T> {
+    /// Read by [`What::SendInput`].
+    pub input: &'a [T],
+    /// Read and written by all other steps.
+    pub working: &'a mut [T],
+}
+
+/// Both directions between this rank and a peer.
+struct Lane {
+    peer: usize,
+    header: [u8; ENCODED],
+    sends: Vec<u32>,
+    /// Sends that are through, header bytes and bytes of the next one.
+    sent: usize,
+    header_out: usize,
+    out: usize,
+    receives: Vec<u32>,
+    received: usize,
+    header_in: usize,
+    theirs: [u8; ENCODED],
+    /// Bytes of the next receive.
+    got: usize,
+    /// What was received to be reduced.
+    beside: Vec<u64>,
+}
+
+impl Lane {
+    fn sending(&self) -> bool {
+        self.sent < self.sends.len()
+    }
+
+    fn receiving(&self) -> bool {
+        self.received < self.receives.len()
+    }
+}
+
+struct Runner<'a, T> {
+    transport: &'a mut dyn Transport,
+    context: &'a Context,
+    call: Call,
+    schedule: &'a Schedule,
+    numbers: Numbers<'a, T>,
+    done: Vec<bool>,
+}
+
+/// Executes `schedule`. The call that goes with each peer is `call`, of the length `len_with(peer)` where pairs of
+/// ranks exchange different lengths.
+pub(crate) fn run<T: Element>(
+    transport: &mut dyn Transport,
+    context: &Context,
+    call: Call,
+    schedule: &Schedule,
+    numbers: Numbers<'_, T>,
+    pool: &mut Pool,
+) -> Result<()> {
+    run_with(transport, context, call, schedule, numbers, pool, &|_| (call, call))
+}
+
+/// As [`run`], with `calls(peer)` as the calls that go to and that are expected from each peer.
+pub(crate) fn run_with<T: Element>(
+    transport: &mut dyn Transport,
+    context: &Context,
+    call: Call,
+    schedule: &Schedule,
+    numbers: Numbers<'_, T>,
+    pool: &mut Pool,
+    calls: &dyn Fn(usize) -> (Call, Call),
+) -> Result<()> {
+    let mut lanes: Vec<Lane> = vec![];
+    for (index, step) in schedule.steps.iter().enumerate() {
+        let lane = match lanes.iter().position(|lane| lane.peer == step.peer) {
+            Some(lane) => &mut lanes[lane],
+            None => {
+                lanes.push(Lane {
+                    peer: step.peer,
+                    header: calls(step.peer).0.to_bytes(),
+                    sends: vec![],
+                    sent: 0,
+                    header_out: 0,
+                    out: 0,
+                    receives: vec![],
+                    received: 0,
+                    header_in: 0,
+                    theirs: [0; ENCODED],
+                    got: 0,
+                    beside: pool.pop().unwrap_or_default(),
+                });
+                let last = lanes.len() - 1;
+                &mut lanes[last]
+            }
+        };
+        match step.what.sends() {
+            true => lane.sends.push(index as u32),
+            false => {
+                if step.what != What::Copy {
+                    let words = (step.range.len() * size_of::<T>()).div_ceil(size_of::<u64>());
+                    if lane.beside.len() < words {
+                        lane.beside.resize(words, 0);
+                    }
+                }
+                lane.receives.push(index as u32);
+            }
+        }
+    }
+    let done = vec![false; schedule.steps.len()];
+    let mut runner = Runner { transport, context, call, schedule, numbers, done };
+    let outcome = runner.all(&mut lanes, calls);
+    pool.extend(lanes.into_iter().map(|lane| lane.beside));
+    outcome
+}
+
+impl<T: Element> Runner<'_, T> {
+    fn all(&mut self, lanes: &mut [Lane], calls: &dyn Fn(usize) -> (Call, Call)) -> Result<()> {
+        let mut wait = Wait::new(self.context);
+        let (mut to, mut from) = (vec![], vec![]);
+        loop {
+            let mut moved = false;
+            let mut open = false;
+            to.clear();
+            from.clear();
+            for lane in lanes.iter_mut() {
+                moved |= self.pull(lane, calls)?;
+                let (pushed, blocked) = self.push(lane)?;
+                moved |= pushed;
+                if lane.receiving() {
+                    from.push(lane.peer);
+                }
+                if blocked {
+                    to.push(lane.peer);
+                }
+                open |= lane.sending() || lane.receiving();
+            }
+            if !open {
+                return self.flush(&mut wait);
+            }
+            if moved {
+                wait.progress();
+                continue;
+            }
+            if let Some(&peer) = from.first().or(to.first()) {
+                wait.check(peer, self.call)?;
+            }
+            self.transport.wait(&to, &from, SLICE)?;
+        }
+    }
+
+    /// What the transport has taken must have left before the caller may do without it.
+    fn flush(&mut self, wait: &mut Wait<'_>) -> Result<()> {
+        while let Some(peer) = self.transport.unsent()? {
+            wait.check(peer, self.call)?;
+            self.transport.wait(&[peer], &[], SLICE)?;
+        }
+        Ok(())
+    }
+
+    fn ready(&self, step: u32) -> bool {
+        self.schedule.steps[step as usize].after.is_none_or(|after| self.done[after as usize])
+    }
+
+    /// Sends what is ready; whether anything moved, and whether the transport had no room.
+    fn push(&mut self, lane: &mut Lane) -> Result<(bool, bool)> {
+        let mut moved = false;
+        while let Some(&index) = lane.sends.get(lane.sent) {
+            if !self.ready(index) {
+                return Ok((moved, false));
+            }
+            let step = &self.schedule.steps[index as usize];
+            let numbers = match step.what {
+                What::SendInput => self.numbers.input,
+                _ => &*self.numbers.working,
+            };
+            let bytes: &[u8] = bytemuck::cast_slice(&numbers[step.range.clone()]);
+            let parts = [&lane.header[lane.header_out..], &bytes[lane.out..]];
+            let wanted = parts[0].len() + parts[1].len();
+            let mut taken = 0;
+            if wanted > 0 {
+                taken = self.transport.try_send(lane.peer, parts)?;
+                moved |= taken > 0;
+                let header = taken.min(parts[0].len());
+                lane.header_out += header;
+                lane.out += taken - header;
+            }
+            if taken < wanted {
+                return Ok((moved, true));
+            }
+            self.done[index as usize] = true;
+            moved = true;
+            lane.sent += 1;
+            lane.out = 0;
+        }
+        Ok((moved, false))
+    }
+
+    /// Receives what is there; whether anything moved.
+    fn pull(&mut self, lane: &mut Lane, calls: &dyn Fn(usize) -> (Call, Call)) -> Result<bool> {
+        let mut moved = false;
+        while let Some(&index) = lane.receives.get(lane.received) {
+            let step = &self.schedule.steps[index as usize];
+            let (range, what, ready) = (step.range.clone(), step.what, self.ready(index));
+            let width = range.len() * size_of::<T>();
+            if lane.header_in < ENCODED || lane.got < width {
+                let header = &mut lane.theirs[lane.header_in..];
+                let missing = header.len();
+                let target: &mut [u8] = match what {
+                    // Nothing may be overwritten that an earlier step has yet to send.
+                    What::Copy if !ready => &mut [],
+                    What::Copy => bytemuck::cast_slice_mut(&mut self.numbers.working[range.clone()]),
+                    _ => &mut bytemuck::cast_slice_mut::<u64, u8>(&mut lane.beside)[..width],
+                };
+                let target = target.get_mut(lane.got..).unwrap_or_default();
+                let count = match missing + target.len() {
+                    0 => 0,
+                    _ => self.transport.try_recv(lane.peer, [header, target])?,
+                };
+                moved |= count > 0;
+                let headed = count.min(missing);
+                lane.header_in += headed;
+                lane.got += count - headed;
+                if headed > 0 && lane.header_in == ENCODED {
+                    self.check(lane.peer, &lane.theirs, calls(lane.peer))?;
+                }
+            }
+            if lane.header_in < ENCODED || lane.got < width || !ready {
+                return Ok(moved);
+            }
+            if what != What::Copy && width > 0 {
+                let theirs: &[T] =
+                    &bytemuck::cast_slice::<u64, T>(&lane.beside)[..range.len()];
+                let target = &mut self.numbers.working[range];
+                kernel::combine(target, theirs, self.call.op, lane.peer < self.context.rank);
+                if what == What::Finish && self.call.op == ReduceOp::Mean {
+                    kernel::divide(target, self.context.size);
+                }
+            }
+            self.done[index as usize] = true;
+            moved = true;
+            lane.received += 1;
+            lane.got = 0;
+        }
+        Ok(moved)
+    }
+
+    /// Checks the call that `peer` has sent.
+    fn check(&self, peer: usize, theirs: &[u8; ENCODED], (sent, expected): (Call, Call)) -> Result<()> {
+        let theirs = Call::from_bytes(theirs);
+        if theirs == Some(expected) {
+            return Ok(());
+        }
+        let own = if sent == expected { self.call } else { sent };
+        Err(self.context.mismatch(own, peer, theirs))
+    }
+}

@@ -1,0 +1,173 @@
+//! Which algorithm carries out an operation: by operation, link, number of ranks and size, from a table.
+//!
+//! The table that ships was measured; `regatta bench tune` measures another on the machine at hand. A line is
+//! `operation link ranks bytes algorithm`: up to so many bytes of data (`-`: any number), use this. The lines of the
+//! number of ranks that is nearest (as a ratio) count, in their order. `#` begins a comment.
+
+use super::Algorithm;
+use crate::call::Kind;
+use crate::error::{Error, Result};
+use crate::transport::TransportKind;
+use std::fmt;
+
+const DEFAULT: &str = include_str!("default.tuning");
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    kind: Kind,
+    link: TransportKind,
+    ranks: usize,
+    bytes: Option<usize>,
+    algorithm: Algorithm,
+}
+
+/// Which algorithm is used where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    rows: Vec<Row>,
+}
+
+impl Default for Table {
+    /// The table that ships.
+    fn default() -> Self {
+        Self::parse(DEFAULT).unwrap_or(Self { rows: vec![] })
+    }
+}
+
+impl Table {
+    /// Reads a table.
+    ///
+    /// # Errors
+    /// A line that is none, with its number.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut rows = vec![];
+        for (number, line) in text.lines().enumerate() {
+            let line = line.split('#').next().unwrap_or_default();
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if !words.is_empty() {
+                rows.push(Row::parse(&words).map_err(|problem| {
+                    Error::Usage(format!("line {} of the tuning table: {problem}", number + 1))
+                })?);
+            }
+        }
+        Ok(Self { rows })
+    }
+
+    /// The algorithm for `kind` with `bytes` of data on each rank.
+    pub(crate) fn choose(&self, kind: Kind, link: TransportKind, ranks: usize, bytes: usize) -> Algorithm {
+        // Memory that threads or processes share is the same to an algorithm.
+        let link = if link == TransportKind::Thread { TransportKind::Shm } else { link };
+        let rows = || self.rows.iter().filter(|row| row.kind == kind && row.link == link);
+        let distance = |row: &Row| {
+            let (low, high) = (row.ranks.min(ranks).max(1), row.ranks.max(ranks));
+            (high << 16) / low
+        };
+        let nearest = rows().map(distance).min();
+        let fits = |row: &&Row| {
+            Some(distance(row)) == nearest
+                && row.bytes.is_none_or(|most| bytes <= most)
+                && row.algorithm.offers(kind)
+        };
+        rows().find(fits).map_or_else(|| fallback(kind, link), |row| row.algorithm)
+    }
+}
+
+impl fmt::Display for Table {
+    /// As it is read.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Row { kind, link, ranks, bytes, algorithm } in &self.rows {
+            let bytes = bytes.map_or("-".into(), |bytes| bytes.to_string());
+            writeln!(f, "{} {link} {ranks} {bytes} {algorithm}", kind.name())?;
+        }
+        Ok(())
+    }
+}
+
+impl Row {
+    fn parse(words: &[&str]) -> Result<Self, String> {
+        let [kind, link, ranks, bytes, algorithm] = *words else {
+            return Err("it is not `operation link ranks bytes algorithm`".into());
+        };
+        let found = Kind::ALL.iter().copied().find(|known| known.name() == kind);
+        let kind = found.ok_or_else(|| format!("unknown operation `{kind}`"))?;
+        let number = |text: &str| text.parse::<usize>().map_err(|_| format!("`{text}` is no number"));
+        let algorithm: Algorithm = algorithm.parse().map_err(|error: Error| error.to_string())?;
+        if !algorithm.offers(kind) {
+            return Err(format!("{algorithm} does not offer {}", kind.name()));
+        }
+        Ok(Self {
+            kind,
+            link: link.parse().map_err(|error: Error| error.to_string())?,
+            ranks: number(ranks)?,
+            bytes: if bytes == "-" { None } else { Some(number(bytes)?) },
+            algorithm,
+        })
+    }
+}
+
+/// What works everywhere.
+fn fallback(kind: Kind, link: TransportKind) -> Algorithm {
+    match (link, kind) {
+        (TransportKind::Thread | TransportKind::Shm, kind) if Algorithm::Direct.offers(kind) => {
+            Algorithm::Direct
+        }
+        (_, Kind::Gather | Kind::Scatter) => Algorithm::Linear,
+        (_, Kind::AllToAll) => Algorithm::Pairwise,
+        (_, Kind::Barrier) => Algorithm::Dissemination,
+        (_, Kind::Broadcast | Kind::Reduce) => Algorithm::Tree,
+        _ => Algorithm::Ring,
+    }
+}
+
+/// Whether `algorithm` can carry out `kind` over `link`; with counts that differ from rank to rank where `uneven`.
+pub(crate) fn possible(algorithm: Algorithm, kind: Kind, link: TransportKind, uneven: bool) -> bool {
+    let shared = matches!(link, TransportKind::Thread | TransportKind::Shm);
+    algorithm.offers(kind)
+        && match algorithm {
+            Algorithm::Direct => shared && !(uneven && kind == Kind::AllToAll),
+            Algorithm::Bruck => !uneven,
+            Algorithm::Hierarchical => link == TransportKind::Mixed,
+            Algorithm::Native => link == TransportKind::Mpi && !uneven,
+            _ => true,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_that_ships_is_sound() {
+        let table = Table::parse(DEFAULT).unwrap();
+        assert!(!table.rows.is_empty());
+        assert_eq!(Table::parse(&table.to_string()), Ok(table));
+        for &kind in Kind::ALL.iter().filter(|kind| !matches!(kind, Kind::Send | Kind::Join)) {
+            for link in TransportKind::ALL {
+                for ranks in [2, 3, 7, 1000] {
+                    for bytes in [0, 1 << 14, 1 << 30] {
+                        let chosen = Table::default().choose(kind, link, ranks, bytes);
+                        assert!(possible(chosen, kind, link, false), "{kind:?} {link} {ranks} {chosen}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_nearest_number_of_ranks_counts() {
+        let table = Table::parse(
+            "all_reduce tcp 2 100 doubling # a comment\n\nall_reduce tcp 2 - ring\nall_reduce tcp 16 - tree\n",
+        );
+        let table = table.unwrap();
+        let choose = |ranks, bytes| table.choose(Kind::AllReduce, TransportKind::Tcp, ranks, bytes);
+        assert_eq!([choose(2, 100), choose(2, 101), choose(3, 4)], [
+            Algorithm::Doubling,
+            Algorithm::Ring,
+            Algorithm::Doubling
+        ]);
+        assert_eq!([choose(12, 4), choose(100, 4)], [Algorithm::Tree; 2]);
+        for bad in ["all_reduce tcp 2 ring", "fly tcp 2 - ring", "barrier tcp 2 - ring", "all_reduce tcp x - ring"] {
+            assert!(Table::parse(bad).unwrap_err().to_string().contains("line 1"), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The operations over streams of bytes: prepares the numbers, and executes the schedule of the chosen algorithm.
+//!
+//! 16-bit floats are summed in f32 all the way and rounded once in the end; partial sums therefore travel as f32.
+
+use super::run::{Numbers, run_with};
+use super::schedule::part;
+use super::{Algorithm, Session, adasum, bruck, dissemination, doubling, halving_doubling, linear, pairwise, ring, tree};
+use crate::call::Call;
+use crate::element::{Element, ReduceOp};
+use crate::error::Result;
+use crate::kernel;
+use std::ops::Range;
+
+/// Whether partial results of `op` would be rounded in `T`.
+fn rounds<T: Element>(op: ReduceOp) -> bool {
+    size_of::<T>() != size_of::<T::Wide>()
+        && matches!(op, ReduceOp::Sum | ReduceOp::Mean | ReduceOp::Product | ReduceOp::Adasum)
+}
+
+/// Where each rank's part of a whole lies.
+pub(crate) struct Parts {
+    /// Where each part begins, and where the last ends.
+    starts: Vec<usize>,
+}
+
+impl Parts {
+    /// As long as `counts` says.
+    pub(crate) fn of(counts: &[usize]) -> Self {
+        let mut starts = vec![0; counts.len() + 1];
+        for (index, count) in counts.iter().enumerate() {
+            starts[index + 1] = starts[index] + count;
+        }
+        Self { starts }
+    }
+
+    /// `size` parts of `each`.
+    pub(crate) fn even(size: usize, each: usize) -> Self {
+        Self { starts: (0..=size).map(|index| index * each).collect() }
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Range<usize> {
+        self.starts[index]..self.starts[index + 1]
+    }
+
+    /// The length of the longest.
+    pub(crate) fn longest(&self) -> usize {
+        self.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
+    }
+}
+
+/// Memory for `len` numbers from the session's pool; its contents are whatever they were.
+fn borrow<T: Element>(session: &mut Session<'_>, len: usize) -> Vec<u64> {
+    let words = (len * size_of::<T>()).div_ceil(size_of::<u64>());
+    let pool = &mut session.pool;
+    // The largest, so that not all grow to the size of the largest operation.
+    let largest = (0..pool.len()).max_by_key(|&index| pool[index].len());
+    let mut memory = largest.map_or_else(Vec::new, |index| pool.swap_remove(index));
+    if memory.len() < words {
+        memory.resize(words, 0);
+    }
+    memory
+}
+
+fn view<T: Element>(memory: &mut [u64], len: usize) -> &mut [T] {
+    &mut bytemuck::cast_slice_mut(memory)[..len]
+}
+
+/// Leaves the reduction of all ranks' `data` in everyone's.
+pub(crate) fn all_reduce<T: Element>(
+    session: &mut Session<'_>,
+    algorithm: Algorithm,
+    data: &mut [T],
+) -> Result<()> {
+    if !rounds::<T>(session.call.op) {
+        return all_reduce_exactly(session, algorithm, data);
+    }
+    let mut memory = borrow::<T::Wide>(session, data.len());
+    let wide = view::<T::Wide>(&mut memory, data.len());
+    kernel::widen(wide, data);
+    let outcome = all_reduce_exactly(session, algorithm, wide);
+    kernel::narrow(data, wide);
+    session.pool.push(memory);
+    outcome
+}
+
+fn all_reduce_exactly<T: Element>(
+    session: &mut Session<'_>,
+    algorithm: Algorithm,
+    data: &mut [T],
+) -> Result<()> {
+    if session.call.op == ReduceOp::Adasum {
+        return adasum::all_reduce(session, data);
+    }
+    let (place, len) = (session.place::<T>(), data.len());
+    let segment = |index| part(len, place.size, index);
+    let schedule = match algorithm {
+        Algorithm::Tree => tree::all_reduce(place, len),
+        Algorithm::HalvingDoubling => halving_doubling::all_reduce(place, &segment),
+        Algorithm::Doubling => doubling::all_reduce(place, len),
+        _ => ring::all_reduce(place, &segment),
+    };
+    session.run(&schedule, Numbers { input: &[], working: data })
+}
+
+/// Leaves the reduction of all ranks' `data` in that of the call's root; the others keep theirs.
+pub(crate) fn reduce<T: Element>(
+    session: &mut Session<'_>,
+    algorithm: Algorithm,
+    data: &mut [T],
+) -> Result<()> {
+    if rounds::<T>(session.call.op) {
+        let mut memory = borrow::<T::Wide>(session, data.len());
+        let wide = view::<T::Wide>(&mut memory, data.len());
+        kernel::widen(wide, data);
+        let outcome = reduce_exactly(session, algorithm, wide);
+        if session.call.root as usize == session.context.rank {
+            kernel::narrow(data, wide);
+        }
+        session.pool.push(memory);
+        return outcome;
+    }
+    if session.call.root as usize == session.context.rank {
+        return reduce_exactly(session, algorithm, data);
+    }
+    let mut memory = borrow::<T>(session, data.len());
+    let partial = view::<T>(&mut memory, data.len());
+    partial.copy_from_slice(data);
+    let outcome = reduce_exactly(session, algorithm, partial);
+    session.pool.push(memory);
+    outcome
+}
+
+fn reduce_exactly<T: Element>(session: &mut Session<'_>, algorithm: Algorithm, data: &mut [T]) -> Result<()> {
+    let (place, root) = (session.place::<T>(), session.call.root as usize);
+    let schedule = match algorithm {
+        Algorithm::Ring => ring::reduce(place, root, data.len()),
+        _ => tree::reduce(place, root, data.len()),
+    };
+    session.run(&schedule, Numbers { input: &[], working: data })
+}
+
+/// Leaves the reduction of everyone's `rank`-th part of `input` in `output`.
+pub(crate) fn reduce_scatter<T: Element>(
+    session: &mut Session<'_>,
+    algorithm: Algorithm,
+    parts: &Parts,
+    input: &[T],
+    output: &mut [T],
+) -> Result<()> {
+    let own = parts.get(session.context.rank);
+    if rounds::<T>(session.call.op) {
+        let mut memory = borrow::<T::Wide>(session, input.len());
+        let wide = view::<T::Wide>(&mut memory, input.len());
+        kernel::widen(wide, input);
+        let outcome = reduce_scatter_exactly(session, algorithm, parts, wide);
+        kernel::narrow(output, &wide[own]);
+        session.pool.push(memory);
+        return outcome;
+    }
+    let mut memory = borrow::<T>(session, input.len());
+    let sums = view::<T>(&mut memory, input.len());
+    sums.copy_from_slice(input);
+    let outcome = reduce_scatter_exactly(session, algorithm, parts, sums);
+    output.copy_from_slice(&sums[own]);
+    session.pool.push(memory);
+    outcome
+}
+
+fn reduce_scatter_exactly<T: Element>(
+    session: &mut Session<'_>,
+    algorithm: Algorithm,
+    parts: &Parts,
+    sums: &mut [T],
+) -> Result<()> {
+    let place = session.place::<T>();
+    let segment = |index| parts.get(index);
+    let schedule = match algorithm {
+        Algorithm::HalvingDoubling => halving_doubling::reduce_scatter(place, &segment),
+        _ => ring::reduce_scatter(place, &segment),
+    };
+    session.run(&schedule, Numbers { input: &[], working: sums })
+}
+
+/// Gathers everyone's part into everyone's `output`, where this rank's own part already is.
+pub(crate) fn all_gather<T: Element>(
+    session: &mut Session<'_>,
+    algorithm: Algorithm,
+    parts: &Parts,
+    output: &mut [T],
+) -> Result<()> {
+    let place = session.place::<T>();
+    let segment = |index| parts.get(index);
+    let schedule = match algorithm {
+        Algorithm::HalvingDoubling => halving_doubling::all_gather(place, &segment),
+        _ => ring::all_gather(place, &segment),
+    };
+    session.run(&schedule, Numbers { input: &[], working: output })
+}
+
+/// Copies `data` of the call's root to everyone.
+pub(crate) fn broadcast<T: Element>(
+    session: &mut Session<'_>,
+    algorithm: Algorithm,
+    data: &mut [T],
+) -> Result<()> {
+    let (place, root) = (session.place::<T>(), session.call.root as usize);
+    let schedule = match algorithm {
+        Algorithm::Ring => ring::broadcast(place, root, data.len()),
+        _ => tree::broadcast(place, root, data.len()),
+    };
+    session.run(&schedule, Numbers { input: &[], working: data })
+}
+
+/// Gathers everyone's `input` into the parts of the root's `output`.
+pub(crate) fn gather<T: Element>(
+    session: &mut Session<'_>,
+    parts: &Parts,
+    input: &[T],
+    output: &mut [T],
+) -> Result<()> {
+    let (place, root) = (session.place::<T>(), session.call.root as usize);
+    if place.rank == root {
+        output[parts.get(root)].copy_from_slice(input);
+    }
+    let schedule = linear::gather(place, root, 0..input.len(), &|index| parts.get(index));
+    session.run(&schedule, Numbers { input, working: output })
+}
+
+/// Copies the parts of the root's `input` to everyone's `output`.
+pub(crate) fn scatter<T: Element>(
+    session: &mut Session<'_>,
+    parts: &Parts,
+    input: &[T],
+    output: &mut [T],
+) -> Result<()> {
+    let (place, root) = (session.place::<T>(), session.call.root as usize);
+    if place.rank == root {
+        output.copy_from_slice(&input[parts.get(root)]);
+    }
+    let schedule = linear::scatter(place, root, 0..output.len(), &|index| parts.get(index));
+    session.run(&schedule, Numbers { input, working: output })
+}
+
+/// The part of everyone's `input` that is for this rank, into its parts of `output`.
+pub(crate) fn all_to_all<T: Element>(
+    session: &mut Session<'_>,
+    algorithm: Algorithm,
+    (sent, received): (&Parts, &Parts),
+    input: &[T],
+    output: &mut [T],
+) -> Result<()> {
+    let place = session.place::<T>();
+    if algorithm == Algorithm::Bruck {
+        return bruck::all_to_all(session, sent.longest(), input, output);
+    }
+    output[received.get(place.rank)].copy_from_slice(&input[sent.get(place.rank)]);
+    let schedule = pairwise::all_to_all(place, &|index| sent.get(index), &|index| received.get(index));
+    // Each pair of ranks agrees on its own length.
+    let call = session.call;
+    let calls = |peer| {
+        let of = |parts: &Parts| Call { len: parts.get(peer).len() as u64, ..call };
+        (of(sent), of(received))
+    };
+    let numbers = Numbers { input, working: output };
+    run_with(session.transport, session.context, call, &schedule, numbers, session.pool, &calls)
+}
+
+/// Returns when all ranks have called it.
+pub(crate) fn barrier(session: &mut Session<'_>) -> Result<()> {
+    let schedule = dissemination::barrier(session.place::<u8>());
+    session.run::<u8>(&schedule, Numbers { input: &[], working: &mut [] })
+}

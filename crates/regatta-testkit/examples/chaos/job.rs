@@ -1,0 +1,304 @@
+//! One trial: starts the job, lets the fault happen, and notes what every rank says and when.
+
+use crate::{Fault, Trial};
+use regatta_comm::rendezvous::{Secret, Security, StoreServer};
+use regatta_testkit::{Hosts, Link};
+use std::error::Error;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// `REGATTA_DEADLINE_S` of all jobs.
+pub const DEADLINE: Duration = Duration::from_secs(2);
+/// Within how long after the fault every survivor must have its error.
+pub const IN_TIME: Duration = Duration::from_secs(DEADLINE.as_secs() + 3);
+/// How long a job may take to start.
+const START: Duration = Duration::from_secs(40);
+/// How long what is late is waited for, to say how late it is; then it is ended.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    Shm,
+    Tcp,
+    /// TCP between this many hosts.
+    Hosts(usize),
+}
+
+impl std::fmt::Display for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Shm => f.write_str("shm"),
+            Self::Tcp => f.write_str("tcp"),
+            Self::Hosts(hosts) => write!(f, "tcp/{hosts} hosts"),
+        }
+    }
+}
+
+/// What was seen of one rank.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Its error, and when it came after the fault (negative: before).
+    pub error: Option<(f64, String)>,
+    /// Everything else it said, but for `ready` and `mismatch`.
+    pub rest: Vec<String>,
+    /// When its process had ended by itself, after the fault.
+    pub ended: Option<f64>,
+}
+
+/// What was seen of a trial.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Why the fault never came, if it did not.
+    pub not_started: Option<String>,
+    pub ranks: Vec<Seen>,
+    /// Processes and segments that were left.
+    pub left: Vec<String>,
+}
+
+/// A process that is ended and waited for when it is dropped.
+struct Process(Child);
+
+impl Process {
+    fn signal(&self, signal: &str) {
+        // It may have ended by itself.
+        let _ = Command::new("kill").args([signal, &self.0.id().to_string()]).stderr(Stdio::null()).status();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A line of a rank, or nothing at the end of its output, and when it came.
+type Line = (usize, Instant, Option<String>);
+
+fn read_lines(rank: usize, output: impl std::io::Read + Send + 'static, lines: Sender<Line>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if lines.send((rank, Instant::now(), Some(line))).is_err() {
+                return;
+            }
+        }
+        // Nobody listens any more when the trial has been given up.
+        let _ = lines.send((rank, Instant::now(), None));
+    });
+}
+
+/// The store of a job: in this process, or in one on host 0.
+enum Store {
+    Here { _server: StoreServer },
+    There { _process: Process },
+}
+
+fn start_store(
+    trial: &Trial,
+    hosts: Option<&Hosts>,
+    mark: &str,
+    secret: &Secret,
+) -> Result<(Store, String), Box<dyn Error>> {
+    let Some(hosts) = hosts else {
+        let security = Security { secret: Some(secret.clone()), ..Security::default() };
+        let server = StoreServer::start("127.0.0.1:0", trial.world, &security)?;
+        let address = server.addr().to_string();
+        return Ok((Store::Here { _server: server }, address));
+    };
+    let child = hosts
+        .command(0, std::env::current_exe()?)
+        .env("CHAOS_ROLE", "store")
+        .env("REGATTA_SECRET", secret.to_text())
+        .env("CHAOS_TRIAL", mark)
+        .env("WORLD_SIZE", trial.world.to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut process = Process(child);
+    let output = process.0.stdout.take().ok_or("the store has no output")?;
+    let address = BufReader::new(output).lines().next().ok_or("the store ended")??;
+    Ok((Store::There { _process: process }, address))
+}
+
+/// Runs `trial`.
+pub fn run(trial: &Trial) -> Result<Outcome, Box<dyn Error>> {
+    let mark = format!("{}-{}", std::process::id(), trial.seed);
+    let hosts = match trial.transport {
+        Transport::Hosts(count) => Some(Hosts::new(count, &Link::default())?),
+        _ => None,
+    };
+    let secret = Secret::random()?;
+    let (store, address) = start_store(trial, hosts.as_ref(), &mark, &secret)?;
+    let program = std::env::current_exe()?;
+    let (sender, lines) = channel();
+    let mut processes = vec![];
+    for rank in 0..trial.world {
+        let mut command = match &hosts {
+            Some(hosts) => hosts.command(trial.host(rank), &program),
+            None => Command::new(&program),
+        };
+        let transport = if trial.transport == Transport::Shm { "shm" } else { "tcp" };
+        command
+            .env("CHAOS_ROLE", "rank")
+            .env("CHAOS_TRIAL", &mark)
+            .env("CHAOS_SEED", trial.seed.to_string())
+            .env("RANK", rank.to_string())
+            .env("WORLD_SIZE", trial.world.to_string())
+            .env("REGATTA_STORE", &address)
+            .env("REGATTA_TRANSPORT", transport)
+            .env("REGATTA_SECRET", secret.to_text())
+            .env("REGATTA_DEADLINE_S", DEADLINE.as_secs().to_string())
+            // What is said beside the error would count as wrong.
+            .env("REGATTA_WARN_S", "1000")
+            .env("REGATTA_TRACE", "off")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if trial.fault == Fault::Mismatch && rank == trial.victim {
+            command.env("CHAOS_MISMATCH", trial.operation.to_string());
+        }
+        let mut process = Process(command.spawn()?);
+        read_lines(rank, process.0.stdout.take().ok_or("no output")?, sender.clone());
+        // What a rank complains of (a panic, say) counts as said, but its output ends with stdout.
+        let (complaints, errors) = channel();
+        read_lines(rank, process.0.stderr.take().ok_or("no output")?, complaints);
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            errors.iter().filter(|line| line.2.is_some()).try_for_each(|line| sender.send(line))
+        });
+        processes.push(process);
+    }
+    let outcome = observe(trial, hosts.as_ref(), &mut processes, &lines);
+    let pids: Vec<u32> = processes.iter().map(|process| process.0.id()).collect();
+    drop((processes, store, hosts));
+    Ok(Outcome { left: left(&mark, &pids), ..outcome })
+}
+
+fn observe(
+    trial: &Trial,
+    hosts: Option<&Hosts>,
+    processes: &mut [Process],
+    lines: &Receiver<Line>,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    outcome.ranks.resize_with(trial.world, Seen::default);
+    // Every line is noted before the fault's time is known.
+    let mut said: Vec<Line> = vec![];
+    let mut ready = 0;
+    let mut fault = None;
+    let mut happens = None;
+    let began = Instant::now();
+    while fault.is_none() {
+        let until = happens.unwrap_or(began + START);
+        match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok((_, at, Some(line))) if line == "ready" => {
+                ready += 1;
+                if ready == trial.world && trial.fault != Fault::Mismatch {
+                    happens = Some(at + trial.after);
+                }
+            }
+            Ok((_, _, Some(line))) if line == "mismatch" => {
+                fault = Some(Instant::now());
+                inject(trial, hosts, processes);
+            }
+            Ok(line) => {
+                let ended = line.2.is_none();
+                said.push(line);
+                if ended {
+                    outcome.not_started = Some("a rank ended before the fault".into());
+                    break;
+                }
+            }
+            Err(RecvTimeoutError::Timeout) if happens.is_some() => {
+                fault = Some(Instant::now());
+                inject(trial, hosts, processes);
+            }
+            Err(_) => {
+                outcome.not_started =
+                    Some(format!("{ready} of {} ranks were ready in {START:?}", trial.world));
+                break;
+            }
+        }
+    }
+    let zero = fault.unwrap_or_else(Instant::now);
+    // All that survive end by themselves: their outputs do.
+    let stopped = (trial.fault == Fault::Stop).then_some(trial.victim);
+    let mut open: Vec<usize> = (0..trial.world)
+        .filter(|&rank| Some(rank) != stopped || fault.is_none())
+        .filter(|&rank| !said.iter().any(|line| line.0 == rank && line.2.is_none()))
+        .collect();
+    while !open.is_empty() {
+        let left = (zero + PATIENCE).saturating_duration_since(Instant::now());
+        let Ok(line) = lines.recv_timeout(left) else { break };
+        if line.2.is_none() {
+            open.retain(|&rank| rank != line.0);
+        }
+        said.push(line);
+    }
+    // A process may still be there for a moment after it has closed its output.
+    for (rank, process) in processes.iter_mut().enumerate() {
+        let until = Instant::now() + Duration::from_secs(5);
+        while Some(rank) != stopped && !open.contains(&rank) && Instant::now() < until {
+            if let Ok(Some(_)) = process.0.try_wait() {
+                outcome.ranks[rank].ended = Some(zero.elapsed().as_secs_f64());
+                break;
+            }
+            std::thread::yield_now();
+        }
+        if Some(rank) == stopped {
+            process.signal("-KILL");
+        }
+    }
+    said.extend(lines.try_iter());
+    for (rank, at, line) in said {
+        let Some(line) = line else { continue };
+        let seen = &mut outcome.ranks[rank];
+        let after = match at.checked_duration_since(zero) {
+            Some(after) => after.as_secs_f64(),
+            None => -zero.duration_since(at).as_secs_f64(),
+        };
+        match line.strip_prefix("error: ") {
+            Some(text) if seen.error.is_none() => seen.error = Some((after, text.into())),
+            // Late by the reading thread's delay only: the barrier before it has ended on all.
+            None if line == "ready" => {}
+            _ => seen.rest.push(line),
+        }
+    }
+    outcome
+}
+
+/// Lets the fault happen.
+fn inject(trial: &Trial, hosts: Option<&Hosts>, processes: &mut [Process]) {
+    match trial.fault {
+        Fault::Kill => processes[trial.victim].signal("-KILL"),
+        Fault::Stop => processes[trial.victim].signal("-STOP"),
+        Fault::Cut => hosts.into_iter().for_each(|hosts| hosts.cut(trial.victim)),
+        // The victim waits for a word before its call; where it has ended, that shows by itself.
+        Fault::Mismatch => {
+            drop(processes[trial.victim].0.stdin.take().map(|mut input| input.write_all(b"\n")))
+        }
+    }
+}
+
+/// What is left of the trial: processes that carry its mark, and segments of shared memory by its processes.
+fn left(mark: &str, pids: &[u32]) -> Vec<String> {
+    let mark = format!("CHAOS_TRIAL={mark}");
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
+    };
+    let marked = |pid: &String| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes())
+    };
+    let processes = names("/proc").into_iter().filter(marked).map(|pid| format!("process {pid}"));
+    let of_trial = |name: &String| pids.iter().any(|pid| name.starts_with(&format!("regatta-{pid}-")));
+    let segments = names("/dev/shm").into_iter().filter(of_trial).map(|name| format!("/dev/shm/{name}"));
+    let spaces = names("/run/netns")
+        .into_iter()
+        .filter(|name| name.starts_with(&format!("regatta-{}-", std::process::id())))
+        .map(|name| format!("namespace {name}"));
+    processes.chain(segments).chain(spaces).collect()
+}

@@ -1,0 +1,94 @@
+//! Jobs to which something happens, trial after trial: does every survivor soon get an error that names the
+//! culprit, does every process end, and is nothing left behind?
+//!
+//! `chaos [TRIALS] [SEED]`. Trial t has the seed SEED + t, so `chaos 1 SEED` repeats a trial: its job, its
+//! operations and what happens to it. `CHAOS_VERBOSE=1` prints what every rank said.
+
+mod job;
+mod random;
+mod rank;
+mod verdict;
+
+use job::Transport;
+use random::Random;
+use regatta_testkit::{Hosts, Link};
+use std::error::Error;
+use std::time::Duration;
+use verdict::Summary;
+
+/// What happens to a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    Kill,
+    Stop,
+    Cut,
+    Mismatch,
+}
+
+/// One job and what happens to it, all of it from the seed.
+#[derive(Debug, Clone)]
+struct Trial {
+    seed: u64,
+    world: usize,
+    transport: Transport,
+    fault: Fault,
+    /// A rank; for a cut link a host.
+    victim: usize,
+    /// Since all are ready.
+    after: Duration,
+    /// Of the mismatched call.
+    operation: u64,
+}
+
+impl Trial {
+    fn new(seed: u64, hosts: bool) -> Self {
+        let mut random = Random::new(seed);
+        let mut world = 2 + random.below(4) as usize;
+        let several = 2 + random.below(2) as usize;
+        let transport = match random.below(3) {
+            0 => Transport::Shm,
+            2 if hosts => Transport::Hosts(several),
+            _ => Transport::Tcp,
+        };
+        if let Transport::Hosts(hosts) = transport {
+            world = world.max(hosts);
+        }
+        let (fault, targets) = match (random.below(4), transport) {
+            (0, _) => (Fault::Kill, world),
+            (1, _) => (Fault::Stop, world),
+            (2, Transport::Hosts(hosts)) => (Fault::Cut, hosts),
+            _ => (Fault::Mismatch, world),
+        };
+        let victim = random.below(targets as u64) as usize;
+        let after = Duration::from_millis(random.below(400));
+        Self { seed, world, transport, fault, victim, after, operation: 1 + random.below(100) }
+    }
+
+    /// The host of `rank`.
+    fn host(&self, rank: usize) -> usize {
+        match self.transport {
+            Transport::Hosts(hosts) => rank % hosts,
+            _ => 0,
+        }
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    match std::env::var("CHAOS_ROLE").as_deref() {
+        Ok("rank") => return rank::run(),
+        Ok("store") => return rank::store(),
+        _ => {}
+    }
+    let mut arguments = std::env::args().skip(1);
+    let trials: u64 = arguments.next().map_or(Ok(20), |text| text.parse())?;
+    let seed: u64 = arguments.next().map_or(Ok(1), |text| text.parse())?;
+    let hosts = Hosts::or_skip(2, &Link::default()).is_some();
+    let mut summary = Summary::default();
+    for seed in seed..seed + trials {
+        let trial = Trial::new(seed, hosts);
+        let outcome = job::run(&trial)?;
+        println!("{}", summary.add(&trial, &outcome));
+    }
+    println!("{summary}");
+    if summary.all_right() { Ok(()) } else { std::process::exit(1) }
+}

@@ -1,0 +1,210 @@
+//! The processes of a job: a rank that calls the common sequence of operations until one fails, and a store.
+
+use crate::random::Random;
+use regatta_comm::rendezvous::{Security, StoreServer};
+use regatta_comm::{Group, Options, Pending, ReduceOp, Result};
+use std::error::Error;
+
+/// Elements of the longest operation.
+const LONGEST: u64 = 300_000;
+/// Handles that may be open at once.
+const HANDLES: usize = 4;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    AllReduce,
+    AllGather,
+    ReduceScatter,
+    Broadcast,
+    Barrier,
+}
+
+const KINDS: [Kind; 5] =
+    [Kind::AllReduce, Kind::AllGather, Kind::ReduceScatter, Kind::Broadcast, Kind::Barrier];
+
+/// One operation of the sequence, the same on all ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operation {
+    kind: Kind,
+    /// As the call has it: of a rank's part for all_gather and reduce_scatter.
+    len: usize,
+    root: usize,
+    handle: bool,
+}
+
+impl Operation {
+    /// The `number`-th operation of the job with `seed`.
+    pub fn of(seed: u64, number: u64, world: usize) -> Self {
+        let mut random = Random::new(seed ^ (number << 32));
+        let kind = KINDS[random.below(5) as usize];
+        // Short ones take other paths than long ones, so there are many of both.
+        let longest = [16, 10_000, LONGEST][random.below(3) as usize];
+        let whole = random.below(longest) as usize;
+        let len = match kind {
+            Kind::AllReduce | Kind::Broadcast => whole,
+            Kind::AllGather | Kind::ReduceScatter => whole / world,
+            Kind::Barrier => 0,
+        };
+        let root = random.below(world as u64) as usize;
+        Self { kind, len, root, handle: random.below(3) == 0 }
+    }
+
+    /// What the victim calls instead: another operation, or another length.
+    pub fn instead(self, seed: u64) -> Self {
+        let mut random = Random::new(!seed);
+        let other = KINDS[(KINDS.iter().position(|&kind| kind == self.kind).unwrap_or(0)
+            + 1
+            + random.below(4) as usize)
+            % 5];
+        if self.kind != Kind::Barrier && random.below(2) == 0 {
+            return Self { len: self.len + 1 + random.below(1000) as usize, ..self };
+        }
+        Self { kind: other, len: if other == Kind::Barrier { 0 } else { self.len }, ..self }
+    }
+
+    /// As errors have it.
+    pub fn text(self) -> String {
+        let Self { len, root, .. } = self;
+        match self.kind {
+            Kind::AllReduce => format!("all_reduce f32[{len}] sum"),
+            Kind::AllGather => format!("all_gather f32[{len}]"),
+            Kind::ReduceScatter => format!("reduce_scatter f32[{len}] sum"),
+            Kind::Broadcast => format!("broadcast f32[{len}] from {root}"),
+            Kind::Barrier => "barrier".into(),
+        }
+    }
+
+    /// Calls it; what comes back later is checked by the job that it returns.
+    fn call(self, group: &Group) -> Result<Option<Open>> {
+        let (rank, size) = (group.rank(), group.size());
+        let own = (rank + 1) as f32;
+        let sum = (size * (size + 1) / 2) as f32;
+        let zeros = |len| group.buffer::<f32>(len);
+        let filled = |len| {
+            zeros(len).map(|mut buffer| {
+                buffer.fill(own);
+                buffer
+            })
+        };
+        let all = |data: &[f32], wanted: f32| data.iter().all(|&value| value == wanted);
+        let gathered = move |data: &[f32]| {
+            let part = data.len() / size;
+            (0..size).all(|rank| all(&data[rank * part..(rank + 1) * part], (rank + 1) as f32))
+        };
+        let Self { len, root, .. } = self;
+        let from = (root + 1) as f32;
+        if self.handle {
+            return Ok(Some(match self.kind {
+                Kind::AllReduce => {
+                    let open = group.all_reduce_async(filled(len)?, ReduceOp::Sum);
+                    later(self, open, move |data| all(data, sum))
+                }
+                Kind::AllGather => {
+                    let open = group.all_gather_async(filled(len)?, zeros(len * size)?);
+                    later(self, open, move |data| gathered(&data.1))
+                }
+                Kind::ReduceScatter => {
+                    let open = group.reduce_scatter_async(filled(len * size)?, zeros(len)?, ReduceOp::Sum);
+                    later(self, open, move |data| all(&data.1, sum))
+                }
+                Kind::Broadcast => {
+                    later(self, group.broadcast_async(filled(len)?, root), move |data| all(data, from))
+                }
+                Kind::Barrier => later(self, group.barrier_async(), |()| true),
+            }));
+        }
+        let right = match self.kind {
+            Kind::AllReduce => {
+                let mut data = vec![own; len];
+                group.all_reduce(&mut data, ReduceOp::Sum)?;
+                all(&data, sum)
+            }
+            Kind::AllGather => {
+                let mut data = vec![0.0; len * size];
+                group.all_gather(&vec![own; len], &mut data)?;
+                gathered(&data)
+            }
+            Kind::ReduceScatter => {
+                let mut data = vec![0.0; len];
+                group.reduce_scatter(&vec![own; len * size], &mut data, ReduceOp::Sum)?;
+                all(&data, sum)
+            }
+            Kind::Broadcast => {
+                let mut data = vec![own; len];
+                group.broadcast(&mut data, root)?;
+                all(&data, from)
+            }
+            Kind::Barrier => group.barrier().map(|()| true)?,
+        };
+        report(self, right);
+        Ok(None)
+    }
+}
+
+/// An open handle, to be waited for.
+type Open = Box<dyn FnOnce() -> Result<()>>;
+
+fn later<T: Send + 'static>(
+    operation: Operation,
+    open: Pending<T>,
+    check: impl FnOnce(&T) -> bool + 'static,
+) -> Open {
+    Box::new(move || {
+        report(operation, check(&open.wait()?));
+        Ok(())
+    })
+}
+
+fn report(operation: Operation, right: bool) {
+    if !right {
+        println!("wrong numbers: {}", operation.text());
+    }
+}
+
+fn number(name: &str) -> Result<u64, Box<dyn Error>> {
+    Ok(std::env::var(name)?.parse()?)
+}
+
+/// A rank: says `ready`, `mismatch` when the next call is to be one, and `error: <text>` at its end.
+pub fn run() -> Result<(), Box<dyn Error>> {
+    let seed = number("CHAOS_SEED")?;
+    let mismatch = number("CHAOS_MISMATCH").ok();
+    let group = Group::from_env(&Options::from_env()?)?;
+    group.barrier()?;
+    println!("ready");
+    let mut open: Vec<Open> = vec![];
+    let mut outcome = Ok(());
+    for count in 0.. {
+        let mut operation = Operation::of(seed, count, group.size());
+        if mismatch == Some(count) {
+            // What comes before is not the mismatch's.
+            outcome = open.drain(..).try_for_each(|open| open());
+            operation = operation.instead(seed);
+            // The parent notes the time and answers: no error can seem to come before.
+            println!("mismatch");
+            std::io::stdin().read_line(&mut String::new())?;
+        }
+        outcome = outcome.and_then(|()| operation.call(&group)).map(|more| open.extend(more));
+        if outcome.is_ok() && (open.len() == HANDLES || !operation.handle) {
+            outcome = open.drain(..).try_for_each(|open| open());
+        }
+        if outcome.is_err() {
+            break;
+        }
+    }
+    if let Err(error) = outcome {
+        println!("error: {error}");
+    }
+    Ok(())
+}
+
+/// The job's store on this host: says its address, and lives until its input ends.
+pub fn store() -> Result<(), Box<dyn Error>> {
+    let own = std::env::var("REGATTA_IFACE_ADDR")?;
+    let options = Options::from_env()?;
+    let security = Security { secret: options.secret, tls: options.tls };
+    let server = StoreServer::start(&format!("{own}:0"), number("WORLD_SIZE")? as usize, &security)?;
+    println!("{}", server.addr());
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
+}
