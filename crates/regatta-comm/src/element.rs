@@ -88,16 +88,8 @@ impl ReduceOp {
     }
 
     /// All reductions.
-    pub const ALL: [Self; 8] = [
-        Self::Sum,
-        Self::Mean,
-        Self::Min,
-        Self::Max,
-        Self::Product,
-        Self::And,
-        Self::Or,
-        Self::Adasum,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Sum, Self::Mean, Self::Min, Self::Max, Self::Product, Self::And, Self::Or, Self::Adasum];
 
     /// Whether numbers of this type can be reduced so.
     pub fn suits(self, dtype: DType) -> bool {

@@ -66,8 +66,7 @@ impl<'a> Turn<'a> {
         let call = self.session.call;
         let registered = self.registered;
         let shared = self.session.transport.shared();
-        let shared =
-            shared.ok_or_else(|| Error::Usage("the direct algorithm needs shared memory".into()))?;
+        let shared = shared.ok_or_else(|| Error::Usage("the direct algorithm needs shared memory".into()))?;
         Ok((shared, registered, call))
     }
 }
@@ -215,7 +214,10 @@ impl Core {
         // The failure itself is what the caller is told; a full disk must not hide it.
         if self.recorder().write(&folder, &whose, &failure.to_string()).is_ok() {
             let folder = folder.display();
-            eprintln!("the last operations of rank {} are in {folder}: see `regatta trace {folder}`", whose.rank);
+            eprintln!(
+                "the last operations of rank {} are in {folder}: see `regatta trace {folder}`",
+                whose.rank
+            );
         }
     }
 

@@ -237,7 +237,10 @@ impl Job {
                 if wanted != Some(TransportKind::Tcp) && (one_host || shares) {
                     match shared_memory(store, id, context, until) {
                         Ok((shared, memory)) if one_host => {
-                            return Ok(Link { transport: Box::new(ShmTransport { shared }), memory: Some(memory) });
+                            return Ok(Link {
+                                transport: Box::new(ShmTransport { shared }),
+                                memory: Some(memory),
+                            });
                         }
                         Ok((local, _)) => return mixed(local, context, &settings),
                         Err(error) if wanted == Some(TransportKind::Shm) => return Err(error),

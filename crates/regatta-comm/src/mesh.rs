@@ -38,7 +38,10 @@ impl Mesh {
         if cells != Some(group.size()) {
             return Err(Error::Usage(format!("mesh {}: the group has {} ranks", shown(), group.size())));
         }
-        if axes.iter().enumerate().any(|(index, (name, _))| axes[..index].iter().any(|(other, _)| other == name))
+        if axes
+            .iter()
+            .enumerate()
+            .any(|(index, (name, _))| axes[..index].iter().any(|(other, _)| other == name))
         {
             return Err(Error::Usage(format!("mesh {}: two axes have one name", shown())));
         }

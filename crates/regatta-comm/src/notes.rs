@@ -37,7 +37,9 @@ pub(crate) struct Note {
 pub(crate) enum Invitation {
     Call(Call),
     /// All have joined; this rank was the last.
-    End { rank: usize },
+    End {
+        rank: usize,
+    },
 }
 
 /// One rank's pen and eyes in one group.

@@ -147,6 +147,8 @@ mod tests {
         assert_eq!(lines.len(), 257);
         assert!(lines[0].contains("\"members\":[1,3]") && lines[0].contains("say \\\"why\\\"\\u000a"));
         assert!(lines[1].contains("\"sequence\":45,\"kind\":\"all_reduce\",\"dtype\":\"f32\",\"len\":5"));
-        assert!(lines[256].contains("\"call\":\"all_reduce #300 f32[5] sum\"") && lines[256].ends_with(":null}"));
+        assert!(
+            lines[256].contains("\"call\":\"all_reduce #300 f32[5] sum\"") && lines[256].ends_with(":null}")
+        );
     }
 }

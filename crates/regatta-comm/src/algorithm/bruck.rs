@@ -6,9 +6,9 @@
 //! steps each block has come as far as its number says. Cost per rank for B bytes: log2 n steps, log2 n / 2 * B bytes
 //! sent: fewer messages and more bytes than [`pairwise`](super::pairwise).
 
-use super::{Place, Session};
 use super::run::{Numbers, run};
 use super::schedule::What;
+use super::{Place, Session};
 use crate::element::Element;
 use crate::error::Result;
 
@@ -27,7 +27,8 @@ pub(crate) fn all_to_all<T: Element>(
     let mut step = 1;
     while step < size {
         let moving: Vec<usize> = (0..size).filter(|i| i & step != 0).collect();
-        let packed: Vec<T> = moving.iter().flat_map(|i| blocks[i * block..][..block].iter().copied()).collect();
+        let packed: Vec<T> =
+            moving.iter().flat_map(|i| blocks[i * block..][..block].iter().copied()).collect();
         let mut came = vec![T::zeroed(); packed.len()];
         let mut schedule = session.place::<T>().schedule();
         schedule.add((rank + step) % size, What::SendInput, 0..packed.len(), None);

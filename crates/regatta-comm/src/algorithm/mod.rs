@@ -95,7 +95,9 @@ impl Algorithm {
 
     /// Whether it can carry out `kind`.
     pub fn offers(self, kind: Kind) -> bool {
-        use Kind::{AllGather, AllReduce, AllToAll, Barrier, Broadcast, Gather, Reduce, ReduceScatter, Scatter};
+        use Kind::{
+            AllGather, AllReduce, AllToAll, Barrier, Broadcast, Gather, Reduce, ReduceScatter, Scatter,
+        };
         match self {
             Self::Direct => !matches!(kind, Kind::Send | Kind::Join),
             Self::Ring => matches!(kind, AllReduce | ReduceScatter | AllGather | Broadcast | Reduce),
@@ -107,7 +109,10 @@ impl Algorithm {
             Self::Dissemination => kind == Barrier,
             Self::Hierarchical => matches!(kind, AllReduce | Broadcast),
             Self::Native => {
-                matches!(kind, AllReduce | Reduce | Broadcast | AllGather | ReduceScatter | AllToAll | Barrier)
+                matches!(
+                    kind,
+                    AllReduce | Reduce | Broadcast | AllGather | ReduceScatter | AllToAll | Barrier
+                )
             }
         }
     }
@@ -154,7 +159,8 @@ impl Context {
     pub(crate) fn mismatch(&self, call: Call, peer: usize, theirs: Option<Call>) -> Error {
         // A rank that only sends may be further on: what it called under the same number is what is wrong.
         let recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        let earlier = theirs.and_then(|theirs| recorder.call(theirs.sequence)).filter(|own| Some(*own) != theirs);
+        let earlier =
+            theirs.and_then(|theirs| recorder.call(theirs.sequence)).filter(|own| Some(*own) != theirs);
         Error::Mismatch {
             rank: self.names[self.rank],
             call: earlier.unwrap_or(call).to_string(),

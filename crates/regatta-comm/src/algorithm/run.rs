@@ -243,8 +243,7 @@ impl<T: Element> Runner<'_, T> {
                 return Ok(moved);
             }
             if what != What::Copy && width > 0 {
-                let theirs: &[T] =
-                    &bytemuck::cast_slice::<u64, T>(&lane.beside)[..range.len()];
+                let theirs: &[T] = &bytemuck::cast_slice::<u64, T>(&lane.beside)[..range.len()];
                 let target = &mut self.numbers.working[range];
                 kernel::combine(target, theirs, self.call.op, lane.peer < self.context.rank);
                 if what == What::Finish && self.call.op == ReduceOp::Mean {

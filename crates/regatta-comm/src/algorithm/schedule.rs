@@ -130,7 +130,9 @@ mod tests {
         for size in 2..=16 {
             let places = || (0..size).map(|rank| Place { rank, size, chunk: 100 });
             let segment = |index| part(len, size, index);
-            let sent = |schedule: &dyn Fn(Place) -> Schedule| places().map(|place| schedule(place).sent()).sum::<usize>();
+            let sent = |schedule: &dyn Fn(Place) -> Schedule| {
+                places().map(|place| schedule(place).sent()).sum::<usize>()
+            };
             // Of all ranks together: 2(n-1)/n * len each.
             let least = 2 * (size - 1) * len;
             assert_eq!(sent(&|place| ring::all_reduce(place, &segment)), least);

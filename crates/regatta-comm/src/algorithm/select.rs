@@ -160,13 +160,14 @@ mod tests {
         );
         let table = table.unwrap();
         let choose = |ranks, bytes| table.choose(Kind::AllReduce, TransportKind::Tcp, ranks, bytes);
-        assert_eq!([choose(2, 100), choose(2, 101), choose(3, 4)], [
-            Algorithm::Doubling,
-            Algorithm::Ring,
-            Algorithm::Doubling
-        ]);
+        assert_eq!(
+            [choose(2, 100), choose(2, 101), choose(3, 4)],
+            [Algorithm::Doubling, Algorithm::Ring, Algorithm::Doubling]
+        );
         assert_eq!([choose(12, 4), choose(100, 4)], [Algorithm::Tree; 2]);
-        for bad in ["all_reduce tcp 2 ring", "fly tcp 2 - ring", "barrier tcp 2 - ring", "all_reduce tcp x - ring"] {
+        for bad in
+            ["all_reduce tcp 2 ring", "fly tcp 2 - ring", "barrier tcp 2 - ring", "all_reduce tcp x - ring"]
+        {
             assert!(Table::parse(bad).unwrap_err().to_string().contains("line 1"), "{bad}");
         }
     }

@@ -4,7 +4,10 @@
 
 use super::run::{Numbers, run_with};
 use super::schedule::part;
-use super::{Algorithm, Session, adasum, bruck, dissemination, doubling, halving_doubling, linear, pairwise, ring, tree};
+use super::{
+    Algorithm, Session, adasum, bruck, dissemination, doubling, halving_doubling, linear, pairwise, ring,
+    tree,
+};
 use crate::call::Call;
 use crate::element::{Element, ReduceOp};
 use crate::error::Result;

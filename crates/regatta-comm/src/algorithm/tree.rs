@@ -48,10 +48,7 @@ fn node(rank: usize, size: usize, root: usize, second: bool) -> Node {
     };
     let node = search_tree(forth((rank + size - root) % size), count);
     let rank_at = |position: usize| (back(position) + root) % size;
-    Node {
-        parent: node.parent.map(rank_at),
-        children: node.children.into_iter().map(rank_at).collect(),
-    }
+    Node { parent: node.parent.map(rank_at), children: node.children.into_iter().map(rank_at).collect() }
 }
 
 fn both(place: Place, root: usize, len: usize, up: bool, down: bool) -> Schedule {

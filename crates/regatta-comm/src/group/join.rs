@@ -92,7 +92,10 @@ impl Core {
     fn take_part_with<T: Element>(&self, call: Call) -> Result<()> {
         let (rank, size) = (self.context.rank, self.context.size);
         let cannot = |why: &str| {
-            Err(Error::Usage(format!("rank {} has joined and cannot take part in {call}: {why}", self.job.rank)))
+            Err(Error::Usage(format!(
+                "rank {} has joined and cannot take part in {call}: {why}",
+                self.job.rank
+            )))
         };
         let len = match usize::try_from(call.len) {
             Ok(len) if len.checked_mul(size * size_of::<T>()).is_some() => len,
@@ -126,9 +129,7 @@ impl Core {
                 self.gather_call(call, &even, false, (&zeros(len), &mut output), CALLER_PATIENCE)
             }
             Kind::Scatter if at_root || counts => cannot("it has nothing to give"),
-            Kind::Scatter => {
-                self.scatter_call(call, &even, false, (&[], &mut zeros(len)), CALLER_PATIENCE)
-            }
+            Kind::Scatter => self.scatter_call(call, &even, false, (&[], &mut zeros(len)), CALLER_PATIENCE),
             Kind::AllToAll => {
                 let (input, mut output) = (zeros(len * size), zeros(len * size));
                 self.all_to_all_call(call, len, (&input, &mut output), CALLER_PATIENCE)

@@ -313,7 +313,8 @@ impl Served {
             }
             b"P" => {
                 let state = self.lock();
-                let entries = state.entries.range(key.clone()..).take_while(|(name, _)| name.starts_with(&key));
+                let entries =
+                    state.entries.range(key.clone()..).take_while(|(name, _)| name.starts_with(&key));
                 let fields: Vec<&[u8]> =
                     entries.flat_map(|(name, value)| [name.as_bytes(), value.as_slice()]).collect();
                 wire::pack(&[b"v", &wire::pack(&fields)])
@@ -325,7 +326,8 @@ impl Served {
             }
             b"T" => wire::pack(&[b"v", &unix_us().to_le_bytes()]),
             b"G" => {
-                let patience = Duration::from_millis(u32::from_le_bytes(value.try_into().ok()?).into()).min(most);
+                let patience =
+                    Duration::from_millis(u32::from_le_bytes(value.try_into().ok()?).into()).min(most);
                 let waited = self.changed.wait_timeout_while(self.lock(), patience, |state| {
                     state.failure.is_none() && !state.entries.contains_key(&key)
                 });
@@ -432,12 +434,7 @@ impl StoreClient {
         }
     }
 
-    fn start(
-        requests: Stream,
-        watch: Stream,
-        health: Arc<Health>,
-        deadline: Duration,
-    ) -> Result<Arc<Self>> {
+    fn start(requests: Stream, watch: Stream, health: Arc<Health>, deadline: Duration) -> Result<Arc<Self>> {
         let local_ip = requests.local_addr().map_err(Error::system("connect to the store"))?.ip();
         // A store that is cut off must not hold a rank up for longer than the ranks themselves may.
         let answer = ANSWER_TIME.min(deadline / 2).max(Duration::from_millis(200));
@@ -501,7 +498,8 @@ impl StoreClient {
         if self.lost.load(Ordering::Relaxed) {
             return Err(Error::Rendezvous("the job's store does not answer".into()));
         }
-        let answer = wire::write(&mut &*stream, &wire::pack(&request)).and_then(|()| wire::read(&mut &*stream));
+        let answer =
+            wire::write(&mut &*stream, &wire::pack(&request)).and_then(|()| wire::read(&mut &*stream));
         if answer.is_err() {
             // An answer that comes late must not be taken for that to the next request, and waiting once is enough.
             self.lost.store(true, Ordering::Relaxed);
@@ -666,7 +664,8 @@ fn watch_news(stream: &Stream, health: &Health, client: &Weak<StoreClient>) {
                 }
             }
             Some([b"J", token, sequence]) => {
-                let token = std::str::from_utf8(token).ok().and_then(|text| u64::from_str_radix(text, 16).ok());
+                let token =
+                    std::str::from_utf8(token).ok().and_then(|text| u64::from_str_radix(text, 16).ok());
                 if let (Some(token), Ok(sequence)) = (token, sequence.try_into()) {
                     health.joined(token, u32::from_le_bytes(sequence));
                 }

@@ -39,8 +39,9 @@ impl Transport for MixedTransport {
 
     fn wait(&mut self, to: &[usize], from: &[usize], timeout: Duration) -> Result<()> {
         let here = |ranks: &[usize]| ranks.iter().filter_map(|&rank| self.places[rank]).collect::<Vec<_>>();
-        let there =
-            |ranks: &[usize]| ranks.iter().copied().filter(|&rank| self.places[rank].is_none()).collect::<Vec<_>>();
+        let there = |ranks: &[usize]| {
+            ranks.iter().copied().filter(|&rank| self.places[rank].is_none()).collect::<Vec<_>>()
+        };
         let (to_here, from_here) = (here(to), here(from));
         let (to_there, from_there) = (there(to), there(from));
         if to_there.is_empty() && from_there.is_empty() {

@@ -146,7 +146,8 @@ impl TcpTransport {
     fn poll(&self, to: &[usize], from: &[usize], timeout: Duration) -> rustix::io::Result<bool> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let mut fds = Vec::with_capacity(to.len() + from.len());
-        let links = |peers: &[usize]| peers.iter().filter_map(|&peer| self.links[peer].as_ref()).collect::<Vec<_>>();
+        let links =
+            |peers: &[usize]| peers.iter().filter_map(|&peer| self.links[peer].as_ref()).collect::<Vec<_>>();
         for link in links(from) {
             fds.push(PollFd::new(link.turn(link.received).0, PollFlags::IN));
         }
@@ -160,7 +161,8 @@ impl TcpTransport {
                 }
             }
         }
-        let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
+        let timeout =
+            Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
         poll(&mut fds, Some(&timeout)).map(|ready| ready > 0)
     }
 
@@ -177,7 +179,13 @@ impl TcpTransport {
 
     /// Sleeps until one of the peers may be ready, at most `timeout`; looks first where `patient`.
     #[cfg(unix)]
-    pub(super) fn sleep(&mut self, to: &[usize], from: &[usize], timeout: Duration, patient: bool) -> Result<()> {
+    pub(super) fn sleep(
+        &mut self,
+        to: &[usize],
+        from: &[usize],
+        timeout: Duration,
+        patient: bool,
+    ) -> Result<()> {
         if self.encrypted {
             self.unsent()?;
             if self.buffered(from)? {
@@ -328,7 +336,8 @@ impl Transport for TcpTransport {
             let (stream, left) = link.turn(link.sent);
             let first = parts[0].len().min(left);
             let second = parts[1].len().min(left - first);
-            let count = stream.try_write([&parts[0][..first], &parts[1][..second]]).map_err(|_| gone.clone())?;
+            let count =
+                stream.try_write([&parts[0][..first], &parts[1][..second]]).map_err(|_| gone.clone())?;
             link.sent += count as u64;
             taken += count;
             let of_first = count.min(first);

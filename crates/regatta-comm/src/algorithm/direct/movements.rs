@@ -27,7 +27,8 @@ pub(crate) fn all_gather<T: Element>(
         let round = shared.begin(call)?;
         if !sources.is_registered(rank) {
             let own = clip(parts.get(rank), at, count);
-            bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..own.len()].copy_from_slice(&output[own]);
+            bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..own.len()]
+                .copy_from_slice(&output[own]);
         }
         shared.stage(round, call, sources.places[rank]);
         for peer in peers(shared) {
