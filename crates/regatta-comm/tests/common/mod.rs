@@ -1,4 +1,5 @@
 //! Ranks for tests: threads of this process, connected in any of the ways that processes are.
+#![allow(dead_code, reason = "no test uses all of it")]
 
 use regatta_comm::rendezvous::{Security, StoreServer, World};
 use regatta_comm::{Algorithm, Group, Options, TransportKind};
