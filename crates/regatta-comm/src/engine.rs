@@ -170,7 +170,7 @@ impl Core {
                 context: &self.context,
                 call,
                 pool: &mut engine.pool,
-                chunk: CHUNK,
+                chunk: std::env::var("X_CHUNK").ok().and_then(|x| x.parse().ok()).unwrap_or(CHUNK),
             };
             let registered = self.memory.as_ref().map(|memory| &**memory as &dyn Registered);
             operation(&mut Turn { session, algorithm, registered })

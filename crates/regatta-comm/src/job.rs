@@ -58,7 +58,7 @@ pub(crate) trait Memory: Registered + Send + Sync {
 }
 
 #[cfg(target_os = "linux")]
-struct ArenaMemory(Arc<crate::transport::shm::Arena>);
+pub(crate) struct ArenaMemory(pub(crate) Arc<crate::transport::shm::Arena>);
 
 #[cfg(target_os = "linux")]
 impl Registered for ArenaMemory {
@@ -211,8 +211,8 @@ impl Job {
         let until = Instant::now() + options.join;
         let wanted = options.transport;
         match &self.ways {
-            Ways::Solo => Ok(threads(&Hub::default(), 0, context)),
-            Ways::Threads(hub) => Ok(threads(hub, id, context)),
+            Ways::Solo => Ok(threads(&Hub::default(), 0, context, 1)),
+            Ways::Threads(hub) => Ok(threads(hub, id, context, options.lanes)),
             Ways::Processes { .. } if wanted == Some(TransportKind::Thread) => {
                 Err(Error::Usage("the thread transport is for ranks within one process".into()))
             }
@@ -235,7 +235,7 @@ impl Job {
                 }
                 let shares = context.hosts.iter().any(|host| host.len() > 1);
                 if wanted != Some(TransportKind::Tcp) && (one_host || shares) {
-                    match shared_memory(store, id, context, until) {
+                    match shared_memory(store, id, context, options.lanes, until) {
                         Ok((shared, memory)) if one_host => {
                             return Ok(Link {
                                 transport: Box::new(ShmTransport { shared }),
@@ -256,8 +256,8 @@ impl Job {
     }
 }
 
-fn threads(hub: &Hub, id: u64, context: &Context) -> Link {
-    let shared = Shared::new(hub.region(id, context.size), context.clone());
+fn threads(hub: &Hub, id: u64, context: &Context, lanes: usize) -> Link {
+    let shared = Shared::with_lanes(hub.region(id, context.size, lanes), context.clone(), lanes);
     Link { transport: Box::new(ThreadTransport(shared)), memory: None }
 }
 
@@ -395,6 +395,7 @@ fn shared_memory(
     store: &StoreClient,
     id: u64,
     context: &Context,
+    lanes: usize,
     until: Instant,
 ) -> Result<(Shared, Arc<dyn Memory>)> {
     use crate::transport::shm::{Arena, Segment, unlink};
@@ -404,7 +405,7 @@ fn shared_memory(
     let mut path = None;
     let segment = if context.rank == first {
         let nonce = crate::rendezvous::random();
-        let created = Segment::create(size, nonce);
+        let created = Segment::create(size, lanes, nonce);
         let published = match &created {
             Ok((_, at)) => format!("{nonce} {}", at.display()),
             Err(error) => format!("! {error}"),
@@ -417,7 +418,7 @@ fn shared_memory(
     } else {
         let published = String::from_utf8_lossy(&store.get(&key, until)?).into_owned();
         match published.split_once(' ').map(|(nonce, at)| (nonce.parse::<u64>(), at)) {
-            Some((Ok(nonce), at)) => Segment::open(Path::new(at), size, nonce),
+            Some((Ok(nonce), at)) => Segment::open(Path::new(at), size, lanes, nonce),
             _ => Err(Error::Rendezvous(format!("rank {}: {published}", context.names[first]))),
         }
     };
@@ -446,10 +447,10 @@ fn shared_memory(
     let segment = Arc::new(segment?);
     let local = context.among(here);
     let arena = Arc::new(Arena::new(segment.clone(), local.rank));
-    Ok((Shared::new(segment, local), Arc::new(ArenaMemory(arena))))
+    Ok((Shared::with_lanes(segment, local, lanes), Arc::new(ArenaMemory(arena))))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn shared_memory(_: &StoreClient, _: u64, _: &Context, _: Instant) -> Result<(Shared, Arc<dyn Memory>)> {
+fn shared_memory(_: &StoreClient, _: u64, _: &Context, _: usize, _: Instant) -> Result<(Shared, Arc<dyn Memory>)> {
     Err(Error::Usage("the shm transport is for Linux; use tcp".into()))
 }

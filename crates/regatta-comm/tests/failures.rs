@@ -247,7 +247,7 @@ fn segments_of(pids: &[u32]) -> Vec<String> {
         .unwrap()
         .flatten()
         .map(|e| e.file_name().to_string_lossy().into_owned());
-    names.filter(|name| pids.iter().any(|pid| name.starts_with(&format!("regatta-{pid}-")))).collect()
+    names.filter(|name| pids.iter().any(|pid| name.starts_with(&format!("regatta-shm-{pid}-")))).collect()
 }
 
 #[test]

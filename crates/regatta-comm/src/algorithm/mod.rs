@@ -169,6 +169,24 @@ impl Context {
         }
     }
 
+    /// One of `size` ranks that nobody else knows of.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of_test(rank: usize, size: usize) -> Self {
+        Self {
+            rank,
+            size,
+            names: (0..size).collect(),
+            hosts: Arc::new([(0..size).collect()]),
+            health: Arc::default(),
+            notes: Arc::new(Notes::new(None, 0, rank)),
+            recorder: Arc::default(),
+            joining: Arc::new(Joining::new(0)),
+            deadline: Duration::from_secs(60),
+            warn: Duration::from_secs(60),
+            on_late: |_| {},
+        }
+    }
+
     /// The ranks on the host of `rank`, in order.
     pub(crate) fn host_of(&self, rank: usize) -> &[usize] {
         self.hosts.iter().find(|host| host.contains(&rank)).map_or(&[], Vec::as_slice)

@@ -77,7 +77,7 @@ impl Transport for MixedTransport {
 
     fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
-        self.local.patience.set(patience);
+        self.local.set_patience(patience);
         self.across.set_patience(patience);
     }
 

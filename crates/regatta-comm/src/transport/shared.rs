@@ -49,6 +49,28 @@ pub(crate) trait Region: Send + Sync {
     fn waker(&self) -> &dyn Waker;
 }
 
+/// A part of a region.
+pub(crate) struct Window {
+    region: Arc<dyn Region>,
+    offset: usize,
+    len: usize,
+}
+
+impl Region for Window {
+    fn start(&self) -> NonNull<u8> {
+        // SAFETY: within the region, as `lanes` has cut it.
+        unsafe { self.region.start().add(self.offset) }
+    }
+
+    fn bytes(&self) -> usize {
+        self.len
+    }
+
+    fn waker(&self) -> &dyn Waker {
+        self.region.waker()
+    }
+}
+
 /// A counter of a control block.
 #[derive(Clone, Copy)]
 pub(crate) enum Counter {
@@ -96,6 +118,8 @@ pub(crate) struct Shared {
     pub(crate) patience: Patience,
     /// The last round.
     round: u32,
+    /// Views of memory of their own, for threads that share the work of one operation.
+    pub(crate) lanes: Vec<Shared>,
 }
 
 // SAFETY: all access to the region goes through atomics or follows the protocol of rounds.
@@ -112,7 +136,22 @@ impl Shared {
     pub(crate) fn new(region: Arc<dyn Region>, context: Context) -> Self {
         let (rank, size) = (context.rank, context.size);
         assert!(region.bytes() >= Self::bytes(size), "the region is too small for {size} ranks");
-        Self { region, rank, size, context, patience: Patience::new(size), round: 0 }
+        Self { region, rank, size, context, patience: Patience::new(size), round: 0, lanes: vec![] }
+    }
+
+    /// The view of rank `context.rank`, with as many lanes as the region has room for up to `lanes`.
+    pub(crate) fn with_lanes(region: Arc<dyn Region>, context: Context, lanes: usize) -> Self {
+        let len = Self::bytes(context.size);
+        let window = |lane: usize| Window { region: region.clone(), offset: lane * len, len };
+        let room = region.bytes() / len;
+        let more = (1..lanes.min(room)).map(|lane| Self::new(Arc::new(window(lane)), context.clone()));
+        Self { lanes: more.collect(), ..Self::new(Arc::new(window(0)), context.clone()) }
+    }
+
+    /// Sets how long to look before sleeping.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.patience.set(patience);
+        self.lanes.iter_mut().for_each(|lane| lane.patience.set(patience));
     }
 
     pub(crate) fn rank(&self) -> usize {

@@ -1,4 +1,4 @@
-//! Ranks as processes of one Linux host, over a segment in `/dev/shm`.
+//! Ranks as processes of one Linux host, over a segment in `/dev/shm`, or in a file where that is too small.
 //!
 //! The segment is one sparse file: the shared core first, then an arena of registered memory for each rank, of
 //! which only what a rank allocates takes memory. All ranks map it, then the file is unlinked, so that nothing
@@ -20,7 +20,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 const FOLDER: &str = "/dev/shm";
-const PREFIX: &str = "regatta-";
+/// The variable that names another folder.
+const VARIABLE: &str = "REGATTA_SHM_DIR";
+const PREFIX: &str = "regatta-shm-";
 const PAGE: usize = 4096;
 const MAGIC: u64 = 0x0001_4154_5441_4745;
 /// Address space for one rank's registered memory.
@@ -51,41 +53,67 @@ struct Header {
     nonce: u64,
     size: u64,
     arena: u64,
+    lanes: u64,
 }
 
 impl Segment {
-    /// Creates a segment for `size` ranks, and the path under which peers find it.
-    pub(crate) fn create(size: usize, nonce: u64) -> Result<(Self, PathBuf)> {
-        remove_stale();
-        let path = Path::new(FOLDER).join(format!("{PREFIX}{}-{nonce:016x}", std::process::id()));
-        let fail = |error: rustix::io::Errno| Error::System {
-            action: format!("create shared memory in {FOLDER}"),
-            reason: format!("{error}; make {FOLDER} larger, or use --transport tcp"),
+    /// Creates a segment for `size` ranks with so many lanes, and the path under which peers find it: in the folder
+    /// that `REGATTA_SHM_DIR` names, else in `/dev/shm`, else among the temporary files.
+    pub(crate) fn create(size: usize, lanes: usize, nonce: u64) -> Result<(Self, PathBuf)> {
+        if let Some(folder) = std::env::var_os(VARIABLE) {
+            return Self::create_in(Path::new(&folder), size, lanes, nonce);
+        }
+        let error = match Self::create_in(Path::new(FOLDER), size, lanes, nonce) {
+            Ok(created) => return Ok(created),
+            Err(error) => error,
         };
-        let space = statvfs(FOLDER).map_err(fail)?;
+        let folder = std::env::temp_dir();
+        let created = Self::create_in(&folder, size, lanes, nonce);
+        if created.is_ok() {
+            eprintln!(
+                "warning: {error}; the ranks share memory through a file in {} instead, which may be slower",
+                folder.display()
+            );
+        }
+        created.map_err(|_| error)
+    }
+
+    /// As [`create`](Self::create), in `folder`.
+    pub(crate) fn create_in(folder: &Path, size: usize, lanes: usize, nonce: u64) -> Result<(Self, PathBuf)> {
+        remove_stale(folder);
+        let path = folder.join(format!("{PREFIX}{}-{nonce:016x}", std::process::id()));
+        let fixed = (Shared::bytes(size) * lanes).next_multiple_of(PAGE);
+        let fail = |error: rustix::io::Errno| Error::System {
+            action: format!("create {fixed} bytes of shared memory in {}", folder.display()),
+            reason: format!("{error}; make it larger (in a container: --shm-size), or use --transport tcp"),
+        };
+        let space = statvfs(folder).map_err(fail)?;
         let arena =
             ((space.f_blocks * space.f_frsize) as usize / size).clamp(PAGE, LARGEST_ARENA) / PAGE * PAGE;
-        let fixed = Shared::bytes(size).next_multiple_of(PAGE);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let file = open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(fail)?;
         let segment = fallocate(&file, FallocateFlags::empty(), 0, fixed as u64)
             .and_then(|()| ftruncate(&file, (fixed + size * arena) as u64))
             .and_then(|()| Self::map(file, fixed, arena, fixed + size * arena));
         let segment = segment.inspect_err(|_| unlink(&path)).map_err(fail)?;
-        let header = Header { magic: MAGIC, nonce, size: size as u64, arena: arena as u64 };
+        let header =
+            Header { magic: MAGIC, nonce, size: size as u64, arena: arena as u64, lanes: lanes as u64 };
         // SAFETY: the mapping is larger than a header, page-aligned, and nobody else knows of it yet.
         unsafe { segment.start.cast::<Header>().write(header) };
         Ok((segment, path))
     }
 
     /// Opens the segment at `path` and checks that it is the one with `nonce`.
-    pub(crate) fn open(path: &Path, size: usize, nonce: u64) -> Result<Self> {
+    pub(crate) fn open(path: &Path, size: usize, lanes: usize, nonce: u64) -> Result<Self> {
         let action = || format!("open shared memory {}", path.display());
         let file =
             open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(Error::system(action()))?;
         let len = fstat(&file).map_err(Error::system(action()))?.st_size as usize;
-        let foreign = || Error::System { action: action(), reason: "it belongs to another job".into() };
-        let fixed = Shared::bytes(size).next_multiple_of(PAGE);
+        let foreign = || Error::System {
+            action: action(),
+            reason: "it belongs to another job, or ranks differ in REGATTA_SHM_LANES".into(),
+        };
+        let fixed = (Shared::bytes(size) * lanes).next_multiple_of(PAGE);
         if len < fixed + size * PAGE || !(len - fixed).is_multiple_of(size) {
             return Err(foreign());
         }
@@ -97,6 +125,7 @@ impl Segment {
             || header.nonce != nonce
             || header.size != size as u64
             || header.arena != arena as u64
+            || header.lanes != lanes as u64
         {
             return Err(foreign());
         }
@@ -120,8 +149,8 @@ pub(crate) fn unlink(path: &Path) {
 }
 
 /// Removes segments of jobs that died between creating and unlinking theirs.
-fn remove_stale() {
-    for entry in fs::read_dir(FOLDER).into_iter().flatten().flatten() {
+fn remove_stale(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
         let Some(pid) = pid.filter(|pid| pid.bytes().all(|b| b.is_ascii_digit())) else { continue };
@@ -300,10 +329,84 @@ impl Transport for ShmTransport {
     }
 
     fn set_patience(&mut self, patience: Duration) {
-        self.shared.patience.set(patience);
+        self.shared.set_patience(patience);
     }
 
     fn shared(&mut self) -> Option<&mut Shared> {
         Some(&mut self.shared)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::algorithm::{Context, direct};
+    use crate::call::{Call, Kind};
+    use crate::element::DType;
+    use std::time::SystemTime;
+
+    fn folder() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    #[test]
+    fn segments_of_dead_jobs_are_removed_and_never_joined() {
+        let folder = folder();
+        let old = SystemTime::now() - 2 * STALE;
+        // No process has this id: it is beyond the largest there can be.
+        let dead = folder.path().join(format!("{PREFIX}99999999-0123456789abcdef"));
+        let alive = folder.path().join(format!("{PREFIX}{}-0123456789abcdef", std::process::id()));
+        let young = folder.path().join(format!("{PREFIX}99999998-0123456789abcdef"));
+        let other = folder.path().join("regatta-0-job.addr");
+        for path in [&dead, &alive, &young, &other] {
+            fs::write(path, [0; 100_000]).unwrap();
+        }
+        for path in [&dead, &alive, &other] {
+            fs::File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
+        }
+        let (segment, path) = Segment::create_in(folder.path(), 2, 1, 7).unwrap();
+        assert!(!dead.exists() && alive.exists() && young.exists() && other.exists());
+        // Whoever finds the name of another job's segment does not get in.
+        for (size, lanes, nonce) in [(2, 1, 8), (3, 1, 7), (2, 2, 7)] {
+            let error = Segment::open(&path, size, lanes, nonce).err().unwrap().to_string();
+            assert!(error.contains("it belongs to another job"), "{error}");
+        }
+        assert!(Segment::open(&young, 2, 1, 7).is_err());
+        assert!(Segment::open(&path, 2, 1, 7).is_ok());
+        drop(segment);
+        unlink(&path);
+    }
+
+    #[test]
+    fn memory_beyond_4_gib_is_reduced_in_place() {
+        const FAR: usize = (4 << 30) + (1 << 20);
+        let folder = folder();
+        let (first, path) = Segment::create_in(folder.path(), 2, 1, 7).unwrap();
+        if first.arena < FAR + (4 << 20) {
+            return eprintln!("skipped: not enough room in {} for a sparse file", folder.path().display());
+        }
+        let second = Segment::open(&path, 2, 1, 7).unwrap();
+        unlink(&path);
+        let len = 300_001;
+        std::thread::scope(|scope| {
+            for (rank, segment) in [first, second].into_iter().enumerate() {
+                scope.spawn(move || {
+                    let segment = Arc::new(segment);
+                    let arena = Arc::new(Arena::new(segment.clone(), rank));
+                    // The file is sparse: only what is allocated from here on takes space.
+                    arena.state.lock().unwrap().fresh = FAR;
+                    let piece = arena.allocate(len * 4).unwrap();
+                    assert!(piece.offset > u32::MAX as usize);
+                    // SAFETY: the piece is this thread's alone, page-aligned and long enough.
+                    let data = unsafe { std::slice::from_raw_parts_mut(piece.start().cast::<f32>(), len) };
+                    data.fill(1.0 + rank as f32);
+                    let mut shared = Shared::new(segment, Context::of_test(rank, 2));
+                    let call = Call::new(Kind::AllReduce, DType::F32, len);
+                    let memory = crate::job::ArenaMemory(arena.clone());
+                    direct::all_reduce(&mut shared, Some(&memory), call, data).unwrap();
+                    assert!(data.iter().all(|&x| x == 3.0));
+                });
+            }
+        });
     }
 }

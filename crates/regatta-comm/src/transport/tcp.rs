@@ -218,6 +218,18 @@ impl TcpTransport {
     }
 }
 
+/// Sets a connection up for what ranks send: bulk at full speed, and small messages at once.
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    if socket.peer_addr()?.ip().is_loopback() {
+        if let Ok(name) = std::env::var("X_CC") { println!("cc {name} {:?}", rustix::net::sockopt::set_tcp_congestion(socket, &name)); }
+        if let Ok(size) = std::env::var("X_BUF") { let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, size.parse().unwrap_or(0)); }
+        if let Ok(size) = std::env::var("X_RBUF") { let _ = rustix::net::sockopt::set_socket_recv_buffer_size(socket, size.parse().unwrap_or(0)); }
+    }
+    Ok(())
+}
+
 /// One connection to a peer, after the greeting.
 fn call(
     address: SocketAddr,
@@ -228,7 +240,7 @@ fn call(
 ) -> io::Result<Stream> {
     let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
     let socket = TcpStream::connect_timeout(&address, left)?;
-    socket.set_nodelay(true)?;
+    prepare(&socket)?;
     let stream = match identity {
         Some(identity) => Stream::connect(socket, identity, Instant::now() + left)?,
         None => Stream::plain(socket),
@@ -298,7 +310,7 @@ fn greet(stream: TcpStream, identity: Option<Identity>, expected: Arc<Vec<u8>>, 
     std::thread::spawn(move || {
         let hear = || -> io::Result<Heard> {
             stream.set_nonblocking(false)?;
-            stream.set_nodelay(true)?;
+            prepare(&stream)?;
             let stream = match identity {
                 Some(identity) => Stream::accept(stream, &identity, Instant::now() + GREETING_TIME)?,
                 None => Stream::plain(stream),

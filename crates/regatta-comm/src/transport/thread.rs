@@ -32,12 +32,12 @@ impl Hub {
     }
 
     /// The memory of group `id` with `size` ranks.
-    pub(crate) fn region(&self, id: u64, size: usize) -> Arc<Heap> {
+    pub(crate) fn region(&self, id: u64, size: usize, lanes: usize) -> Arc<Heap> {
         let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(region) = regions.get(&id).and_then(Weak::upgrade) {
             return region;
         }
-        let region = Arc::new(Heap::new(Shared::bytes(size)));
+        let region = Arc::new(Heap::new(Shared::bytes(size) * lanes));
         regions.insert(id, Arc::downgrade(&region));
         region
     }
@@ -168,7 +168,7 @@ impl Transport for ThreadTransport {
     }
 
     fn set_patience(&mut self, patience: Duration) {
-        self.0.patience.set(patience);
+        self.0.set_patience(patience);
     }
 
     fn shared(&mut self) -> Option<&mut Shared> {

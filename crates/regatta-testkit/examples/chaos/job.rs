@@ -294,7 +294,7 @@ fn left(mark: &str, pids: &[u32]) -> Vec<String> {
         environment.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes())
     };
     let processes = names("/proc").into_iter().filter(marked).map(|pid| format!("process {pid}"));
-    let of_trial = |name: &String| pids.iter().any(|pid| name.starts_with(&format!("regatta-{pid}-")));
+    let of_trial = |name: &String| pids.iter().any(|pid| name.starts_with(&format!("regatta-shm-{pid}-")));
     let segments = names("/dev/shm").into_iter().filter(of_trial).map(|name| format!("/dev/shm/{name}"));
     let spaces = names("/run/netns")
         .into_iter()

@@ -25,7 +25,7 @@ use std::ops::Range;
 const SMALL: usize = 16 << 10;
 
 /// Registered memory as this rank sees it: where its own data lies, and where a peer's does.
-pub(crate) trait Registered {
+pub(crate) trait Registered: Sync {
     /// The place of `data` in this rank's registered memory, if it lies there.
     fn place(&self, data: &[u8]) -> Option<u64>;
     /// `len` bytes at `place` of `rank`'s registered memory.

@@ -5,12 +5,14 @@ use crate::algorithm::schedule::part;
 use crate::algorithm::streams::Parts;
 use crate::call::Call;
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernel;
 use crate::transport::shared::{Counter, PRIVATE, SLOT, Shared};
 
 /// Bytes reduced at a time in registered memory: stays in the first-level cache.
 const BLOCK: usize = 16 << 10;
+/// Bytes from which starting threads for the lanes pays.
+const WORTH_LANES: usize = 2 << 20;
 
 /// Leaves the reduction of all ranks' `data` in everyone's.
 pub(crate) fn all_reduce<T: Element>(
@@ -21,6 +23,9 @@ pub(crate) fn all_reduce<T: Element>(
 ) -> Result<()> {
     if size_of_val(data) <= SMALL {
         return small(shared, call, data);
+    }
+    if !shared.lanes.is_empty() && size_of_val(data) >= WORTH_LANES {
+        return in_lanes(shared, registered, call, data);
     }
     // One round to learn whether everyone's data is registered; every rank sees the same answer.
     let own = registered.and_then(|memory| memory.place(bytemuck::cast_slice(data))).unwrap_or(PRIVATE);
@@ -39,6 +44,35 @@ pub(crate) fn all_reduce<T: Element>(
     }
     shared.publish(Counter::Done, round);
     Ok(())
+}
+
+/// Each lane does a part, in a thread of its own.
+fn in_lanes<T: Element>(
+    shared: &mut Shared,
+    registered: Option<&dyn Registered>,
+    call: Call,
+    data: &mut [T],
+) -> Result<()> {
+    let mut lanes = std::mem::take(&mut shared.lanes);
+    let (all, len) = (lanes.len() + 1, data.len());
+    let outcome = std::thread::scope(|scope| {
+        let (own, mut rest) = data.split_at_mut(part(len, all, 0).len());
+        let mut threads = vec![];
+        for (index, lane) in lanes.iter_mut().enumerate() {
+            let (piece, more) = rest.split_at_mut(part(len, all, index + 1).len());
+            rest = more;
+            threads.push(scope.spawn(move || all_reduce(lane, registered, call, piece)));
+        }
+        let mut outcome = all_reduce(shared, registered, call, own);
+        for thread in threads {
+            // Nothing in a lane panics; if it did, its part would be missing.
+            let lane = thread.join().unwrap_or_else(|_| Err(Error::Usage("a lane panicked".into())));
+            outcome = outcome.and(lane);
+        }
+        outcome
+    });
+    shared.lanes = lanes;
+    outcome
 }
 
 fn small<T: Element>(shared: &mut Shared, call: Call, data: &mut [T]) -> Result<()> {
