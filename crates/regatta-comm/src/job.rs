@@ -451,6 +451,12 @@ fn shared_memory(
 }
 
 #[cfg(not(target_os = "linux"))]
-fn shared_memory(_: &StoreClient, _: u64, _: &Context, _: usize, _: Instant) -> Result<(Shared, Arc<dyn Memory>)> {
+fn shared_memory(
+    _: &StoreClient,
+    _: u64,
+    _: &Context,
+    _: usize,
+    _: Instant,
+) -> Result<(Shared, Arc<dyn Memory>)> {
     Err(Error::Usage("the shm transport is for Linux; use tcp".into()))
 }

@@ -33,7 +33,8 @@ impl Long {
         // SAFETY: a new mapping, and then others in its place that nobody else knows of.
         let start = unsafe {
             let nowhere = std::ptr::null_mut();
-            let start = mmap_anonymous(nowhere, mapped, access, MapFlags::PRIVATE | MapFlags::NORESERVE).unwrap();
+            let start =
+                mmap_anonymous(nowhere, mapped, access, MapFlags::PRIVATE | MapFlags::NORESERVE).unwrap();
             for at in (0..mapped).step_by(REAL) {
                 mmap(start.byte_add(at), REAL, access, MapFlags::SHARED | MapFlags::FIXED, &file, 0).unwrap();
             }
@@ -59,7 +60,9 @@ impl Drop for Long {
 fn tensors_beyond_4_gib() {
     // Counters of 32 bits wrap on the way.
     let len = (4usize << 30) + 4097;
-    for way in [(TransportKind::Thread, Some(Algorithm::Ring)), (TransportKind::Thread, Some(Algorithm::Direct))] {
+    for way in
+        [(TransportKind::Thread, Some(Algorithm::Ring)), (TransportKind::Thread, Some(Algorithm::Direct))]
+    {
         run(way, 2, Duration::from_secs(60), |group| {
             let mut tensor = Long::new(len);
             let bytes = tensor.bytes();
@@ -105,7 +108,9 @@ fn child_ranks() {
 /// Runs `child_ranks` where `/dev/shm` is so large.
 fn with_small_shm(kib: usize, folder: Option<&str>) -> Option<Output> {
     let program = std::env::current_exe().unwrap();
-    let script = format!("mount -t tmpfs -o size={kib}k tmpfs /dev/shm && exec \"$0\" child_ranks --exact --nocapture");
+    let script = format!(
+        "mount -t tmpfs -o size={kib}k tmpfs /dev/shm && exec \"$0\" child_ranks --exact --nocapture"
+    );
     let mut command = Command::new("unshare");
     command.args(["-m", "sh", "-c", &script]).arg(program).env("REGATTA_TEST_CHILD", "1");
     if let Some(folder) = folder {
@@ -141,12 +146,15 @@ fn a_small_dev_shm_is_an_error_or_a_file() {
 fn lanes_share_the_work() {
     for transport in [TransportKind::Thread, TransportKind::Shm] {
         let wanted = Some(transport);
-        let options = Options { transport: wanted, lanes: 3, join: Duration::from_secs(20), ..Options::default() };
+        let options =
+            Options { transport: wanted, lanes: 3, join: Duration::from_secs(20), ..Options::default() };
         common::run_with(options, transport, 3, |group| {
             for len in [1, 100_000, 3_000_001] {
                 let number = |rank: usize, i: usize| (i % 100 + rank) as f32;
                 let check = |data: &[f32]| {
-                    assert!(data.iter().enumerate().all(|(i, &x)| x == (0..3).map(|r| number(r, i)).sum::<f32>()));
+                    assert!(
+                        data.iter().enumerate().all(|(i, &x)| x == (0..3).map(|r| number(r, i)).sum::<f32>())
+                    );
                 };
                 let mut data: Vec<f32> = (0..len).map(|i| number(group.rank(), i)).collect();
                 let mut buffer = group.buffer::<f32>(len).unwrap();

@@ -223,9 +223,15 @@ fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
     #[cfg(target_os = "linux")]
     if socket.peer_addr()?.ip().is_loopback() {
-        if let Ok(name) = std::env::var("X_CC") { println!("cc {name} {:?}", rustix::net::sockopt::set_tcp_congestion(socket, &name)); }
-        if let Ok(size) = std::env::var("X_BUF") { let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, size.parse().unwrap_or(0)); }
-        if let Ok(size) = std::env::var("X_RBUF") { let _ = rustix::net::sockopt::set_socket_recv_buffer_size(socket, size.parse().unwrap_or(0)); }
+        if let Ok(name) = std::env::var("X_CC") {
+            println!("cc {name} {:?}", rustix::net::sockopt::set_tcp_congestion(socket, &name));
+        }
+        if let Ok(size) = std::env::var("X_BUF") {
+            let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, size.parse().unwrap_or(0));
+        }
+        if let Ok(size) = std::env::var("X_RBUF") {
+            let _ = rustix::net::sockopt::set_socket_recv_buffer_size(socket, size.parse().unwrap_or(0));
+        }
     }
     Ok(())
 }
