@@ -58,7 +58,8 @@ impl Default for Options {
             tuning: None,
             deadline: Duration::from_secs(30),
             warn: Duration::from_secs(10),
-            on_late: |late| eprintln!("warning: {late}"),
+            // In one piece: several ranks may write to one terminal.
+            on_late: |late| eprint!("{}", format!("warning: {late}\n")),
             join: Duration::from_secs(60),
             tcp_streams: 1,
             lanes: 1,

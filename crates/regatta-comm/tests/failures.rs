@@ -54,6 +54,114 @@ fn two_roots_are_noticed() {
 }
 
 #[test]
+fn calls_that_no_message_shows_are_compared() {
+    // Rank 1 waits for a message, rank 0 for all: nothing is sent between them over shared memory.
+    for way in WAYS {
+        let begun = Instant::now();
+        let errors = run(way, 3, Duration::from_secs(20), |group| match group.rank() {
+            1 => group.recv(&mut [0.0f32; 8], 0).unwrap_err().to_string(),
+            _ => group.all_reduce(&mut [0.0f32; 1024], ReduceOp::Sum).unwrap_err().to_string(),
+        });
+        assert!(begun.elapsed() < Duration::from_secs(10), "{way:?}: {:?}", begun.elapsed());
+        for error in errors {
+            assert!(
+                error.contains("all_reduce #2 f32[1024] sum") && error.contains("send/recv #1 f32[8]"),
+                "{way:?}: {error}"
+            );
+        }
+    }
+    // Two that are in a barrier while two exchange messages of different lengths.
+    for way in WAYS {
+        let errors = run(way, 4, Duration::from_secs(20), |group| match group.rank() {
+            2 => group.send(&[1u8; 3], 3).and_then(|()| group.barrier()).unwrap_err().to_string(),
+            3 => group.recv(&mut [1u8; 4], 2).and_then(|()| group.barrier()).unwrap_err().to_string(),
+            _ => group.barrier().unwrap_err().to_string(),
+        });
+        assert!(errors.iter().all(|error| error.contains("u8[3]") && error.contains("u8[4]")), "{errors:?}");
+    }
+}
+
+static LATE: std::sync::Mutex<Vec<regatta_comm::Late>> = std::sync::Mutex::new(vec![]);
+
+#[test]
+fn a_late_rank_is_reported_before_it_is_fatal() {
+    for way in WAYS {
+        LATE.lock().unwrap().clear();
+        let (release, wait) = channel::<()>();
+        let (release, wait) = (std::sync::Mutex::new(Some(release)), std::sync::Mutex::new(wait));
+        let options = Options {
+            transport: (way.0 != regatta_comm::TransportKind::Mixed).then_some(way.0),
+            algorithm: way.1,
+            warn: Duration::from_millis(700),
+            on_late: |late| LATE.lock().unwrap().push(late.clone()),
+            join: Duration::from_secs(20),
+            ..Options::default()
+        };
+        common::run_with(options, way.0, 3, |group| {
+            match group.rank() {
+                // Late until somebody says so.
+                2 => {
+                    let begun = Instant::now();
+                    while LATE.lock().unwrap().len() < 2 {
+                        assert!(begun.elapsed() < Duration::from_secs(20), "nobody says that rank 2 is late");
+                        let _ = wait.lock().unwrap().recv_timeout(Duration::from_millis(10));
+                    }
+                }
+                1 => drop(release.lock().unwrap().take()),
+                _ => {}
+            }
+            let mut sum = vec![1.0f32; 1000];
+            group.all_reduce(&mut sum, ReduceOp::Sum).unwrap();
+            assert_eq!(sum[0], 3.0);
+        });
+        let late = LATE.lock().unwrap();
+        assert!(late.iter().all(|late| late.waits_for == 2 && late.rank < 2), "{way:?}: {late:?}");
+        assert!(
+            late[0].to_string().contains("for rank 2 (since ")
+                && late[0].call == "all_reduce #2 f32[1000] sum"
+        );
+    }
+}
+
+#[test]
+fn the_last_operations_are_written_down() {
+    for way in WAYS {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            transport: (way.0 != regatta_comm::TransportKind::Mixed).then_some(way.0),
+            algorithm: way.1,
+            trace: Some(folder.path().into()),
+            join: Duration::from_secs(20),
+            ..Options::default()
+        };
+        common::run_with(options, way.0, 2, |group| {
+            for len in 0..300 {
+                group.all_reduce(&mut vec![0.0f32; len], ReduceOp::Sum).unwrap();
+            }
+            let len = 7 + group.rank();
+            group.all_reduce(&mut vec![0i32; len], ReduceOp::Max).unwrap_err();
+        });
+        let jobs: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(jobs.len(), 1, "{way:?}: one job");
+        for rank in 0..2 {
+            let text = std::fs::read_to_string(jobs[0].join(format!("rank-{rank}-group-0.jsonl"))).unwrap();
+            let lines: Vec<&str> = text.lines().collect();
+            assert_eq!(lines.len(), 257, "a line about the rank, and 256 operations");
+            assert!(
+                lines[0].contains(&format!("\"rank\":{rank},\"world\":2")) && lines[0].contains("i32[8] max")
+            );
+            assert!(
+                lines[256].contains(&format!("\"call\":\"all_reduce #302 i32[{}] max\"", 7 + rank)),
+                "{}",
+                lines[256]
+            );
+            assert!(lines[256].ends_with("\"ended_us\":null}") && !lines[255].ends_with("null}"));
+        }
+    }
+}
+
+#[test]
 fn a_late_rank_is_named_at_the_deadline() {
     for way in WAYS {
         let (release, wait) = channel::<()>();
@@ -217,6 +325,7 @@ fn children(transport: &str, size: usize, deadline: &str) -> (StoreServer, Vec<K
             .env("RANK", rank.to_string())
             .env("WORLD_SIZE", size.to_string())
             .env("REGATTA_STORE", server.addr().to_string())
+            .env("REGATTA_TRACE", "off")
             .env("REGATTA_TRANSPORT", transport)
             .env("REGATTA_DEADLINE_S", deadline)
             .stdout(Stdio::piped())
