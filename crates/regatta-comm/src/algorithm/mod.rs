@@ -159,8 +159,9 @@ impl Context {
     pub(crate) fn mismatch(&self, call: Call, peer: usize, theirs: Option<Call>) -> Error {
         // A rank that only sends may be further on: what it called under the same number is what is wrong.
         let recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        let earlier =
-            theirs.and_then(|theirs| recorder.call(theirs.sequence)).filter(|own| Some(*own) != theirs);
+        let numbered = theirs.filter(|theirs| theirs.kind != Kind::Send && call.kind != Kind::Send);
+        let earlier = numbered.and_then(|theirs| recorder.call(theirs.sequence));
+        let earlier = earlier.filter(|own| Some(*own) != theirs);
         Error::Mismatch {
             rank: self.names[self.rank],
             call: earlier.unwrap_or(call).to_string(),
