@@ -1,4 +1,4 @@
-//! The `regatta` program: trains, generates, launches, prepares data, measures.
+//! The `regatta` program: trains, generates, launches, prepares data, measures, explains failures.
 
 mod bench;
 mod cores;
@@ -8,6 +8,7 @@ mod generate;
 mod launcher;
 mod progress;
 mod signals;
+mod trace;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
@@ -35,6 +36,8 @@ enum Command {
     Data(data::DataArgs),
     /// Measure.
     Bench(bench::BenchArgs),
+    /// Show what the ranks of a job that failed did last.
+    Trace(trace::TraceArgs),
 }
 
 #[derive(Args)]
@@ -45,9 +48,20 @@ struct LaunchArgs {
     /// `shm` or `tcp`; left out: the fastest that works.
     #[arg(long)]
     transport: Option<regatta_comm::TransportKind>,
+    /// The algorithm for all operations that it offers; left out: what the tuning table says.
+    #[arg(long)]
+    algorithm: Option<regatta_comm::Algorithm>,
+    /// A wait for another rank without progress for this long is an error; left out: 30.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    deadline: Option<f64>,
     /// The program and its arguments, after `--`.
     #[arg(last = true, required = true)]
     program: Vec<String>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.1..=1e6).contains(seconds));
+    seconds.ok_or_else(|| format!("{text:?} is no number of seconds from 0.1 to 1000000"))
 }
 
 fn main() -> ExitCode {
@@ -58,6 +72,7 @@ fn main() -> ExitCode {
         Command::Launch(args) => launch(args),
         Command::Data(args) => data::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Trace(args) => trace::run(&args),
     };
     match outcome {
         Ok(code) => code,
@@ -70,13 +85,16 @@ fn main() -> ExitCode {
 
 fn launch(args: LaunchArgs) -> error::Result<ExitCode> {
     let (program, arguments) = args.program.split_first().ok_or("no program to launch")?;
+    let mut environment = vec![];
+    environment.extend(args.algorithm.map(|algorithm| ("REGATTA_ALGORITHM".into(), algorithm.to_string())));
+    environment.extend(args.deadline.map(|seconds| ("REGATTA_DEADLINE_S".into(), seconds.to_string())));
     let job = launcher::Job {
         program: PathBuf::from(program),
         arguments: arguments.to_vec(),
         workers: args.workers,
         threads: regatta::plan::threads_per_worker(cores::available(), args.workers),
         transport: args.transport,
-        environment: vec![],
+        environment,
         lead_owns_terminal: false,
     };
     launcher::launch(&job)

@@ -9,7 +9,7 @@ use clap::Args;
 use regatta::plan::{Mesh, Plan, default_workers, threads_per_worker};
 use regatta::train::{Config, Datasets, Job, ModelConfig, Observer, Silent, Summary, train};
 use regatta_comm::rendezvous::World;
-use regatta_comm::{Group, Options, TransportKind};
+use regatta_comm::{Algorithm, Group, Options, TransportKind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -18,6 +18,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const STARTED: &str = "REGATTA_STARTED_US";
 /// The run's folder that the launcher chose, for its workers.
 const OUT: &str = "REGATTA_OUT";
+/// Where a rank that fails writes its last operations; by default, the run's folder.
+const TRACE: &str = "REGATTA_TRACE";
 
 #[derive(Args)]
 pub struct TrainArgs {
@@ -41,6 +43,9 @@ pub struct TrainArgs {
     /// `thread` (ranks in one process), `shm` or `tcp`; left out: the fastest that works.
     #[arg(long)]
     transport: Option<TransportKind>,
+    /// The algorithm for all operations that it offers; left out: what the tuning table says.
+    #[arg(long)]
+    algorithm: Option<Algorithm>,
 }
 
 impl TrainArgs {
@@ -72,7 +77,7 @@ fn worker(args: &TrainArgs, config: Config, world: &World, started: Instant) -> 
         // Before the ranks meet, so before rank 0 writes there: all of them see the same.
         None => folder(args, args.resume)?,
     };
-    let group = Group::connect(world, &options(&config)?)?;
+    let group = Group::connect(world, &options(args, &config, &out)?)?;
     // A launcher that binds its ranks leaves each with its own share already, and we say how many threads that is.
     let told = std::env::var(launcher::THREADS).ok().and_then(|threads| threads.parse().ok());
     let share = told.unwrap_or_else(|| threads_per_worker(cores::available(), world.local_size));
@@ -102,7 +107,7 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant) -> Result<ExitCo
         let stop = signals::stop_flag()?;
         let groups = match workers {
             1 => vec![Group::solo()],
-            _ => Group::threads_with(workers, &options(&config)?),
+            _ => Group::threads_with(workers, &options(args, &config, &out)?),
         };
         let job = |group| Job {
             config: config.clone(),
@@ -204,13 +209,17 @@ fn plan(config: &Config, workers: usize) -> Result<Plan> {
         .map_err(|error| format!("train.batch: {error}").into())
 }
 
-fn options(config: &Config) -> Result<Options> {
+fn options(args: &TrainArgs, config: &Config, out: &Path) -> Result<Options> {
     let mut options = Options::from_env()?;
     if let Some(transport) = &config.parallel.transport {
         options.transport = Some(transport.parse()?);
     }
     if let Some(algorithm) = &config.parallel.algorithm {
         options.algorithm = Some(algorithm.parse()?);
+    }
+    options.algorithm = args.algorithm.or(options.algorithm);
+    if std::env::var_os(TRACE).is_none_or(|folder| folder.is_empty()) {
+        options.trace = Some(out.join("trace"));
     }
     options.deadline = Duration::from_secs_f64(config.parallel.deadline_s);
     Ok(options)

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Place, fail, have, losses, said, succeed};
+use common::{Place, fail, have, losses, pid_of, said, signal, succeed, until};
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -12,35 +12,8 @@ use std::time::{Duration, Instant};
 
 const LONG: [&str; 6] = ["--workers", "2", "--steps", "4000", "--set", "train.checkpoint_every=50"];
 
-/// Waits until `ready`, for at most a minute.
-fn until(what: &str, mut ready: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !ready() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "waited too long for {what}");
-        std::thread::yield_now();
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 fn lines(path: &Path) -> usize {
     fs::read_to_string(path).map_or(0, |text| text.lines().count())
-}
-
-/// The process of rank `rank` among the children of `launcher`.
-fn pid_of(launcher: &Child, rank: usize) -> u32 {
-    let tasks = fs::read_dir(format!("/proc/{}/task", launcher.id())).unwrap().flatten();
-    let children: String =
-        tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok()).collect();
-    let wanted = format!("RANK={rank}");
-    let is_rank = |pid: &u32| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
-    };
-    children.split_whitespace().map(|pid| pid.parse().unwrap()).find(is_rank).unwrap()
-}
-
-fn signal(name: &str, pid: u32) {
-    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
 }
 
 #[test]
@@ -199,47 +172,4 @@ fn launch_prefixes_lines_and_shows_the_failure_last() {
     assert!(
         fail(&mut place.regatta(&["launch", "-n", "2", "--", "no-such-program"])).contains("no-such-program")
     );
-}
-
-#[test]
-fn collectives_are_measured_as_json() {
-    let place = Place::new();
-    for (transport, algorithm) in [("shm", "direct"), ("shm", "ring"), ("tcp", "ring"), ("thread", "direct")]
-    {
-        for op in ["all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier", "send_recv"] {
-            let arguments = [
-                "bench",
-                "collective",
-                "--op",
-                op,
-                "--workers",
-                "2",
-                "--transport",
-                transport,
-                "--algorithm",
-                algorithm,
-                "--sizes",
-                "4,64K",
-                "--json",
-            ];
-            let output = succeed(&mut place.regatta(&arguments));
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            let lines: Vec<serde_json::Value> =
-                text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-            assert_eq!(lines.len(), 2, "{text}");
-            for (line, bytes) in lines.iter().zip([4, 65536]) {
-                assert_eq!(
-                    (&line["op"], &line["transport"], &line["algorithm"]),
-                    (&op.into(), &transport.into(), &algorithm.into())
-                );
-                assert_eq!((line["world"].as_u64(), line["bytes"].as_u64()), (Some(2), Some(bytes)));
-                assert!(
-                    line["median_us"].as_f64().unwrap() > 0.0 && line["algbw_gbs"].as_f64().unwrap() > 0.0
-                );
-            }
-        }
-    }
-    let wrong = ["bench", "collective", "--workers", "2", "--transport", "tcp", "--algorithm", "direct"];
-    assert!(fail(&mut place.regatta(&wrong)).contains("use ring"));
-    assert!(fail(&mut place.regatta(&["bench", "collective", "--sizes", "5"])).contains("multiple of 4"));
 }

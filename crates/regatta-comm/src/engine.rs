@@ -214,10 +214,11 @@ impl Core {
         // The failure itself is what the caller is told; a full disk must not hide it.
         if self.recorder().write(&folder, &whose, &failure.to_string()).is_ok() {
             let folder = folder.display();
-            eprintln!(
-                "the last operations of rank {} are in {folder}: see `regatta trace {folder}`",
-                whose.rank
-            );
+            let rank = whose.rank;
+            // In one piece: several ranks may write to one terminal.
+            let text =
+                format!("the last operations of rank {rank} are in {folder}: see `regatta trace {folder}`\n");
+            eprint!("{text}");
         }
     }
 

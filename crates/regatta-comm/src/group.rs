@@ -234,6 +234,19 @@ impl Group {
         Self::enter(core.job.clone(), id, rank, names, self.inner.local, &core.options)
     }
 
+    /// The same ranks as a group of its own, whose operations `algorithm` carries out where it can; none: what the
+    /// tuning table says. All ranks of the group call it.
+    ///
+    /// # Errors
+    /// A failure of communication.
+    pub fn with_algorithm(&self, algorithm: Option<Algorithm>) -> Result<Self> {
+        let core = self.core();
+        let number = self.inner.splits.fetch_add(1, Ordering::Relaxed);
+        let id = digest(core.id, [3, number]);
+        let options = Options { algorithm, ..core.options.clone() };
+        Self::enter(core.job.clone(), id, self.rank(), core.context.names.clone(), self.inner.local, &options)
+    }
+
     /// Ends the job: pending and future calls of all ranks return an error with this rank and `reason`.
     pub fn abort(&self, reason: &str) {
         self.core().job.abort(reason);

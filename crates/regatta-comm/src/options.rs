@@ -59,7 +59,10 @@ impl Default for Options {
             deadline: Duration::from_secs(30),
             warn: Duration::from_secs(10),
             // In one piece: several ranks may write to one terminal.
-            on_late: |late| eprint!("{}", format!("warning: {late}\n")),
+            on_late: |late| {
+                let text = format!("warning: {late}\n");
+                eprint!("{text}");
+            },
             join: Duration::from_secs(60),
             tcp_streams: 1,
             lanes: 1,

@@ -68,6 +68,7 @@ impl Place {
         self.regatta(&arguments)
     }
 
+    #[allow(dead_code)]
     pub fn summary(&self, out: &str) -> Value {
         let path = self.path(out).join("summary.json");
         serde_json::from_slice(
@@ -96,6 +97,7 @@ pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
+#[allow(dead_code)]
 pub fn losses(summary: &Value) -> Vec<f64> {
     summary["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect()
 }
@@ -105,6 +107,36 @@ pub fn losses(summary: &Value) -> Vec<f64> {
 pub fn difference(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| ((a - b) / a).abs()).fold(0.0, f64::max)
+}
+
+/// The process of rank `rank` among the children of `launcher`.
+#[cfg(target_os = "linux")]
+#[allow(dead_code)]
+pub fn pid_of(launcher: &std::process::Child, rank: usize) -> u32 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", launcher.id())).unwrap().flatten();
+    let children: String =
+        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok()).collect();
+    let wanted = format!("RANK={rank}");
+    let is_rank = |pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+    };
+    children.split_whitespace().map(|pid| pid.parse().unwrap()).find(is_rank).unwrap()
+}
+
+/// Waits until `ready`, for at most a minute.
+#[allow(dead_code)]
+pub fn until(what: &str, mut ready: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !ready() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "waited too long for {what}");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+#[allow(dead_code)]
+pub fn signal(name: &str, pid: u32) {
+    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
 }
 
 /// Whether a program is there; says that a test skips where it is not.

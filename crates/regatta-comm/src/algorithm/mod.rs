@@ -25,7 +25,7 @@ use crate::health::{Health, Late};
 use crate::joining::Joining;
 use crate::notes::Notes;
 use crate::recorder::Recorder;
-use crate::transport::Transport;
+use crate::transport::{Transport, TransportKind};
 use run::{Numbers, Pool};
 use schedule::{Schedule, What};
 use std::fmt;
@@ -115,6 +115,11 @@ impl Algorithm {
                 )
             }
         }
+    }
+
+    /// Whether it can carry out `kind` over `link`, with parts of one length.
+    pub fn works_over(self, link: TransportKind, kind: Kind) -> bool {
+        select::possible(self, kind, link, false)
     }
 }
 

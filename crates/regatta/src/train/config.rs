@@ -224,7 +224,7 @@ pub struct ParallelConfig {
     pub threads: Option<usize>,
     /// `thread`, `shm` or `tcp`; absent: the fastest that every pair of ranks shares.
     pub transport: Option<String>,
-    /// `direct` or `ring`; absent: what suits the transport.
+    /// For the operations that it offers, as `ring` or `tree`; absent: what the tuning table says.
     pub algorithm: Option<String>,
     /// Upper bound of a gradient bucket in MiB.
     pub bucket_mib: f64,
@@ -396,8 +396,10 @@ impl Config {
         reader.at_least_one("parallel", &[("threads", parallel.threads.unwrap_or(1))])?;
         reader.within("parallel.bucket_mib", parallel.bucket_mib, 0.001, 65536.0, true)?;
         reader.within("parallel.deadline_s", parallel.deadline_s, 0.1, 86400.0, true)?;
-        reader.one_of("parallel.transport", parallel.transport.as_deref(), &["thread", "shm", "tcp"])?;
-        reader.one_of("parallel.algorithm", parallel.algorithm.as_deref(), &["direct", "ring"])?;
+        let transports = ["thread", "shm", "tcp", "mpi"];
+        reader.one_of("parallel.transport", parallel.transport.as_deref(), &transports)?;
+        let algorithms = regatta_comm::Algorithm::ALL.map(regatta_comm::Algorithm::name);
+        reader.one_of("parallel.algorithm", parallel.algorithm.as_deref(), &algorithms)?;
         reader.within("sample.temperature", self.sample.temperature, 0.0, 100.0, true)
     }
 }

@@ -1,0 +1,140 @@
+//! Runs a measurement as a job of its own, and hands back what rank 0 found.
+
+use super::row::Row;
+use crate::error::Result;
+use crate::launcher;
+use regatta_comm::rendezvous::World;
+use regatta_comm::{Group, Options, TransportKind};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The file that rank 0 of a job of ours leaves its rows in.
+const RESULTS: &str = "REGATTA_BENCH_RESULTS";
+
+/// What a rank does; rank 0's rows count.
+pub type Measure<'a> = &'a (dyn Fn(&Group) -> Result<Vec<Row>> + Sync);
+
+/// Who this process is.
+pub enum Role {
+    /// It was not started as a rank: it starts jobs.
+    Starter,
+    /// A rank of a job that a starter began, which collects rows.
+    Ours(World),
+    /// A rank of a job that somebody else began: mpirun, torchrun, srun, `regatta launch`.
+    Foreign(World),
+}
+
+/// Who this process is.
+pub fn role() -> Result<Role> {
+    Ok(match World::from_env()? {
+        None => Role::Starter,
+        Some(world) if std::env::var_os(RESULTS).is_some() => Role::Ours(world),
+        Some(world) => Role::Foreign(world),
+    })
+}
+
+/// This rank's part of a job that a starter began.
+pub fn rank(world: &World, measure: Measure<'_>) -> Result<()> {
+    let group = Group::connect(world, &Options::from_env()?)?;
+    let rows = measure(&group)?;
+    if let Some(path) = std::env::var_os(RESULTS).filter(|_| world.rank == 0) {
+        let mut text = String::new();
+        for row in rows {
+            text.push_str(&serde_json::to_string(&row)?);
+            text.push('\n');
+        }
+        fs::write(&path, text)
+            .map_err(|error| format!("cannot write {}: {error}", Path::new(&path).display()))?;
+    }
+    Ok(())
+}
+
+/// Starts `workers` ranks over `transport` (none: the fastest that works), and waits for them.
+pub fn start(
+    transport: Option<TransportKind>,
+    workers: usize,
+    environment: &[(String, String)],
+    measure: Measure<'_>,
+) -> Result<Vec<Row>> {
+    if workers == 0 {
+        return Err("a job has at least 1 worker".into());
+    }
+    if workers == 1 || transport == Some(TransportKind::Thread) {
+        return in_threads(workers, measure);
+    }
+    let folder = Folder::make()?;
+    let results = folder.0.join("rows.jsonl");
+    let mut environment = environment.to_vec();
+    environment.push((RESULTS.into(), results.display().to_string()));
+    if transport == Some(TransportKind::Mpi) {
+        mpirun(workers, &environment)?;
+    } else {
+        launcher::launch(&launcher::Job {
+            program: std::env::current_exe()?,
+            arguments: std::env::args().skip(1).collect(),
+            workers,
+            threads: 1,
+            transport,
+            environment,
+            lead_owns_terminal: true,
+        })?;
+    }
+    let text = fs::read_to_string(&results).map_err(|error| format!("rank 0 left no results: {error}"))?;
+    text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+}
+
+/// Ranks as threads of this process.
+fn in_threads(workers: usize, measure: Measure<'_>) -> Result<Vec<Row>> {
+    let groups = Group::threads_with(workers, &Options::from_env()?);
+    // Without a word from a rank that fails, the others would wait for it.
+    let on_rank = |group: &Group| measure(group).inspect_err(|error| group.abort(&error.to_string()));
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = groups.iter().map(|group| scope.spawn(move || on_rank(group))).collect();
+        let mut rows = None;
+        for rank in ranks {
+            let found = rank.join().map_err(|_| "a rank panicked")??;
+            rows.get_or_insert(found);
+        }
+        Ok(rows.unwrap_or_default())
+    })
+}
+
+fn mpirun(workers: usize, environment: &[(String, String)]) -> Result<()> {
+    let mut command = Command::new("mpirun");
+    command.args(["-n", &workers.to_string()]).arg(std::env::current_exe()?).args(std::env::args().skip(1));
+    command.env("REGATTA_TRANSPORT", TransportKind::Mpi.to_string()).env(launcher::THREADS, "1");
+    // More ranks than cores, in Open MPI 4 and 5; other implementations allow it anyway.
+    command.env("OMPI_MCA_rmaps_base_oversubscribe", "1");
+    command.env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe");
+    command.envs(environment.iter().map(|(key, value)| (key, value)));
+    let status = command.status().map_err(|error| format!("cannot start mpirun: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("mpirun failed ({status})").into()) }
+}
+
+/// A folder of this process's own, removed in the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn make() -> Result<Self> {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("regatta-bench-{}-{now}-{number}", std::process::id()));
+        let mut builder = fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        // It fails where somebody else has made it.
+        builder.create(&path).map_err(|error| format!("cannot make {}: {error}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left in a temporary folder goes with it.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,85 @@
+//! Lists on the command line: sizes, and names of which `all` is one.
+
+use regatta_comm::DType;
+use std::fmt::Display;
+use std::str::FromStr;
+
+/// A name, or all there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice<T> {
+    All,
+    One(T),
+}
+
+/// Reads a name or `all`.
+pub fn choice<T: FromStr<Err: Display>>(text: &str) -> Result<Choice<T>, String> {
+    match text.trim() {
+        "all" => Ok(Choice::All),
+        name => name.parse().map(Choice::One).map_err(|error: T::Err| error.to_string()),
+    }
+}
+
+/// The names of a list, each once; none where `all` is among them.
+pub fn named<T: Copy + PartialEq>(choices: &[Choice<T>]) -> Option<Vec<T>> {
+    let mut names = vec![];
+    for choice in choices {
+        match choice {
+            Choice::All => return None,
+            Choice::One(name) if names.contains(name) => {}
+            Choice::One(name) => names.push(*name),
+        }
+    }
+    Some(names)
+}
+
+/// Reads a number of bytes; K, M and G multiply by 1024.
+pub fn bytes(text: &str) -> Result<usize, String> {
+    let text = text.trim();
+    let (digits, factor) = match text.char_indices().next_back() {
+        Some((end, 'K')) => (&text[..end], 1 << 10),
+        Some((end, 'M')) => (&text[..end], 1 << 20),
+        Some((end, 'G')) => (&text[..end], 1 << 30),
+        _ => (text, 1usize),
+    };
+    let count: usize = digits.parse().map_err(|_| format!("{text:?} is no size; write 4096, 16K, 4M"))?;
+    count.checked_mul(factor).ok_or_else(|| format!("{text} is more than memory has addresses for"))
+}
+
+/// That every size is a whole number of elements.
+pub fn whole(sizes: &[usize], dtype: DType) -> Result<(), String> {
+    let each = dtype.bytes();
+    match sizes.iter().find(|size| !size.is_multiple_of(each)) {
+        Some(size) => Err(format!("size {size}: {dtype} data is a multiple of {each} bytes")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::op::Op;
+    use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, expected) in
+            [("0", 0), ("4", 4), (" 16K", 16 << 10), ("3M", 3 << 20), ("1G", 1 << 30), ("4096", 4096)]
+        {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for bad in ["", "K", "4k", "-1", "1.5M", "4T", "é", "99999999999999G"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+        assert_eq!(whole(&[4, 8], DType::F32), Ok(()));
+        assert!(whole(&[4, 6], DType::F32).unwrap_err().contains("size 6: f32 data is a multiple of 4"));
+        assert_eq!(whole(&[6], DType::BF16), Ok(()));
+    }
+
+    #[test]
+    fn names_are_read() {
+        assert_eq!(choice::<Op>("all"), Ok(Choice::All));
+        assert_eq!(choice("send_recv"), Ok(Choice::One(Op::SendRecv)));
+        assert!(choice::<Op>("fly").unwrap_err().contains("all_to_all"));
+        assert_eq!(named(&[Choice::One(1), Choice::One(2), Choice::One(1)]), Some(vec![1, 2]));
+        assert_eq!(named(&[Choice::One(1), Choice::All]), None);
+    }
+}
