@@ -5,7 +5,7 @@
 //! that the schedule says, so results are the same bits in every run.
 
 use super::Context;
-use super::schedule::{Schedule, What};
+use super::schedule::{Schedule, Step, What};
 use crate::call::{Call, ENCODED};
 use crate::element::{Element, ReduceOp};
 use crate::error::Result;
@@ -121,6 +121,9 @@ pub(crate) fn run_with<T: Element>(
             }
         }
     }
+    let sends = |step: &Step| schedule.steps[step.after.unwrap_or_default() as usize].what.sends();
+    let overwrites = |step: &Step| !step.what.sends() && step.after.is_some() && sends(step);
+    transport.lend(!schedule.steps.iter().any(overwrites));
     let done = vec![false; schedule.steps.len()];
     let mut runner = Runner { transport, context, call, schedule, numbers, done };
     let outcome = runner.all(&mut lanes, calls);

@@ -75,6 +75,10 @@ impl Transport for MixedTransport {
         self.across.unsent()
     }
 
+    fn lend(&mut self, allowed: bool) {
+        self.across.lend(allowed);
+    }
+
     fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
         self.local.set_patience(patience);

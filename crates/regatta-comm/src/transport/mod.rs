@@ -12,6 +12,8 @@ pub(crate) mod shared;
 pub(crate) mod shm;
 pub(crate) mod tcp;
 pub(crate) mod thread;
+#[cfg(target_os = "linux")]
+mod zero_copy;
 
 use crate::error::{Error, Result};
 use shared::Shared;
@@ -81,6 +83,10 @@ pub(crate) trait Transport: Send {
         Ok(None)
     }
 
+    /// Whether memory may be lent to the transport until [`unsent`](Self::unsent) says that nothing is left: not where
+    /// an operation writes numbers that it has sent, before the peer can have received them.
+    fn lend(&mut self, _allowed: bool) {}
+
     /// How long to look for a change before sleeping.
     fn set_patience(&mut self, patience: Duration);
 
@@ -125,6 +131,10 @@ impl Transport for Among<'_> {
     fn unsent(&mut self) -> Result<Option<usize>> {
         let peer = self.transport.unsent()?;
         Ok(peer.map(|peer| self.ranks.iter().position(|&rank| rank == peer).unwrap_or(0)))
+    }
+
+    fn lend(&mut self, allowed: bool) {
+        self.transport.lend(allowed);
     }
 
     fn set_patience(&mut self, patience: Duration) {

@@ -1,6 +1,8 @@
 //! Ranks as processes anywhere: TCP connections between each pair, encrypted where others could listen.
 
 use super::patience::Patience;
+#[cfg(target_os = "linux")]
+use super::zero_copy::ZeroCopy;
 use super::{Transport, TransportKind};
 use crate::algorithm::Context;
 use crate::error::{Error, Result};
@@ -10,6 +12,8 @@ use crate::rendezvous::store::StoreClient;
 use crate::tls::{Identity, Stream};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
@@ -29,6 +33,10 @@ pub(crate) struct TcpTransport {
     links: Vec<Option<Link>>,
     names: Arc<[usize]>,
     encrypted: bool,
+    /// What is sent may leave later: it is encrypted, or lent.
+    deferring: bool,
+    /// Memory may be lent in the present operation.
+    lending: bool,
     /// How long to look before sleeping.
     patience: Patience,
 }
@@ -36,6 +44,9 @@ pub(crate) struct TcpTransport {
 /// The connections to one peer, which take turns.
 struct Link {
     streams: Vec<Stream>,
+    /// Of each stream, where the kernel can send without a copy.
+    #[cfg(target_os = "linux")]
+    lent: Vec<Option<ZeroCopy>>,
     /// Bytes ever sent.
     sent: u64,
     /// Bytes ever received.
@@ -43,14 +54,74 @@ struct Link {
 }
 
 impl Link {
+    fn new(streams: Vec<Stream>, encrypted: bool) -> Self {
+        #[cfg(not(target_os = "linux"))]
+        let _ = encrypted;
+        #[cfg(target_os = "linux")]
+        let lent = {
+            let far = |stream: &Stream| stream.peer_addr().is_ok_and(|peer| !peer.ip().is_loopback());
+            let zero = |stream: &Stream| {
+                (!encrypted && far(stream)).then(|| ZeroCopy::new(stream.as_fd())).flatten()
+            };
+            streams.iter().map(zero).collect()
+        };
+        Self {
+            streams,
+            #[cfg(target_os = "linux")]
+            lent,
+            sent: 0,
+            received: 0,
+        }
+    }
+
     /// The connection whose turn it is after `bytes`, and how many bytes it has left.
-    fn turn(&self, bytes: u64) -> (&Stream, usize) {
+    fn turn(&self, bytes: u64) -> (usize, usize) {
         let index = (bytes / STRIPE) as usize % self.streams.len();
         let left = match self.streams.len() {
             1 => usize::MAX,
             _ => (STRIPE - bytes % STRIPE) as usize,
         };
-        (&self.streams[index], left)
+        (index, left)
+    }
+
+    /// The connection to send on, and the one to receive from.
+    fn sending(&self) -> &Stream {
+        &self.streams[self.turn(self.sent).0]
+    }
+
+    fn receiving(&self) -> &Stream {
+        &self.streams[self.turn(self.received).0]
+    }
+
+    fn write(&mut self, index: usize, parts: [&[u8]; 2], lending: bool) -> io::Result<usize> {
+        #[cfg(target_os = "linux")]
+        if let Some(zero) = &mut self.lent[index]
+            && lending
+            && zero.is_for(parts[0].len() + parts[1].len())
+        {
+            return zero.send(self.streams[index].as_fd(), parts);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = lending;
+        self.streams[index].try_write(parts)
+    }
+
+    /// Whether something is encrypted but not sent, or memory is lent; gets on with both.
+    fn unsent(&mut self) -> io::Result<bool> {
+        let mut unsent = false;
+        for stream in &self.streams {
+            unsent |= stream.wants_write() && !stream.flush()?;
+        }
+        #[cfg(target_os = "linux")]
+        for (stream, zero) in self.streams.iter().zip(&mut self.lent) {
+            if let Some(zero) = zero
+                && zero.is_out()
+            {
+                zero.reap(stream.as_fd())?;
+                unsent |= zero.is_out();
+            }
+        }
+        Ok(unsent)
     }
 }
 
@@ -114,11 +185,17 @@ impl TcpTransport {
         })?;
         let link = |streams: Vec<Option<Stream>>| {
             let streams: Vec<Stream> = streams.into_iter().flatten().collect();
-            (!streams.is_empty()).then_some(Link { streams, sent: 0, received: 0 })
+            (!streams.is_empty()).then(|| Link::new(streams, identity.is_some()))
         };
         let patience = Patience::new(context.size);
+        let links: Vec<Option<Link>> = links.into_iter().map(link).collect();
         let encrypted = identity.is_some();
-        Ok(Self { links: links.into_iter().map(link).collect(), names: names.clone(), encrypted, patience })
+        #[cfg(target_os = "linux")]
+        let lends = links.iter().flatten().any(|link| link.lent.iter().any(Option::is_some));
+        #[cfg(not(target_os = "linux"))]
+        let lends = false;
+        let deferring = encrypted || lends;
+        Ok(Self { links, names: names.clone(), encrypted, deferring, lending: false, patience })
     }
 
     fn link(&mut self, peer: usize) -> Result<&mut Link> {
@@ -134,7 +211,7 @@ impl TcpTransport {
     fn buffered(&mut self, from: &[usize]) -> Result<bool> {
         for &peer in from {
             let link = self.link(peer)?;
-            if link.turn(link.received).0.has_plaintext() {
+            if link.receiving().has_plaintext() {
                 return Ok(true);
             }
         }
@@ -149,10 +226,10 @@ impl TcpTransport {
         let links =
             |peers: &[usize]| peers.iter().filter_map(|&peer| self.links[peer].as_ref()).collect::<Vec<_>>();
         for link in links(from) {
-            fds.push(PollFd::new(link.turn(link.received).0, PollFlags::IN));
+            fds.push(PollFd::new(link.receiving(), PollFlags::IN));
         }
         for link in links(to) {
-            fds.push(PollFd::new(link.turn(link.sent).0, PollFlags::OUT));
+            fds.push(PollFd::new(link.sending(), PollFlags::OUT));
         }
         if self.encrypted {
             for stream in self.links.iter().flatten().flat_map(|link| &link.streams) {
@@ -186,11 +263,11 @@ impl TcpTransport {
         timeout: Duration,
         patient: bool,
     ) -> Result<()> {
-        if self.encrypted {
+        if self.deferring {
             self.unsent()?;
-            if self.buffered(from)? {
-                return Ok(());
-            }
+        }
+        if self.encrypted && self.buffered(from)? {
+            return Ok(());
         }
         // Errors show again in the sleeping poll.
         let ready = || self.poll(to, from, Duration::ZERO).unwrap_or(false);
@@ -206,11 +283,11 @@ impl TcpTransport {
 
     #[cfg(not(unix))]
     pub(super) fn sleep(&mut self, _: &[usize], from: &[usize], timeout: Duration, _: bool) -> Result<()> {
-        if self.encrypted {
+        if self.deferring {
             self.unsent()?;
-            if self.buffered(from)? {
-                return Ok(());
-            }
+        }
+        if self.encrypted && self.buffered(from)? {
+            return Ok(());
         }
         // No portable way to wait for several sockets in std: look again soon.
         std::thread::sleep(timeout.min(Duration::from_micros(50)));
@@ -347,6 +424,7 @@ impl Transport for TcpTransport {
 
     fn try_send(&mut self, to: usize, parts: [&[u8]; 2]) -> Result<usize> {
         let gone = self.gone(to);
+        let lending = self.lending;
         let link = self.link(to)?;
         let mut parts = parts;
         let mut taken = 0;
@@ -354,8 +432,8 @@ impl Transport for TcpTransport {
             let (stream, left) = link.turn(link.sent);
             let first = parts[0].len().min(left);
             let second = parts[1].len().min(left - first);
-            let count =
-                stream.try_write([&parts[0][..first], &parts[1][..second]]).map_err(|_| gone.clone())?;
+            let now = [&parts[0][..first], &parts[1][..second]];
+            let count = link.write(stream, now, lending).map_err(|_| gone.clone())?;
             link.sent += count as u64;
             taken += count;
             let of_first = count.min(first);
@@ -376,7 +454,8 @@ impl Transport for TcpTransport {
             let (stream, left) = link.turn(link.received);
             let first = one.len().min(left);
             let second = two.len().min(left - first);
-            let count = stream.try_read([&mut one[..first], &mut two[..second]]).map_err(|_| gone.clone())?;
+            let now = [&mut one[..first], &mut two[..second]];
+            let count = link.streams[stream].try_read(now).map_err(|_| gone.clone())?;
             link.received += count as u64;
             got += count;
             let of_first = count.min(first);
@@ -394,18 +473,23 @@ impl Transport for TcpTransport {
     }
 
     fn unsent(&mut self) -> Result<Option<usize>> {
-        if !self.encrypted {
+        if !self.deferring {
             return Ok(None);
         }
         let mut unsent = None;
         for peer in 0..self.links.len() {
-            for stream in self.links[peer].iter().flat_map(|link| &link.streams) {
-                if stream.wants_write() && !stream.flush().map_err(|_| self.gone(peer))? {
-                    unsent = Some(peer);
-                }
+            let gone = self.gone(peer);
+            if let Some(link) = &mut self.links[peer]
+                && link.unsent().map_err(|_| gone)?
+            {
+                unsent = Some(peer);
             }
         }
         Ok(unsent)
+    }
+
+    fn lend(&mut self, allowed: bool) {
+        self.lending = allowed;
     }
 
     fn set_patience(&mut self, patience: Duration) {
