@@ -24,14 +24,16 @@
 //!
 //! Processes call [`Group::from_env`] instead, and are started by `regatta launch`, torchrun, mpirun or srun.
 //!
-//! | transport | ranks are | all-reduce of B bytes on n ranks |
-//! |---|---|---|
-//! | `thread` | threads of a process | `direct`: every rank reduces its slice from its peers' memory |
-//! | `shm` | processes on a Linux host | the same, and in place for [`Buffer`]s of the group |
-//! | `tcp` | processes anywhere | `ring`: 2(n-1) steps, 2(n-1)/n * B bytes sent by each rank |
+//! - [`Group`]: all operations, blocking, with a handle ([`Pending`]), grouped, with parts of different lengths;
+//!   groups within groups, and [`Mesh`] for named axes.
+//! - [`TransportKind`]: threads, shared memory, TCP (TLS 1.3), both by host, MPI.
+//! - [`Algorithm`]: how an operation is carried out; chosen by a [`Table`].
+//! - [`Options`]: deadlines, security, and what else a job may choose.
+//! - [`rendezvous`]: how ranks find each other.
 //!
-//! Nothing hangs: every wait has a deadline ([`Options::deadline`]), a rank that dies is noticed by the closing
-//! of its connection to the job's store, and ranks that call different operations are told so.
+//! Nothing hangs: every wait has a deadline ([`Options::deadline`]) and is reported before ([`Options::warn`]), a rank
+//! that dies is noticed by the closing of its connection to the job's store, and ranks that call different operations
+//! are told so ([`Error::Mismatch`]).
 
 mod algorithm;
 mod buffer;
