@@ -139,7 +139,12 @@ pub fn run(trial: &Trial) -> Result<Outcome, Box<dyn Error>> {
             Some(hosts) => hosts.command(trial.host(rank), &program),
             None => Command::new(&program),
         };
-        let transport = if trial.transport == Transport::Shm { "shm" } else { "tcp" };
+        let transport = match trial.transport {
+            Transport::Shm => "shm",
+            // The ranks of a host share memory.
+            Transport::Hosts(_) if trial.seed.is_multiple_of(2) => "mixed",
+            _ => "tcp",
+        };
         command
             .env("CHAOS_ROLE", "rank")
             .env("CHAOS_TRIAL", &mark)

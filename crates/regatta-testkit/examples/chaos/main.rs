@@ -45,9 +45,9 @@ impl Trial {
         let mut random = Random::new(seed);
         let mut world = 2 + random.below(4) as usize;
         let several = 2 + random.below(2) as usize;
-        let transport = match random.below(3) {
+        let transport = match random.below(4) {
             0 => Transport::Shm,
-            2 if hosts => Transport::Hosts(several),
+            2 | 3 if hosts => Transport::Hosts(several),
             _ => Transport::Tcp,
         };
         if let Transport::Hosts(hosts) = transport {

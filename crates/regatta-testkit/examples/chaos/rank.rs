@@ -17,10 +17,23 @@ enum Kind {
     ReduceScatter,
     Broadcast,
     Barrier,
+    Reduce,
+    Gather,
+    AllToAll,
 }
 
-const KINDS: [Kind; 5] =
-    [Kind::AllReduce, Kind::AllGather, Kind::ReduceScatter, Kind::Broadcast, Kind::Barrier];
+const KINDS: [Kind; 8] = [
+    Kind::AllReduce,
+    Kind::AllGather,
+    Kind::ReduceScatter,
+    Kind::Broadcast,
+    Kind::Barrier,
+    Kind::Reduce,
+    Kind::Gather,
+    Kind::AllToAll,
+];
+/// Those that a rank can have open.
+const WITH_HANDLES: usize = 5;
 
 /// One operation of the sequence, the same on all ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,17 +49,18 @@ impl Operation {
     /// The `number`-th operation of the job with `seed`.
     pub fn of(seed: u64, number: u64, world: usize) -> Self {
         let mut random = Random::new(seed ^ (number << 32));
-        let kind = KINDS[random.below(5) as usize];
+        let kind = KINDS[random.below(KINDS.len() as u64) as usize];
         // Short ones take other paths than long ones, so there are many of both.
         let longest = [16, 10_000, LONGEST][random.below(3) as usize];
         let whole = random.below(longest) as usize;
         let len = match kind {
-            Kind::AllReduce | Kind::Broadcast => whole,
-            Kind::AllGather | Kind::ReduceScatter => whole / world,
+            Kind::AllReduce | Kind::Broadcast | Kind::Reduce => whole,
+            Kind::AllGather | Kind::ReduceScatter | Kind::Gather | Kind::AllToAll => whole / world,
             Kind::Barrier => 0,
         };
         let root = random.below(world as u64) as usize;
-        Self { kind, len, root, handle: random.below(3) == 0 }
+        let handle = random.below(3) == 0 && KINDS[..WITH_HANDLES].contains(&kind);
+        Self { kind, len, root, handle }
     }
 
     /// What the victim calls instead: another operation, or another length.
@@ -54,23 +68,29 @@ impl Operation {
         let mut random = Random::new(!seed);
         let other = KINDS[(KINDS.iter().position(|&kind| kind == self.kind).unwrap_or(0)
             + 1
-            + random.below(4) as usize)
-            % 5];
+            + random.below(KINDS.len() as u64 - 1) as usize)
+            % KINDS.len()];
         if self.kind != Kind::Barrier && random.below(2) == 0 {
             return Self { len: self.len + 1 + random.below(1000) as usize, ..self };
         }
-        Self { kind: other, len: if other == Kind::Barrier { 0 } else { self.len }, ..self }
+        let handle = self.handle && KINDS[..WITH_HANDLES].contains(&other);
+        Self { kind: other, len: if other == Kind::Barrier { 0 } else { self.len }, handle, ..self }
     }
 
-    /// As errors have it.
-    pub fn text(self) -> String {
+    /// As errors have it, with the `number` of the operation in the sequence.
+    pub fn text(self, number: u64) -> String {
         let Self { len, root, .. } = self;
+        // The barrier at the start is the group's first.
+        let number = number + 2;
         match self.kind {
-            Kind::AllReduce => format!("all_reduce f32[{len}] sum"),
-            Kind::AllGather => format!("all_gather f32[{len}]"),
-            Kind::ReduceScatter => format!("reduce_scatter f32[{len}] sum"),
-            Kind::Broadcast => format!("broadcast f32[{len}] from {root}"),
-            Kind::Barrier => "barrier".into(),
+            Kind::AllReduce => format!("all_reduce #{number} f32[{len}] sum"),
+            Kind::AllGather => format!("all_gather #{number} f32[{len}]"),
+            Kind::ReduceScatter => format!("reduce_scatter #{number} f32[{len}] sum"),
+            Kind::Broadcast => format!("broadcast #{number} f32[{len}] from {root}"),
+            Kind::Barrier => format!("barrier #{number}"),
+            Kind::Reduce => format!("reduce #{number} f32[{len}] sum to {root}"),
+            Kind::Gather => format!("gather #{number} f32[{len}] to {root}"),
+            Kind::AllToAll => format!("all_to_all #{number} f32[{len}]"),
         }
     }
 
@@ -110,7 +130,8 @@ impl Operation {
                 Kind::Broadcast => {
                     later(self, group.broadcast_async(filled(len)?, root), move |data| all(data, from))
                 }
-                Kind::Barrier => later(self, group.barrier_async(), |()| true),
+                // The others have no handles.
+                _ => later(self, group.barrier_async(), |()| true),
             }));
         }
         let right = match self.kind {
@@ -135,6 +156,21 @@ impl Operation {
                 all(&data, from)
             }
             Kind::Barrier => group.barrier().map(|()| true)?,
+            Kind::Reduce => {
+                let mut data = vec![own; len];
+                group.reduce(&mut data, ReduceOp::Sum, root)?;
+                all(&data, if rank == root { sum } else { own })
+            }
+            Kind::Gather => {
+                let mut data = vec![0.0; if rank == root { len * size } else { 0 }];
+                group.gather(&vec![own; len], &mut data, root)?;
+                rank != root || gathered(&data)
+            }
+            Kind::AllToAll => {
+                let mut data = vec![0.0; len * size];
+                group.all_to_all(&vec![own; len * size], &mut data)?;
+                gathered(&data)
+            }
         };
         report(self, right);
         Ok(None)
@@ -157,7 +193,7 @@ fn later<T: Send + 'static>(
 
 fn report(operation: Operation, right: bool) {
     if !right {
-        println!("wrong numbers: {}", operation.text());
+        println!("wrong numbers: {}", operation.text(0));
     }
 }
 

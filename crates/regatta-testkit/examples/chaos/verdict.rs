@@ -98,11 +98,11 @@ impl fmt::Display for Summary {
 }
 
 fn wanted(trial: &Trial) -> String {
-    Operation::of(trial.seed, trial.operation, trial.world).text()
+    Operation::of(trial.seed, trial.operation, trial.world).text(trial.operation)
 }
 
 fn called(trial: &Trial) -> String {
-    Operation::of(trial.seed, trial.operation, trial.world).instead(trial.seed).text()
+    Operation::of(trial.seed, trial.operation, trial.world).instead(trial.seed).text(trial.operation)
 }
 
 /// Ranks that must get an error: a rank that made a mismatched call, and both sides of a cut, too.
