@@ -217,8 +217,8 @@ impl Job {
                 Err(Error::Usage("the thread transport is for ranks within one process".into()))
             }
             #[cfg(feature = "mpi")]
-            Ways::Processes { .. } if wanted == Some(TransportKind::Mpi) => {
-                let transport = crate::transport::mpi::MpiTransport::connect(id, context)?;
+            Ways::Processes { store, .. } if wanted == Some(TransportKind::Mpi) => {
+                let transport = crate::transport::mpi::MpiTransport::connect(store, id, context, until)?;
                 Ok(Link { transport: Box::new(transport), memory: None })
             }
             #[cfg(not(feature = "mpi"))]

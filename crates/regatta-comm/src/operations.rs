@@ -7,6 +7,8 @@ use crate::element::{DType, Element, ReduceOp, Reduction};
 use crate::engine::{Core, Manner};
 use crate::error::{Error, Result};
 use crate::kernel;
+#[cfg(feature = "mpi")]
+use crate::transport::mpi;
 use std::time::Duration;
 
 /// How the parts of a whole are given.
@@ -112,9 +114,7 @@ impl Core {
             }
             Algorithm::Hierarchical => hierarchical::all_reduce(&mut turn.session, data),
             #[cfg(feature = "mpi")]
-            Algorithm::Native if crate::transport::mpi::reduces::<T>(call.op) => {
-                crate::transport::mpi::all_reduce(&mut turn.session, data)
-            }
+            Algorithm::Native => mpi::all_reduce(&mut turn.session, data),
             algorithm => streams::all_reduce(&mut turn.session, algorithm, data),
         })
     }
@@ -170,6 +170,8 @@ impl Core {
                 let (shared, _, call) = turn.direct()?;
                 direct::reduce(shared, call, data)
             }
+            #[cfg(feature = "mpi")]
+            Algorithm::Native => mpi::reduce(&mut turn.session, data),
             algorithm => streams::reduce(&mut turn.session, algorithm, data),
         })
     }
@@ -215,6 +217,8 @@ impl Core {
                 let (shared, registered, call) = turn.direct()?;
                 direct::reduce_scatter(shared, registered, call, parts, (input, output))
             }
+            #[cfg(feature = "mpi")]
+            Algorithm::Native => mpi::reduce_scatter(&mut turn.session, input, output),
             algorithm => streams::reduce_scatter(&mut turn.session, algorithm, parts, input, output),
         })
     }
@@ -272,6 +276,8 @@ impl Core {
                 let (shared, registered, call) = turn.direct()?;
                 direct::all_gather(shared, registered, call, parts, (input, output))
             }
+            #[cfg(feature = "mpi")]
+            Algorithm::Native => mpi::all_gather(&mut turn.session, output),
             algorithm => streams::all_gather(&mut turn.session, algorithm, parts, output),
         })
     }
@@ -301,6 +307,8 @@ impl Core {
                 direct::broadcast(shared, registered, call, data)
             }
             Algorithm::Hierarchical => hierarchical::broadcast(&mut turn.session, data),
+            #[cfg(feature = "mpi")]
+            Algorithm::Native => mpi::broadcast(&mut turn.session, data),
             algorithm => streams::broadcast(&mut turn.session, algorithm, data),
         })
     }
@@ -416,6 +424,8 @@ impl Core {
                 let (shared, _, call) = turn.direct()?;
                 direct::all_to_all(shared, call, block, (input, output))
             }
+            #[cfg(feature = "mpi")]
+            Algorithm::Native => mpi::all_to_all(&mut turn.session, block, input, output),
             algorithm => {
                 let parts = Parts::even(turn.session.context.size, block);
                 streams::all_to_all(&mut turn.session, algorithm, (&parts, &parts), input, output)
@@ -461,6 +471,8 @@ impl Core {
                 let (shared, _, call) = turn.direct()?;
                 direct::barrier(shared, call)
             }
+            #[cfg(feature = "mpi")]
+            Algorithm::Native => mpi::barrier(&mut turn.session),
             _ => streams::barrier(&mut turn.session),
         })
     }

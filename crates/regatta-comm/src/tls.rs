@@ -169,7 +169,10 @@ impl Stream {
     /// Announces the end to the peer, where the socket takes the announcement at once.
     fn say_goodbye(&self) {
         if let Some(mut tls) = self.tls() {
-            tls.closed = true;
+            // After a fatal alert there is nothing more to say.
+            if std::mem::replace(&mut tls.closed, true) || tls.failed.is_some() {
+                return;
+            }
             let _ = tls.seal(Send::Close).and_then(|()| tls.flush(&self.socket));
         }
     }

@@ -111,6 +111,7 @@ fn fallback(kind: Kind, link: TransportKind) -> Algorithm {
         (TransportKind::Thread | TransportKind::Shm, kind) if Algorithm::Direct.offers(kind) => {
             Algorithm::Direct
         }
+        (TransportKind::Mpi, kind) if Algorithm::Native.offers(kind) => Algorithm::Native,
         (_, Kind::Gather | Kind::Scatter) => Algorithm::Linear,
         (_, Kind::AllToAll) => Algorithm::Pairwise,
         (_, Kind::Barrier) => Algorithm::Dissemination,

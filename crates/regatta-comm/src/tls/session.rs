@@ -102,7 +102,7 @@ pub(super) struct Tls {
     read_size: usize,
     /// No more is to be read: the peer said so, or this side gave up.
     pub(super) closed: bool,
-    failed: Option<Error>,
+    pub(super) failed: Option<Error>,
 }
 
 impl Tls {
@@ -127,8 +127,11 @@ impl Tls {
         let step = self.advance(send, take);
         if let Err(error) = &step {
             self.failed = Some(error.clone());
-            // The alert that tells the peer why is still to be encoded.
-            while let Ok(Step::Again) = self.advance(Send::Nothing, take) {}
+            // The alert that tells the peer why is still to be encoded; what is wrong must not be looked at again.
+            let encoded = self.outgoing.filled().len();
+            while self.outgoing.filled().len() == encoded
+                && matches!(self.advance(Send::Nothing, take), Ok(Step::Again))
+            {}
         }
         step
     }
