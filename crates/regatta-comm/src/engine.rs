@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Bytes that go on together in a stream: stay in the second-level cache.
-const CHUNK: usize = 128 << 10;
+const CHUNK: usize = 256 << 10;
 
 /// What operations need, shared with the communication thread.
 pub(crate) struct Core {
@@ -170,7 +170,7 @@ impl Core {
                 context: &self.context,
                 call,
                 pool: &mut engine.pool,
-                chunk: std::env::var("X_CHUNK").ok().and_then(|x| x.parse().ok()).unwrap_or(CHUNK),
+                chunk: CHUNK,
             };
             let registered = self.memory.as_ref().map(|memory| &**memory as &dyn Registered);
             operation(&mut Turn { session, algorithm, registered })
