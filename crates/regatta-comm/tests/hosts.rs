@@ -89,8 +89,8 @@ fn ranks_on_several_hosts_share_memory_inside_each() {
     for (tls, each, wanted) in [
         ("auto", 2, "done mixed hierarchical"),
         ("off", 3, "done mixed hierarchical"),
-        ("auto", 1, "done tcp ring"),
-        ("off", 1, "done tcp ring"),
+        ("auto", 1, "done tcp doubling"),
+        ("off", 1, "done tcp doubling"),
     ] {
         let mut ranks = job(&hosts, each, "operations", &[("REGATTA_TLS", tls), ("REGATTA_SECRET", &secret)]);
         let said = lines(&mut ranks, &["done", "error"]);
