@@ -256,7 +256,7 @@ mod tests {
         let expected = "all_reduce shm 4 2048 tree\nall_reduce shm 4 - ring\nbarrier shm 4 - direct\n";
         assert!(text.contains(expected), "{text}");
         // What ships for links that were not measured stays.
-        assert!(text.contains("all_reduce tcp 2 16384 doubling"), "{text}");
+        assert!(text.contains("all_reduce mixed 4 - hierarchical"), "{text}");
         Table::parse(&text).unwrap();
     }
 
