@@ -41,7 +41,7 @@ impl Joining {
             return Ok(());
         }
         let published = self.published.load(Ordering::Relaxed).max(first);
-        for sequence in published + 1..=call.sequence {
+        for sequence in published.saturating_add(1)..=call.sequence {
             let known = context.recorder.lock().unwrap_or_else(PoisonError::into_inner).call(sequence);
             if let Some(call) = known {
                 context.notes.invite(token, sequence, Invitation::Call(call))?;
@@ -49,5 +49,19 @@ impl Joining {
         }
         self.published.store(call.sequence.max(published), Ordering::Relaxed);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::element::DType;
+
+    #[test]
+    fn any_number_that_is_announced_is_taken() {
+        let context = crate::algorithm::simulate::context(0, 2);
+        context.health.joined(0, u32::MAX);
+        let call = Call { sequence: 3, ..Call::new(Kind::Barrier, DType::U8, 0) };
+        Joining::new(0).invite(&context, call).unwrap();
     }
 }

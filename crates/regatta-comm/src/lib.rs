@@ -42,6 +42,9 @@ mod element;
 mod engine;
 mod error;
 mod float16;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 mod health;
 mod job;

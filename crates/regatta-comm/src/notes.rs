@@ -193,6 +193,19 @@ fn parse_invitation(value: &[u8]) -> Option<Invitation> {
     Some(Invitation::Call(Call::from_bytes(value.try_into().ok()?)?))
 }
 
+/// Reads `value` as whatever it may be.
+#[cfg(fuzzing)]
+pub(crate) fn parsed(value: &[u8]) {
+    if let Some(note) = parse("7", value) {
+        assert_eq!([&note.call.to_bytes()[..], &(note.waits_for as u32).to_le_bytes()].concat(), value);
+    }
+    match parse_invitation(value) {
+        Some(Invitation::Call(call)) => assert_eq!(call.to_bytes(), value),
+        Some(Invitation::End { rank }) => assert_eq!((rank as u32).to_le_bytes(), value),
+        None => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -85,7 +85,7 @@ impl Options {
         Self::from(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    fn from(get: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+    pub(crate) fn from(get: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
         let bad = |variable: &str, problem: String| Error::Env { variable: variable.into(), problem };
         let seconds = |name: &str, default: Duration| match get(name) {
             None => Ok(default),

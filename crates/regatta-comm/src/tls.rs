@@ -134,6 +134,19 @@ impl Stream {
         }
     }
 
+    /// Fills `into`; `TimedOut` at the deadline, even where byte after byte comes.
+    pub(crate) fn read_exact_by(&self, into: &mut [u8], deadline: Instant) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < into.len() {
+            match self.receive([&mut into[filled..], &mut []])? {
+                Some(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Some(count) => filled += count,
+                None => wait(&self.socket, Wait::Readable, Some(deadline))?,
+            }
+        }
+        Ok(())
+    }
+
     /// Whether [`try_read`](Stream::try_read) has something to give that a poll of the socket would not
     /// tell of.
     pub(crate) fn has_plaintext(&self) -> bool {

@@ -15,6 +15,8 @@ mod ring;
 pub(crate) mod run;
 pub(crate) mod schedule;
 pub(crate) mod select;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod simulate;
 pub(crate) mod streams;
 mod tree;
 
@@ -172,24 +174,6 @@ impl Context {
             call: earlier.unwrap_or(call).to_string(),
             other: self.names[peer],
             other_call: show(theirs),
-        }
-    }
-
-    /// One of `size` ranks that nobody else knows of.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn of_test(rank: usize, size: usize) -> Self {
-        Self {
-            rank,
-            size,
-            names: (0..size).collect(),
-            hosts: Arc::new([(0..size).collect()]),
-            health: Arc::default(),
-            notes: Arc::new(Notes::new(None, 0, rank)),
-            recorder: Arc::default(),
-            joining: Arc::new(Joining::new(0)),
-            deadline: Duration::from_secs(60),
-            warn: Duration::from_secs(60),
-            on_late: |_| {},
         }
     }
 

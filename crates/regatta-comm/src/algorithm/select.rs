@@ -60,7 +60,7 @@ impl Table {
         let rows = || self.rows.iter().filter(|row| row.kind == kind && row.link == link);
         let distance = |row: &Row| {
             let (low, high) = (row.ranks.min(ranks).max(1), row.ranks.max(ranks));
-            (high << 16) / low
+            ((high as u128) << 16) / low as u128
         };
         let nearest = rows().map(distance).min();
         let fits = |row: &&Row| {
@@ -165,7 +165,7 @@ mod tests {
             [choose(2, 100), choose(2, 101), choose(3, 4)],
             [Algorithm::Doubling, Algorithm::Ring, Algorithm::Doubling]
         );
-        assert_eq!([choose(12, 4), choose(100, 4)], [Algorithm::Tree; 2]);
+        assert_eq!([choose(12, 4), choose(100, 4), choose(1 << 62, 4)], [Algorithm::Tree; 3]);
         for bad in
             ["all_reduce tcp 2 ring", "fly tcp 2 - ring", "barrier tcp 2 - ring", "all_reduce tcp x - ring"]
         {

@@ -97,6 +97,7 @@ impl Core {
                 self.job.rank
             )))
         };
+        self.rank_exists(call.kind.name(), call.root as usize)?;
         let len = match usize::try_from(call.len) {
             Ok(len) if len.checked_mul(size * size_of::<T>()).is_some() => len,
             _ => return cannot("it is too long"),
@@ -135,6 +136,20 @@ impl Core {
                 self.all_to_all_call(call, len, (&input, &mut output), CALLER_PATIENCE)
             }
             Kind::Send | Kind::Join => cannot("it is no operation of all ranks"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invitation_to_a_rank_that_is_not_there_is_refused() {
+        let groups = Group::threads(2);
+        for kind in [Kind::Reduce, Kind::Broadcast, Kind::Gather, Kind::Scatter] {
+            let error = groups[0].core().take_part(Call::new(kind, DType::F32, 1).root(9)).unwrap_err();
+            assert!(error.to_string().contains("no rank 9"), "{error}");
         }
     }
 }

@@ -40,6 +40,8 @@ pub struct World {
     pub host: String,
 }
 
+/// Ranks travel as 32 bits.
+const MOST_RANKS: usize = 1 << 30;
 /// Ports that are tried after one that is taken.
 pub(crate) const BESIDE: u16 = 32;
 
@@ -59,7 +61,7 @@ impl World {
         Self::from(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    fn from(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>> {
+    pub(crate) fn from(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>> {
         let vars = Vars { get };
         let mut world = if get("RANK").is_some() || get("REGATTA_STORE").is_some() {
             vars.torchrun()?
@@ -76,6 +78,9 @@ impl World {
         let error = |problem: String| Err(Error::Env { variable: "rank and size".into(), problem });
         if world.size == 0 || world.rank >= world.size {
             return error(format!("rank {} is not below the world size {}", world.rank, world.size));
+        }
+        if world.size > MOST_RANKS {
+            return error(format!("a world size of {} is more than {MOST_RANKS}", world.size));
         }
         if world.local_rank >= world.local_size {
             return error(format!(
@@ -184,11 +189,11 @@ impl Vars<'_> {
             return Ok(None);
         };
         let rank = self.needed("SLURM_PROCID", because)?;
-        let local_rank = self.needed("SLURM_LOCALID", because)?;
+        let local_rank: usize = self.needed("SLURM_LOCALID", because)?;
         // As in "4" or "4(x2),3".
         let tasks = (self.get)("SLURM_STEP_TASKS_PER_NODE").or_else(|| (self.get)("SLURM_TASKS_PER_NODE"));
         let first = tasks.and_then(|tasks| tasks.split(['(', ',']).next()?.trim().parse::<usize>().ok());
-        let local_size = first.unwrap_or(size).max(local_rank + 1);
+        let local_size = first.unwrap_or(size).max(local_rank.saturating_add(1));
         let job_id: u64 = self.needed("SLURM_JOB_ID", because)?;
         let step: u64 = self.number("SLURM_STEP_ID")?.unwrap_or(0);
         let store = match self.master(false)? {
@@ -200,7 +205,7 @@ impl Vars<'_> {
                     problem: "names no host; set MASTER_ADDR and MASTER_PORT".into(),
                 })?;
                 // Between the registered and the ephemeral ports, different for jobs that share a host.
-                let port = 20_000 + ((job_id * 7 + step) % 10_000) as u16;
+                let port = 20_000 + (job_id.wrapping_mul(7).wrapping_add(step) % 10_000) as u16;
                 StoreAt::Rank0 { host, port, beside: false }
             }
         };
@@ -271,6 +276,29 @@ mod tests {
         assert!(problem(&base).contains("rank 2 is not below"));
         assert!(problem(&[("RANK", "0"), ("WORLD_SIZE", "2")]).contains("MASTER_ADDR: is not set"));
         assert!(world(&[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn numbers_at_their_limits_do_not_overflow() {
+        let most = usize::MAX.to_string();
+        let slurm = |rank: &'static str, job_id: &'static str| {
+            let of = |local_rank: &str| {
+                world(&[
+                    ("SLURM_PROCID", rank),
+                    ("SLURM_STEP_ID", "18446744073709551615"),
+                    ("SLURM_NTASKS", "4"),
+                    ("SLURM_LOCALID", local_rank),
+                    ("SLURM_JOB_ID", job_id),
+                    ("SLURM_JOB_NODELIST", "node"),
+                ])
+            };
+            (of("1"), of(&most))
+        };
+        let (found, contradiction) = slurm("1", "18446744073709551615");
+        assert!(matches!(found.unwrap().unwrap().store, StoreAt::Rank0 { port: 20_000..30_000, .. }));
+        assert!(contradiction.is_err());
+        let huge = [("RANK", "1"), ("WORLD_SIZE", most.as_str()), ("REGATTA_STORE", "a:1")];
+        assert!(world(&huge).unwrap_err().to_string().contains("is more than"));
     }
 
     #[test]

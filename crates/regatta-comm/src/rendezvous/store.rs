@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-const MAGIC: &[u8] = b"regatta-store-2";
+pub(crate) const MAGIC: &[u8] = b"regatta-store-2";
 /// How long a stranger may take to say who it is.
 const HELLO_TIME: Duration = Duration::from_secs(5);
 /// How long one of several possible stores may take to answer.
@@ -29,6 +29,13 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(10);
 /// Connections that have not said yet who they are, beside two for each rank; more throw the oldest out.
 const STRANGERS: usize = 64;
+/// Most bytes of all entries, with what it takes to keep them: some two million operations that are announced to a
+/// joined rank, which are most of what a job ever leaves here.
+const MOST: usize = 256 << 20;
+/// Bytes that an entry takes beside its key and its value.
+pub(crate) const ENTRY: usize = 64;
+/// Longest reason of a failure that is passed on, in bytes.
+const REASON: usize = 64 << 10;
 /// Stands for no rank.
 const NOBODY: u32 = u32::MAX;
 
@@ -41,9 +48,13 @@ struct Served {
     address: SocketAddr,
     job: Vec<u8>,
     size: usize,
+    /// Most bytes of all entries.
+    most: usize,
     identity: Option<Identity>,
     state: Mutex<State>,
     changed: Condvar,
+    /// Held while news is told, beside the state: a watcher that takes none must not hold requests up.
+    watchers: Mutex<Vec<Arc<Stream>>>,
     closing: AtomicBool,
     strangers: Mutex<Strangers>,
 }
@@ -51,10 +62,25 @@ struct Served {
 #[derive(Default)]
 struct State {
     entries: BTreeMap<String, Vec<u8>>,
+    /// Bytes of all entries.
+    bytes: usize,
     failure: Option<(Option<usize>, String)>,
-    watchers: Vec<Arc<Stream>>,
     /// Ranks that hold a watch connection, or have held one.
     seen: Vec<usize>,
+}
+
+impl State {
+    /// Sets an entry, where that leaves no more than `most` bytes of entries.
+    fn set(&mut self, key: String, value: Vec<u8>, most: usize) -> bool {
+        let before = self.entries.get(&key).map_or(0, |value| ENTRY + key.len() + value.len());
+        let bytes = self.bytes - before + ENTRY + key.len() + value.len();
+        if bytes > most {
+            return false;
+        }
+        self.bytes = bytes;
+        self.entries.insert(key, value);
+        true
+    }
 }
 
 /// Connections that have not said yet who they are.
@@ -104,16 +130,7 @@ impl StoreServer {
         })?;
         let address = listener.local_addr().map_err(Error::system("listen"))?;
         let identity = security.for_store(address.ip())?;
-        let shared = Arc::new(Served {
-            address,
-            job: job.to_vec(),
-            size,
-            identity,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            closing: AtomicBool::new(false),
-            strangers: Mutex::default(),
-        });
+        let shared = Arc::new(Served::new(address, size, identity, job));
         at_exit::register(at_exit::Farewell::Server(Arc::downgrade(&shared)));
         let served = shared.clone();
         std::thread::Builder::new()
@@ -158,6 +175,21 @@ impl Drop for StoreServer {
 }
 
 impl Served {
+    fn new(address: SocketAddr, size: usize, identity: Option<Identity>, job: &[u8]) -> Self {
+        Self {
+            address,
+            job: job.to_vec(),
+            size,
+            most: MOST,
+            identity,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            watchers: Mutex::default(),
+            closing: AtomicBool::new(false),
+            strangers: Mutex::default(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -178,6 +210,8 @@ impl Served {
     }
 
     fn fail(&self, rank: Option<usize>, reason: &str) {
+        // Every rank has to hear of it: the news has to fit into a frame.
+        let reason = &reason[..reason.floor_char_boundary(REASON)];
         {
             let mut state = self.lock();
             if state.failure.is_some() {
@@ -192,10 +226,18 @@ impl Served {
     fn tell(&self, message: &[&[u8]]) {
         let [kind, rank, text] = [0, 1, 2].map(|i| message.get(i).copied().unwrap_or_default());
         let message = wire::pack(&[kind, rank, text]);
-        for watcher in &self.lock().watchers {
-            // A watcher that is gone is noticed by its own thread.
-            let _ = wire::write(&mut &**watcher, &message);
-        }
+        self.watchers().retain(|watcher| {
+            let told = wire::write(&mut &**watcher, &message);
+            if told.is_err() {
+                // It is gone, or took a part of the message only. Its own thread notices the end.
+                watcher.shutdown();
+            }
+            told.is_ok()
+        });
+    }
+
+    fn watchers(&self) -> MutexGuard<'_, Vec<Arc<Stream>>> {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn strangers(&self) -> MutexGuard<'_, Strangers> {
@@ -233,7 +275,7 @@ impl Served {
     }
 
     /// What a hello says, where it is one of this job's.
-    pub(super) fn greet(&self, hello: &[u8]) -> Option<Guest> {
+    fn greet(&self, hello: &[u8]) -> Option<Guest> {
         let [magic, job, role, rank, who] = wire::unpack::<5>(hello)?;
         let rank = parse_rank(rank).filter(|&rank| rank < self.size)?;
         if magic != MAGIC || job != self.job {
@@ -255,11 +297,12 @@ impl Served {
     fn watch(&self, stream: &Arc<Stream>, rank: usize, who: &str) -> io::Result<()> {
         super::keepalive(&**stream, SILENCE);
         {
-            let mut state = self.lock();
-            if let Some((rank, reason)) = &state.failure {
-                wire::write(&mut &**stream, &wire::pack(&[b"X", &rank_code(*rank), reason.as_bytes()]))?;
+            let mut watchers = self.watchers();
+            let failure = self.lock().failure.clone();
+            if let Some((rank, reason)) = failure {
+                wire::write(&mut &**stream, &wire::pack(&[b"X", &rank_code(rank), reason.as_bytes()]))?;
             }
-            state.watchers.push(stream.clone());
+            watchers.push(stream.clone());
         }
         loop {
             let message = wire::read(&mut &**stream);
@@ -292,21 +335,25 @@ impl Served {
     }
 
     /// The answer to a request; none to what is no request. Waits at most `most`.
-    pub(super) fn answer(&self, request: &[u8], most: Duration) -> Option<Vec<u8>> {
+    fn answer(&self, request: &[u8], most: Duration) -> Option<Vec<u8>> {
         let [kind, key, value] = wire::unpack::<3>(request)?;
         let key = String::from_utf8_lossy(key).into_owned();
         Some(match kind {
             b"S" => {
-                self.lock().entries.insert(key, value.to_vec());
+                if !self.lock().set(key, value.to_vec(), self.most) {
+                    return Some(full());
+                }
                 self.changed.notify_all();
                 wire::pack(&[b"k", b""])
             }
             b"A" => {
                 let amount = u64::from_le_bytes(value.try_into().ok()?);
                 let mut state = self.lock();
-                let entry = state.entries.entry(key).or_default();
-                let sum = entry.as_slice().try_into().map_or(0, u64::from_le_bytes).wrapping_add(amount);
-                *entry = sum.to_le_bytes().to_vec();
+                let number = |entry: &Vec<u8>| entry.as_slice().try_into().map_or(0, u64::from_le_bytes);
+                let sum = state.entries.get(&key).map_or(0, number).wrapping_add(amount);
+                if !state.set(key, sum.to_le_bytes().to_vec(), self.most) {
+                    return Some(full());
+                }
                 drop(state);
                 self.changed.notify_all();
                 wire::pack(&[b"v", &sum.to_le_bytes()])
@@ -315,12 +362,20 @@ impl Served {
                 let state = self.lock();
                 let entries =
                     state.entries.range(key.clone()..).take_while(|(name, _)| name.starts_with(&key));
-                let fields: Vec<&[u8]> =
-                    entries.flat_map(|(name, value)| [name.as_bytes(), value.as_slice()]).collect();
+                let mut room = wire::LONGEST - wire::pack(&[b"v", b""]).len();
+                let mut fields: Vec<&[u8]> = vec![];
+                for (name, value) in entries {
+                    let Some(left) = room.checked_sub(8 + name.len() + value.len()) else {
+                        return Some(refusal("more entries than an answer holds"));
+                    };
+                    room = left;
+                    fields.extend([name.as_bytes(), value.as_slice()]);
+                }
                 wire::pack(&[b"v", &wire::pack(&fields)])
             }
             b"J" => {
                 let sequence: [u8; 4] = value.try_into().ok()?;
+                u64::from_str_radix(&key, 16).ok()?;
                 self.tell(&[b"J", key.as_bytes(), &sequence]);
                 wire::pack(&[b"k", b""])
             }
@@ -343,19 +398,56 @@ impl Served {
     }
 }
 
+/// The answer to a request that is one, but not granted.
+fn refusal(why: &str) -> Vec<u8> {
+    wire::pack(&[b"e", why.as_bytes()])
+}
+
+fn full() -> Vec<u8> {
+    refusal("it is full: the job's ranks have left more there than any job needs")
+}
+
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+enum Role {
     Watch,
     Requests,
 }
 
 /// Whoever has shown to be of the job.
-pub(super) struct Guest {
+struct Guest {
     role: Role,
     rank: usize,
     /// Host and process, for errors.
     who: String,
+}
+
+/// A server without a socket.
+#[cfg(any(test, fuzzing))]
+pub(crate) struct Bare(Served);
+
+#[cfg(any(test, fuzzing))]
+impl Bare {
+    /// For at most `most` bytes of entries.
+    pub(crate) fn new(size: usize, job: &[u8], most: usize) -> Self {
+        let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+        Self(Served { most, ..Served::new(address, size, None, job) })
+    }
+
+    /// Whether a hello is one of this job's.
+    pub(crate) fn greet(&self, hello: &[u8]) -> bool {
+        self.0.greet(hello).is_some()
+    }
+
+    /// The answer at once.
+    pub(crate) fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
+        self.0.answer(request, Duration::ZERO)
+    }
+
+    /// Bytes of all entries.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.lock().bytes
+    }
 }
 
 fn unix_us() -> u64 {
@@ -515,6 +607,10 @@ impl StoreClient {
             }
         };
         match wire::unpack::<2>(&answer) {
+            Some([b"e", why]) => {
+                let why = String::from_utf8_lossy(why);
+                Err(Error::Rendezvous(format!("the job's store refuses a request: {why}")))
+            }
             Some([[kind], value]) => Ok((*kind, value.to_vec())),
             _ => Err(Error::Rendezvous("the job's store gave an answer that is none".into())),
         }
@@ -732,5 +828,84 @@ mod at_exit {
             Farewell::Server(server) => server.strong_count() > 0,
         });
         farewells.push(farewell);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(store: &Bare, key: &str, value: &[u8]) -> bool {
+        let answer = store.answer(&wire::pack(&[b"S", key.as_bytes(), value])).unwrap();
+        wire::unpack::<2>(&answer).unwrap()[0] == b"k"
+    }
+
+    #[test]
+    fn each_rank_of_this_job_watches_once() {
+        let store = Bare::new(2, b"job", MOST);
+        let greet = |job: &[u8], role: &[u8], rank: usize| {
+            store.greet(&wire::pack(&[MAGIC, job, role, &rank_code(Some(rank)), b"who"]))
+        };
+        assert!(greet(b"job", b"request", 1) && greet(b"job", b"watch", 1) && greet(b"job", b"request", 1));
+        assert!(!greet(b"job", b"watch", 1) && !greet(b"job", b"watch", 2) && !greet(b"other", b"watch", 0));
+    }
+
+    #[test]
+    fn entries_have_a_bound() {
+        let store = Bare::new(2, b"", 1000);
+        assert!(set(&store, "a", &[0; 100]));
+        let stored = (0..100).filter(|n| set(&store, &format!("{n}"), &[0; 100])).count();
+        assert_eq!(stored, 5);
+        // An entry may still become shorter, and counters are refused alike.
+        assert!(!set(&store, "a", &[0; 200]) && set(&store, "a", &[0; 50]));
+        assert_eq!(store.bytes(), 6 * (ENTRY + 101) - 50);
+        let add = |key: &[u8]| store.answer(&wire::pack(&[b"A", key, &1u64.to_le_bytes()])).unwrap();
+        assert!(set(&store, "0", b""));
+        assert_eq!(wire::unpack::<2>(&add(b"n")).unwrap()[0], b"v");
+        assert_eq!(wire::unpack::<2>(&add(&[b'm'; 200])).unwrap()[0], b"e");
+    }
+
+    #[test]
+    fn what_no_frame_holds_is_refused() {
+        let store = Bare::new(2, b"", MOST);
+        for n in 0..3 {
+            assert!(set(&store, &format!("list/{n}"), &[0; 500_000]));
+        }
+        let list = |prefix: &[u8]| store.answer(&wire::pack(&[b"P", prefix, b""])).unwrap();
+        assert_eq!(wire::unpack::<2>(&list(b"list/")).unwrap()[0], b"e");
+        assert!(list(b"list/1").len() < wire::LONGEST);
+        // A token is a number in hexadecimal digits; anything longer is no request.
+        assert!(store.answer(&wire::pack(&[b"J", &[b'f'; 17], &[0; 4]])).is_none());
+        assert!(store.answer(&wire::pack(&[b"J", b"ff", &[0; 4]])).is_some());
+    }
+
+    #[test]
+    fn requests_are_answered_while_a_watcher_takes_no_news() {
+        let store = Arc::new(Bare::new(2, b"", MOST));
+        let telling = store.0.watchers();
+        let (sender, answered) = std::sync::mpsc::channel();
+        let asked = store.clone();
+        std::thread::spawn(move || sender.send(set(&asked, "a", b"b")));
+        assert_eq!(answered.recv_timeout(Duration::from_secs(20)), Ok(true));
+        drop(telling);
+    }
+
+    #[test]
+    fn the_longest_reason_reaches_everyone() {
+        let security = Security::default();
+        let server = StoreServer::start("127.0.0.1:0", 1, &security).unwrap();
+        let addresses = || Ok(vec![(server.addr().to_string(), security.clone())]);
+        let deadline = Duration::from_secs(20);
+        let until = Instant::now() + deadline;
+        let reach = Reach { addresses: &addresses, job: b"", rank: 0, until, certain: true, deadline };
+        let health = Arc::<Health>::default();
+        let client = StoreClient::connect(&reach, health.clone()).unwrap();
+        // The server's end of the watch connection may come to watch only now, and is told then.
+        server.abort(None, &"\u{e9}".repeat(wire::LONGEST));
+        let own = || Error::Rendezvous("no news".into());
+        while !matches!(health.verdict(own()), Error::Aborted { .. }) {
+            assert!(Instant::now() < until, "nobody has heard of it");
+        }
+        drop(client);
     }
 }

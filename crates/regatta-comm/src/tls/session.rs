@@ -119,6 +119,14 @@ impl Tls {
         }
     }
 
+    /// Whether rustls has something to encode.
+    fn has_queued(&self) -> bool {
+        match &self.side {
+            Side::Client(connection) => connection.wants_write(),
+            Side::Server(connection) => connection.wants_write(),
+        }
+    }
+
     /// One state of the connection; decrypted bytes go to `take`.
     fn step(&mut self, send: Send<'_>, take: &mut dyn FnMut(&mut Queue, &[u8])) -> Result<Step, Error> {
         if let Some(error) = &self.failed {
@@ -127,11 +135,9 @@ impl Tls {
         let step = self.advance(send, take);
         if let Err(error) = &step {
             self.failed = Some(error.clone());
-            // The alert that tells the peer why is still to be encoded; what is wrong must not be looked at again.
-            let encoded = self.outgoing.filled().len();
-            while self.outgoing.filled().len() == encoded
-                && matches!(self.advance(Send::Nothing, take), Ok(Step::Again))
-            {}
+            // The alert that tells the peer why is still to be encoded. What came in is not to be looked at again:
+            // rustls would fail a second time, and takes that for a mistake of ours.
+            while self.has_queued() && matches!(self.advance(Send::Nothing, take), Ok(Step::Again)) {}
         }
         step
     }

@@ -320,6 +320,42 @@ fn peers_that_do_not_speak_tls_fail_by_the_deadline() {
 }
 
 #[test]
+fn garbage_ends_a_handshake_without_a_panic() {
+    let identity = Identity::new(b"correct horse");
+    let mut random = Random(11);
+    let mut garbage =
+        vec![vec![10], vec![22, 3, 1, 0, 1, 0], vec![21, 3, 3, 0, 2, 2, 40], vec![23, 3, 3, 64, 2]];
+    garbage.extend((0..50).map(|count| [vec![22, 3, 3, 0, count], random.bytes(count.into())].concat()));
+    for bytes in garbage {
+        for server in [false, true] {
+            let (near, mut far) = sockets();
+            far.write_all(&bytes).unwrap();
+            far.shutdown(Shutdown::Write).unwrap();
+            match server {
+                true => failure(Stream::accept(near, &identity, soon())),
+                false => failure(Stream::connect(near, &identity, soon())),
+            };
+        }
+    }
+}
+
+#[test]
+fn a_deadline_counts_for_all_bytes() {
+    for (near, far) in [pair(), plain_pair()] {
+        (&far).write_all(b"ab").unwrap();
+        let mut said = [0; 2];
+        near.read_exact_by(&mut said, soon()).unwrap();
+        assert_eq!(&said, b"ab");
+        (&far).write_all(b"c").unwrap();
+        let late = near.read_exact_by(&mut said, Instant::now()).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        drop(far);
+        let cut = near.read_exact_by(&mut said, soon()).unwrap_err();
+        assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
+
+#[test]
 fn one_side_without_the_secret() {
     let identity = Identity::new(b"job");
     for tls_client in [true, false] {

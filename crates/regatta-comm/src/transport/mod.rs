@@ -10,6 +10,8 @@ mod patience;
 pub(crate) mod shared;
 #[cfg(target_os = "linux")]
 pub(crate) mod shm;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod simulated;
 pub(crate) mod tcp;
 pub(crate) mod thread;
 #[cfg(target_os = "linux")]

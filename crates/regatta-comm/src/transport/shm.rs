@@ -340,7 +340,8 @@ impl Transport for ShmTransport {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::algorithm::{Context, direct};
+    use crate::algorithm::direct;
+    use crate::algorithm::simulate::context;
     use crate::call::{Call, Kind};
     use crate::element::DType;
     use std::time::SystemTime;
@@ -400,7 +401,7 @@ mod tests {
                     // SAFETY: the piece is this thread's alone, page-aligned and long enough.
                     let data = unsafe { std::slice::from_raw_parts_mut(piece.start().cast::<f32>(), len) };
                     data.fill(1.0 + rank as f32);
-                    let mut shared = Shared::new(segment, Context::of_test(rank, 2));
+                    let mut shared = Shared::new(segment, context(rank, 2));
                     let call = Call::new(Kind::AllReduce, DType::F32, len);
                     let memory = crate::job::ArenaMemory(arena.clone());
                     direct::all_reduce(&mut shared, Some(&memory), call, data).unwrap();

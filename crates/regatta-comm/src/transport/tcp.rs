@@ -10,7 +10,7 @@ use crate::health::SLICE;
 use crate::rendezvous::Security;
 use crate::rendezvous::store::StoreClient;
 use crate::tls::{Identity, Stream};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 #[cfg(target_os = "linux")]
 use std::os::fd::AsFd;
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 const MAGIC: &[u8; 8] = b"rgtta-p3";
 /// Magic, secret, group; the rank and the number of the connection follow.
-const GREETING: usize = 8 + 16 + 8;
+pub(crate) const GREETING: usize = 8 + 16 + 8;
 /// How long a stranger may take to say who it is.
 const GREETING_TIME: Duration = Duration::from_secs(5);
 /// Strangers that are heard at a time; more have to wait in the queue of the system.
@@ -392,7 +392,8 @@ fn accept(
 type Heard = Option<(usize, usize, Stream)>;
 
 fn greet(stream: TcpStream, identity: Option<Identity>, expected: Arc<Vec<u8>>, sender: Sender<Heard>) {
-    std::thread::spawn(move || {
+    let unheard = sender.clone();
+    let hearing = std::thread::Builder::new().spawn(move || {
         let hear = || -> io::Result<Heard> {
             stream.set_nonblocking(false)?;
             prepare(&stream)?;
@@ -400,15 +401,17 @@ fn greet(stream: TcpStream, identity: Option<Identity>, expected: Arc<Vec<u8>>, 
                 Some(identity) => Stream::accept(stream, &identity, Instant::now() + GREETING_TIME)?,
                 None => Stream::plain(stream),
             };
-            stream.set_read_timeout(Some(GREETING_TIME));
             let mut said = [0; GREETING + 8];
-            (&stream).read_exact(&mut said)?;
-            stream.set_read_timeout(None);
+            stream.read_exact_by(&mut said, Instant::now() + GREETING_TIME)?;
             Ok(recognise(&said, &expected).map(|(rank, number)| (rank, number, stream)))
         };
         // The group may be complete, or have given up.
         let _ = sender.send(hear().ok().flatten());
     });
+    if hearing.is_err() {
+        // A connection that no thread can be had for is dropped.
+        let _ = unheard.send(None);
+    }
 }
 
 /// The rank and the number of the connection in a greeting of this group.
@@ -502,6 +505,7 @@ impl Transport for TcpTransport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     #[test]
     fn strangers_are_dropped_and_hold_nobody_up() {
