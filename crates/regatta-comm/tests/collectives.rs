@@ -355,21 +355,28 @@ fn awkward(rank: usize, len: usize) -> Vec<f32> {
 
 #[test]
 fn the_same_bits_on_every_rank_and_in_every_run() {
-    for way in WAYS {
-        let once = || {
-            run(way, 3, DEADLINE, |group| {
-                let mut private = awkward(group.rank(), 300_001);
+    for way in all_ways() {
+        let once = |size: usize| {
+            run(way, size, DEADLINE, |group| {
+                let mut private = awkward(group.rank(), 100_001);
                 group.all_reduce(&mut private, ReduceOp::Mean).unwrap();
-                let mut buffer = group.buffer(300_001).unwrap();
-                buffer.copy_from_slice(&awkward(group.rank(), 300_001));
+                let mut buffer = group.buffer(100_001).unwrap();
+                buffer.copy_from_slice(&awkward(group.rank(), 100_001));
                 let buffer = group.all_reduce_async(buffer, ReduceOp::Mean).wait().unwrap();
                 let bits = |data: &[f32]| data.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 assert_eq!(bits(&private), bits(&buffer), "{group:?}");
-                bits(&private)
+                let mut part = vec![0.0; 1001];
+                group.reduce_scatter(&awkward(group.rank(), 1001 * size), &mut part, ReduceOp::Sum).unwrap();
+                let mut at_root = awkward(group.rank(), 5001);
+                group.reduce(&mut at_root, ReduceOp::Sum, 1).unwrap();
+                (bits(&private), bits(&part), bits(&at_root))
             })
         };
-        let (first, second) = (once(), once());
-        assert!(first.iter().chain(&second).all(|bits| *bits == first[0]), "{way:?}");
+        for size in [3, 4] {
+            let (first, second) = (once(size), once(size));
+            assert_eq!(first, second, "{way:?}: another run");
+            assert!(first.iter().all(|(all, ..)| *all == first[0].0), "{way:?}: another rank");
+        }
     }
 }
 
