@@ -14,8 +14,8 @@ for target in wire rendezvous call tls table schedule; do
   count=$runs
   # Each of these inputs takes a handshake, or threads that take turns.
   case $target in tls | schedule) count=$((runs / 10)) ;; esac
-  if ! cargo fuzz run "$target" -- "-runs=$count" -max_len=512 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
-    >"$log" 2>&1; then
+  if ! cargo fuzz run "$target" -- "-runs=$count" -max_len=512 -len_control=0 -timeout=10 -rss_limit_mb=2048 \
+    -print_final_stats=1 >"$log" 2>&1; then
     tail -n 60 "$log"
     exit 1
   fi

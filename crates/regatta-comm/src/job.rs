@@ -42,7 +42,7 @@ enum Ways {
     /// The other ranks are threads of this process.
     Threads(Arc<Hub>),
     /// The other ranks are processes. The client goes before the server.
-    Processes { store: Arc<StoreClient>, _server: Option<StoreServer>, security: Security },
+    Processes { store: Arc<StoreClient>, server: Option<StoreServer>, security: Security },
 }
 
 /// What a group communicates with.
@@ -158,7 +158,7 @@ impl Job {
             // Everyone is here; a later job must not find it.
             let _ = std::fs::remove_file(path);
         }
-        let ways = Ways::Processes { store, _server: server, security: found.into_inner() };
+        let ways = Ways::Processes { store, server, security: found.into_inner() };
         Ok(Self { rank: world.rank, size: world.size, health, tuning: Arc::new(tuning), name, hosts, ways })
     }
 
@@ -201,8 +201,12 @@ impl Job {
     pub(crate) fn abort(&self, reason: &str) {
         let reason = format!("rank {} gave up: {reason}", self.rank);
         self.health.end(Some(self.rank), &reason);
-        if let Ways::Processes { store, .. } = &self.ways {
-            store.abort(&reason);
+        if let Ways::Processes { store, server, .. } = &self.ways {
+            match server {
+                // A message to the server of this process might come after the goodbye that its end says.
+                Some(server) => server.abort(Some(self.rank), &reason),
+                None => store.abort(&reason),
+            }
         }
     }
 

@@ -6,8 +6,8 @@ use regatta_comm::{Algorithm, Group, Options, ReduceOp};
 /// Elements: none, one, odd, more than what is reduced in one wait, more than a slot stages.
 const LENGTHS: [usize; 6] = [0, 1, 37, 4099, 70_001, 140_001];
 
-fn each(size: usize, algorithm: Algorithm, rank: impl Fn(&Group) + Sync) {
-    let options = Options { algorithm: Some(algorithm), ..Options::default() };
+fn each(size: usize, algorithm: Algorithm, lanes: usize, rank: impl Fn(&Group) + Sync) {
+    let options = Options { algorithm: Some(algorithm), lanes, ..Options::default() };
     std::thread::scope(|scope| {
         for group in Group::threads_with(size, &options) {
             scope.spawn(|| rank(&{ group }));
@@ -70,7 +70,7 @@ fn operations(group: &Group, len: usize) {
 #[test]
 fn shared_memory() {
     for size in 2..=4 {
-        each(size, Algorithm::Direct, |group| {
+        each(size, Algorithm::Direct, 1, |group| {
             for len in LENGTHS {
                 operations(group, len);
             }
@@ -82,10 +82,26 @@ fn shared_memory() {
 }
 
 #[test]
+fn lanes() {
+    for size in 2..=3 {
+        each(size, Algorithm::Direct, 3, |group| {
+            // A little over 2 MiB, from where on lanes share the work.
+            let len = (2 << 18) + 7;
+            for _ in 0..3 {
+                let mut data = numbers(group.rank(), len);
+                group.all_reduce(&mut data, ReduceOp::Sum).unwrap();
+                let sum = |index| (0..size).map(|rank| number(rank, index)).sum::<f32>();
+                assert!(data.iter().enumerate().all(|(index, &x)| x == sum(index)));
+            }
+        });
+    }
+}
+
+#[test]
 fn channels() {
     for algorithm in [Algorithm::Ring, Algorithm::HalvingDoubling, Algorithm::Tree, Algorithm::Bruck] {
         for size in 2..=4 {
-            each(size, algorithm, |group| {
+            each(size, algorithm, 1, |group| {
                 for len in LENGTHS {
                     operations(group, len);
                 }

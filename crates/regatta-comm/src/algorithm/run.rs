@@ -39,6 +39,8 @@ struct Lane {
     theirs: [u8; ENCODED],
     /// Bytes of the next receive.
     got: usize,
+    /// The next receive waits for an earlier step and not for the peer.
+    held: bool,
     /// What was received to be reduced.
     beside: Vec<u64>,
 }
@@ -102,6 +104,7 @@ pub(crate) fn run_with<T: Element>(
                     header_in: 0,
                     theirs: [0; ENCODED],
                     got: 0,
+                    held: false,
                     beside: pool.pop().unwrap_or_default(),
                 });
                 let last = lanes.len() - 1;
@@ -144,7 +147,7 @@ impl<T: Element> Runner<'_, T> {
                 moved |= self.pull(lane, calls)?;
                 let (pushed, blocked) = self.push(lane)?;
                 moved |= pushed;
-                if lane.receiving() {
+                if lane.receiving() && !lane.held {
                     from.push(lane.peer);
                 }
                 if blocked {
@@ -242,6 +245,7 @@ impl<T: Element> Runner<'_, T> {
                     self.check(lane.peer, &lane.theirs, calls(lane.peer))?;
                 }
             }
+            lane.held = !ready && lane.header_in == ENCODED && (lane.got == width || what == What::Copy);
             if lane.header_in < ENCODED || lane.got < width || !ready {
                 return Ok(moved);
             }

@@ -375,8 +375,8 @@ impl Served {
             }
             b"J" => {
                 let sequence: [u8; 4] = value.try_into().ok()?;
-                u64::from_str_radix(&key, 16).ok()?;
-                self.tell(&[b"J", key.as_bytes(), &sequence]);
+                let token = u64::from_str_radix(&key, 16).ok()?;
+                self.tell(&[b"J", format!("{token:x}").as_bytes(), &sequence]);
                 wire::pack(&[b"k", b""])
             }
             b"T" => wire::pack(&[b"v", &unix_us().to_le_bytes()]),
@@ -903,9 +903,13 @@ mod tests {
         // The server's end of the watch connection may come to watch only now, and is told then.
         server.abort(None, &"\u{e9}".repeat(wire::LONGEST));
         let own = || Error::Rendezvous("no news".into());
-        while !matches!(health.verdict(own()), Error::Aborted { .. }) {
-            assert!(Instant::now() < until, "nobody has heard of it");
-        }
+        let heard = loop {
+            match health.verdict(own()) {
+                Error::Aborted { reason, .. } => break reason,
+                _ => assert!(Instant::now() < until, "nobody has heard of it"),
+            }
+        };
+        assert!(heard.len() <= REASON && heard.chars().all(|c| c == '\u{e9}'));
         drop(client);
     }
 }

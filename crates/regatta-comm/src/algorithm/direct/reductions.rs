@@ -61,7 +61,9 @@ fn in_lanes<T: Element>(
         for (index, lane) in lanes.iter_mut().enumerate() {
             let (piece, more) = rest.split_at_mut(part(len, all, index + 1).len());
             rest = more;
-            threads.push(scope.spawn(move || all_reduce(lane, registered, call, piece)));
+            let spawned = std::thread::Builder::new()
+                .spawn_scoped(scope, move || all_reduce(lane, registered, call, piece));
+            threads.push(spawned.map_err(Error::system("start a thread for a lane of shared memory"))?);
         }
         let mut outcome = all_reduce(shared, registered, call, own);
         for thread in threads {
