@@ -27,6 +27,8 @@ pub(crate) struct Core {
     pub(crate) kind: TransportKind,
     pub(crate) memory: Option<Arc<dyn Memory>>,
     pub(crate) id: u64,
+    /// Nobody has asked for anything but what is usual in shared memory, so there is nothing to look up.
+    usual: bool,
     engine: Mutex<Engine>,
     pub(crate) job: Arc<Job>,
 }
@@ -102,7 +104,9 @@ impl Core {
             messages: HashMap::new(),
             pool: vec![],
         };
-        Self { context, options, kind, memory, id, engine: Mutex::new(engine), job }
+        let shared = matches!(kind, TransportKind::Thread | TransportKind::Shm);
+        let usual = shared && options.algorithm.is_none() && !job.tuning.covers(TransportKind::Shm);
+        Self { context, options, kind, memory, id, usual, engine: Mutex::new(engine), job }
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
@@ -124,6 +128,9 @@ impl Core {
 
     /// How `kind` is carried out with `bytes` of data.
     pub(crate) fn choose(&self, kind: Kind, op: ReduceOp, bytes: usize, uneven: bool) -> Algorithm {
+        if self.usual && !uneven && op != ReduceOp::Adasum && Algorithm::Direct.offers(kind) {
+            return Algorithm::Direct;
+        }
         let suits = |algorithm: &Algorithm| {
             possible(*algorithm, kind, self.kind, uneven)
                 // Its combination is not done element by element.

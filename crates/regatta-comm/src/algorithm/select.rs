@@ -53,6 +53,11 @@ impl Table {
         Ok(Self { rows })
     }
 
+    /// Whether it says anything about `link`.
+    pub(crate) fn covers(&self, link: TransportKind) -> bool {
+        self.rows.iter().any(|row| row.link == link)
+    }
+
     /// The algorithm for `kind` with `bytes` of data on each rank.
     pub(crate) fn choose(&self, kind: Kind, link: TransportKind, ranks: usize, bytes: usize) -> Algorithm {
         // Memory that threads or processes share is the same to an algorithm.
