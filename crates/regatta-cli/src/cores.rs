@@ -6,7 +6,7 @@ pub fn available() -> usize {
 }
 
 /// Binds process `pid` to its share of the cores that this process may use, where `workers` workers of `threads`
-/// threads take all of them: worker `index` gets as many as its threads. Where the job leaves cores free, the
+/// threads take all of them, once or several times over: worker `index` gets as many as its threads. Where the job leaves cores free, the
 /// system places it better than we, next to other jobs.
 #[cfg(target_os = "linux")]
 pub fn bind(pid: u32, index: usize, workers: usize, threads: usize) {
@@ -14,11 +14,14 @@ pub fn bind(pid: u32, index: usize, workers: usize, threads: usize) {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
     let Ok(mine) = sched_getaffinity(None) else { return };
     let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&core| mine.is_set(core)).collect();
-    if workers * threads != cores.len() {
+    // More workers than cores take turns on each, as many on one as on another.
+    let turns = (workers * threads) / cores.len().max(1);
+    if turns == 0 || workers * threads != turns * cores.len() || (turns > 1 && threads > 1) {
         return;
     }
     let mut share = CpuSet::new();
-    cores[index * threads..(index + 1) * threads].iter().for_each(|&core| share.set(core));
+    let first = index * threads % cores.len();
+    cores[first..first + threads].iter().for_each(|&core| share.set(core));
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     // A process that has ended already needs no core; a system that forbids it only costs speed.
     let _ = sched_setaffinity(pid, &share);

@@ -1,6 +1,10 @@
 //! The inner loops: combining vectors element by element, compiled for the vector units that the machine has.
 
 use crate::element::{Element, ReduceOp};
+use bytemuck::Zeroable;
+
+/// Numbers that are accumulated at a time: they stay in the first-level cache.
+const BLOCK: usize = 256;
 
 macro_rules! dispatch {
     ($name:ident, $body:ident, ($($arg:ident: $type:ty),*)) => {
@@ -81,12 +85,25 @@ fn reduce_body<T: Element>(into: &mut [T], parts: &[&[T]], op: ReduceOp) {
                 }
             }
             [first, ref rest @ ..] => {
-                for (i, x) in into.iter_mut().enumerate() {
-                    let sum = rest.iter().fold(first[i].widen(), |sum, part| f(sum, part[i].widen()));
-                    *x = T::narrow(match mean {
-                        Some(ranks) => T::divide(sum, ranks),
-                        None => sum,
-                    });
+                // Block by block, part by part: loops over single parts are what compilers vectorise.
+                let mut sums = [T::Wide::zeroed(); BLOCK];
+                for (block, into) in into.chunks_mut(BLOCK).enumerate() {
+                    let range = block * BLOCK..block * BLOCK + into.len();
+                    let sums = &mut sums[..into.len()];
+                    for (sum, a) in sums.iter_mut().zip(&first[range.clone()]) {
+                        *sum = a.widen();
+                    }
+                    for part in rest {
+                        for (sum, a) in sums.iter_mut().zip(&part[range.clone()]) {
+                            *sum = f(*sum, a.widen());
+                        }
+                    }
+                    for (x, sum) in into.iter_mut().zip(sums) {
+                        *x = T::narrow(match mean {
+                            Some(ranks) => T::divide(*sum, ranks),
+                            None => *sum,
+                        });
+                    }
                 }
             }
         }
