@@ -11,6 +11,8 @@ use crate::transport::shared::{Counter, PRIVATE, SLOT, Shared};
 
 /// Bytes reduced at a time in registered memory: stays in the first-level cache.
 const BLOCK: usize = 16 << 10;
+/// Bytes reduced at a time where the sum is copied at once.
+const COPIED: usize = 32 << 10;
 /// Bytes from which starting threads for the lanes pays.
 const WORTH_LANES: usize = 2 << 20;
 
@@ -134,16 +136,25 @@ fn chunked<T: Element>(shared: &mut Shared, call: Call, root: Option<usize>, dat
         // are read below overlaps them.
         let sums: &mut [T] =
             unsafe { std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast::<T>(), own.len()) };
-        let parts: Vec<&[T]> = (0..size)
-            .map(|peer| match peer == rank {
-                true => &piece[own.clone()],
-                false => &bytemuck::cast_slice(shared.staged(peer, round))[own.clone()],
-            })
-            .collect();
-        kernel::reduce(sums, &parts, call.op);
+        // In blocks, so that the copy reads what the cache has just got.
+        let block = COPIED / size_of::<T>();
+        for at in (0..own.len()).step_by(block) {
+            let sums = &mut sums[at..own.len().min(at + block)];
+            let here = own.start + at..own.start + at + sums.len();
+            let parts: Vec<&[T]> = (0..size)
+                .map(|peer| match peer == rank {
+                    true => &piece[here.clone()],
+                    false => &bytemuck::cast_slice(shared.staged(peer, round))[here.clone()],
+                })
+                .collect();
+            kernel::reduce(sums, &parts, call.op);
+            drop(parts);
+            if receives {
+                piece[here].copy_from_slice(sums);
+            }
+        }
         shared.publish(Counter::Reduced, round);
         if receives {
-            piece[own].copy_from_slice(sums);
             for peer in peers(shared) {
                 shared.await_counter(peer, Counter::Reduced, round, call)?;
                 let theirs = part(len, size, peer);
