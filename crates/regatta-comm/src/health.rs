@@ -160,10 +160,11 @@ impl<'a> Wait<'a> {
         if waited >= self.note {
             self.note = waited + NOTE.min(deadline / 2);
             notes.say(call, name);
-            if let Some(other) = notes.quarrel(call, name) {
+            let earlier = |sequence| context.earlier(sequence);
+            if let Some((own, other)) = notes.quarrel(call, name, &earlier) {
                 return Err(Error::Mismatch {
                     rank: context.names[context.rank],
-                    call: call.to_string(),
+                    call: own.to_string(),
                     other: other.rank,
                     other_call: other.call.to_string(),
                 });

@@ -106,20 +106,26 @@ impl Notes {
         peer
     }
 
-    /// A rank that will never come because it is in another call: one with the same number, or one that waits, along
-    /// a chain, for this rank.
-    pub(crate) fn quarrel(&self, call: Call, waits_for: usize) -> Option<Note> {
+    /// A rank that will never come because it is in another call than this rank's, and this rank's: one with the same
+    /// number, also where this rank has come further (`earlier` knows what it called), or one that waits, along a chain,
+    /// for this rank.
+    pub(crate) fn quarrel(
+        &self,
+        call: Call,
+        waits_for: usize,
+        earlier: &dyn Fn(u32) -> Option<Call>,
+    ) -> Option<(Call, Note)> {
         let notes = self.read();
         let others = || notes.iter().filter(|note| note.rank != self.rank);
         let collective = |call: &Call| call.kind != crate::call::Kind::Send;
-        let same_number = |note: &&Note| {
-            collective(&note.call)
-                && collective(&call)
-                && note.call.sequence == call.sequence
-                && !same(&note.call, &call)
-        };
-        if let Some(note) = others().find(same_number) {
-            return Some(*note);
+        for note in others().filter(|note| collective(&note.call)) {
+            let own = match note.call.sequence {
+                sequence if collective(&call) && sequence == call.sequence => Some(call),
+                sequence => earlier(sequence),
+            };
+            if let Some(own) = own.filter(|own| !same(own, &note.call)) {
+                return Some((own, *note));
+            }
         }
         // A circle of waiting ranks never ends; one in it is in another call.
         let mut circle: Vec<Note> = vec![];
@@ -132,7 +138,7 @@ impl Notes {
             circle.push(note);
             at = note.waits_for;
         }
-        circle.into_iter().find(|note| !same(&note.call, &call))
+        circle.into_iter().find(|note| !same(&note.call, &call)).map(|note| (call, note))
     }
 
     /// What names the `epoch`-th joining of the group.

@@ -164,17 +164,27 @@ pub(crate) struct Context {
 impl Context {
     /// What is wrong when `peer` calls `theirs` while this rank calls `call`.
     pub(crate) fn mismatch(&self, call: Call, peer: usize, theirs: Option<Call>) -> Error {
-        // A rank that only sends may be further on: what it called under the same number is what is wrong.
-        let recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        // A rank that only sends may be further on: what was called under the same number is what is wrong.
         let numbered = theirs.filter(|theirs| theirs.kind != Kind::Send && call.kind != Kind::Send);
-        let earlier = numbered.and_then(|theirs| recorder.call(theirs.sequence));
+        let earlier = numbered.and_then(|theirs| self.earlier(theirs.sequence));
         let earlier = earlier.filter(|own| Some(*own) != theirs);
-        Error::Mismatch {
+        let own = Error::Mismatch {
             rank: self.names[self.rank],
             call: earlier.unwrap_or(call).to_string(),
             other: self.names[peer],
             other_call: show(theirs),
+        };
+        if numbered.is_some_and(|theirs| theirs.sequence > call.sequence) {
+            // It is the peer that knows what it called before; it compares that with our note when it waits.
+            self.notes.say(call, self.names[peer]);
+            return self.health.verdict(own);
         }
+        own
+    }
+
+    /// The collective operation with this number, as far as it is remembered.
+    pub(crate) fn earlier(&self, sequence: u32) -> Option<Call> {
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner).call(sequence)
     }
 
     /// The ranks on the host of `rank`, in order.
