@@ -152,6 +152,8 @@ impl<'a> Wait<'a> {
         health.check()?;
         context.joining.invite(context, call)?;
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
+        // Parts of an operation have calls of their own; ranks compare the whole.
+        let call = context.current().unwrap_or(call);
         let name = context.names[peer];
         let deadline = context.deadline;
         if waited >= GRACE.min(deadline) && health.has_left(name) {

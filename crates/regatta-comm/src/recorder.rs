@@ -54,6 +54,11 @@ impl Recorder {
         }
     }
 
+    /// The operation that goes on.
+    pub(crate) fn current(&self) -> Option<Call> {
+        self.records.back().filter(|record| record.ended.is_none()).map(|record| record.call)
+    }
+
     /// The collective operation with this number.
     pub(crate) fn call(&self, sequence: u32) -> Option<Call> {
         let found = |record: &&Record| record.call.sequence == sequence && record.call.kind != Kind::Send;

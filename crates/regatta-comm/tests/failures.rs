@@ -123,6 +123,40 @@ fn a_late_rank_is_reported_before_it_is_fatal() {
     }
 }
 
+static LATE_ROOT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+#[test]
+fn parts_of_an_operation_are_no_mismatch() {
+    use regatta_comm::{Algorithm, TransportKind};
+    // Ranks of two hosts wait in different parts of the same operation for a rank that is late.
+    let options = Options {
+        algorithm: Some(Algorithm::Hierarchical),
+        warn: Duration::from_millis(1500),
+        on_late: |_| {
+            LATE_ROOT.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        },
+        join: Duration::from_secs(20),
+        ..Options::default()
+    };
+    for mean in [false, true] {
+        LATE_ROOT.store(0, std::sync::atomic::Ordering::SeqCst);
+        common::run_with(options.clone(), TransportKind::Mixed, 4, |group| {
+            let begun = Instant::now();
+            while group.rank() == 1 && LATE_ROOT.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+                assert!(begun.elapsed() < Duration::from_secs(20), "nobody says that rank 1 is late");
+                std::thread::yield_now();
+            }
+            let mut data = [group.rank() as f32; 1000];
+            if mean {
+                group.all_reduce(&mut data, ReduceOp::Mean).unwrap();
+            } else {
+                group.broadcast(&mut data, 1).unwrap();
+            }
+            assert!(data.iter().all(|&x| x == if mean { 1.5 } else { 1.0 }));
+        });
+    }
+}
+
 #[test]
 fn the_last_operations_are_written_down() {
     for way in WAYS {

@@ -182,6 +182,11 @@ impl Context {
         own
     }
 
+    /// The operation that goes on in the group.
+    pub(crate) fn current(&self) -> Option<Call> {
+        self.recorder.lock().unwrap_or_else(PoisonError::into_inner).current()
+    }
+
     /// The collective operation with this number, as far as it is remembered.
     pub(crate) fn earlier(&self, sequence: u32) -> Option<Call> {
         self.recorder.lock().unwrap_or_else(PoisonError::into_inner).call(sequence)

@@ -3,7 +3,8 @@
 
 use regatta_comm::rendezvous::{Security, StoreServer, World};
 use regatta_comm::{Algorithm, Group, Options, TransportKind};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// A way in which ranks can communicate; mixed: as if they were on two hosts.
 pub type Way = (TransportKind, Option<Algorithm>);
@@ -48,10 +49,12 @@ pub fn run_with<R: Send>(
     let mut threads =
         Group::threads_with(if transport == TransportKind::Thread { size } else { 0 }, &options);
     threads.reverse();
+    let through = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..size)
             .map(|number| {
                 let (thread, options, rank, address) = (threads.pop(), &options, &rank, &address);
+                let through = &through;
                 scope.spawn(move || {
                     let mut world = World::local(number, size, address);
                     if transport == TransportKind::Mixed {
@@ -60,6 +63,13 @@ pub fn run_with<R: Send>(
                     let group = thread.unwrap_or_else(|| Group::connect(&world, options).unwrap());
                     // Nobody is still connecting when a test makes a rank fail.
                     group.barrier().unwrap();
+                    // Nor is anybody still in that barrier.
+                    through.fetch_add(1, Ordering::SeqCst);
+                    let begun = Instant::now();
+                    while through.load(Ordering::SeqCst) < size {
+                        assert!(begun.elapsed() < Duration::from_secs(30), "a rank did not come through");
+                        std::thread::yield_now();
+                    }
                     rank(group)
                 })
             })
