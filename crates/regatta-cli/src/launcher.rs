@@ -94,6 +94,11 @@ fn watch(
         match events.recv_timeout(TICK) {
             Ok((rank, status)) => {
                 running -= 1;
+                let first = store.first_failure().and_then(|(rank, _)| rank);
+                if !status.success() && failed.is_some() && first == Some(rank) {
+                    // Others may end faster than the one that failed first is found dead.
+                    failed = Some((rank, status));
+                }
                 if !status.success() && failed.is_none() {
                     failed = Some((rank, status));
                     // It may have ended without a word to the others.
