@@ -93,6 +93,11 @@ impl Call {
         Self { detail: digest(self.detail, words), ..self }
     }
 
+    /// Whether all ranks of the group take part: only such calls are numbered alike on all.
+    pub(crate) fn is_collective(&self) -> bool {
+        self.kind != Kind::Send
+    }
+
     /// As words.
     pub(crate) fn encode(self) -> [u64; 4] {
         let codes =

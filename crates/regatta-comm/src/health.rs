@@ -1,7 +1,7 @@
 //! Deadlines, and the news that the job has ended or that a rank has left it.
 
 use crate::algorithm::Context;
-use crate::call::{Call, Kind};
+use crate::call::Call;
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -164,16 +164,7 @@ impl<'a> Wait<'a> {
             notes.say(call, name);
             let earlier = |sequence| context.earlier(sequence);
             if let Some((own, other)) = notes.quarrel(call, name, &earlier) {
-                let mismatch = Error::Mismatch {
-                    rank: context.names[context.rank],
-                    call: own.to_string(),
-                    other: other.rank,
-                    other_call: other.call.to_string(),
-                };
-                // A rank that is further on knows better what it called before.
-                let collective = |call: &Call| call.kind != Kind::Send;
-                let ahead = other.call.sequence > own.sequence && collective(&other.call) && collective(&own);
-                return Err(if ahead { health.verdict(mismatch) } else { mismatch });
+                return Err(context.disagree(own, other.rank, Some(other.call)));
             }
         }
         if waited >= deadline {

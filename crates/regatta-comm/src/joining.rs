@@ -4,7 +4,7 @@
 //! its call under its number; the joined rank reads what the next one is and calls the same.
 
 use crate::algorithm::Context;
-use crate::call::{Call, Kind};
+use crate::call::Call;
 use crate::error::Result;
 use crate::notes::Invitation;
 use std::sync::PoisonError;
@@ -37,7 +37,7 @@ impl Joining {
     pub(crate) fn invite(&self, context: &Context, call: Call) -> Result<()> {
         let token = self.token();
         let Some(first) = context.health.first_joined(token) else { return Ok(()) };
-        if call.kind == Kind::Send {
+        if !call.is_collective() {
             return Ok(());
         }
         let published = self.published.load(Ordering::Relaxed).max(first);
@@ -55,6 +55,7 @@ impl Joining {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::call::Kind;
     use crate::element::DType;
 
     #[test]

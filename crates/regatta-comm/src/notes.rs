@@ -117,10 +117,9 @@ impl Notes {
     ) -> Option<(Call, Note)> {
         let notes = self.read();
         let others = || notes.iter().filter(|note| note.rank != self.rank);
-        let collective = |call: &Call| call.kind != crate::call::Kind::Send;
-        for note in others().filter(|note| collective(&note.call)) {
+        for note in others().filter(|note| note.call.is_collective()) {
             let own = match note.call.sequence {
-                sequence if collective(&call) && sequence == call.sequence => Some(call),
+                sequence if call.is_collective() && sequence == call.sequence => Some(call),
                 sequence => earlier(sequence),
             };
             if let Some(own) = own.filter(|own| !same(own, &note.call)) {
@@ -183,7 +182,7 @@ impl Notes {
 
 /// Whether two calls are the same but for what only concerns one pair of ranks.
 fn same(a: &Call, b: &Call) -> bool {
-    a == b || (a.kind == crate::call::Kind::Send && b.kind == a.kind)
+    a == b || !(a.is_collective() || b.is_collective())
 }
 
 fn parse(rank: &str, value: &[u8]) -> Option<Note> {

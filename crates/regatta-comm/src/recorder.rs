@@ -4,7 +4,7 @@
 //! Ranks' clocks may differ: `regatta trace` puts operations together by their numbers, and times are corrected by
 //! what the rank has measured against the job's store.
 
-use crate::call::{Call, Kind};
+use crate::call::Call;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ impl Recorder {
 
     /// The collective operation with this number.
     pub(crate) fn call(&self, sequence: u32) -> Option<Call> {
-        let found = |record: &&Record| record.call.sequence == sequence && record.call.kind != Kind::Send;
+        let found = |record: &&Record| record.call.sequence == sequence && record.call.is_collective();
         self.records.iter().rev().find(found).map(|record| record.call)
     }
 
@@ -129,6 +129,7 @@ fn quote(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::call::Kind;
     use crate::element::DType;
 
     #[test]

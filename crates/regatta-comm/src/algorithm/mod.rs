@@ -165,21 +165,30 @@ impl Context {
     /// What is wrong when `peer` calls `theirs` while this rank calls `call`.
     pub(crate) fn mismatch(&self, call: Call, peer: usize, theirs: Option<Call>) -> Error {
         // A rank that only sends may be further on: what was called under the same number is what is wrong.
-        let numbered = theirs.filter(|theirs| theirs.kind != Kind::Send && call.kind != Kind::Send);
+        let numbered = theirs.filter(|theirs| theirs.is_collective() && call.is_collective());
         let earlier = numbered.and_then(|theirs| self.earlier(theirs.sequence));
         let earlier = earlier.filter(|own| Some(*own) != theirs);
-        let own = Error::Mismatch {
+        if numbered.is_some_and(|theirs| theirs.sequence > call.sequence) {
+            // The peer compares what it called before with our note, when it waits.
+            self.notes.say(self.current().unwrap_or(call), self.names[peer]);
+        }
+        self.disagree(earlier.unwrap_or(call), self.names[peer], theirs)
+    }
+
+    /// This rank's call `own` and `theirs` of rank `other` of the world will never meet. A rank that is further on knows
+    /// better what it called before, so its word is waited for.
+    pub(crate) fn disagree(&self, own: Call, other: usize, theirs: Option<Call>) -> Error {
+        let mismatch = Error::Mismatch {
             rank: self.names[self.rank],
-            call: earlier.unwrap_or(call).to_string(),
-            other: self.names[peer],
+            call: own.to_string(),
+            other,
             other_call: show(theirs),
         };
-        if numbered.is_some_and(|theirs| theirs.sequence > call.sequence) {
-            // It is the peer that knows what it called before; it compares that with our note when it waits.
-            self.notes.say(call, self.names[peer]);
-            return self.health.verdict(own);
+        let further = |theirs: Call| theirs.sequence > own.sequence && theirs.is_collective();
+        match own.is_collective() && theirs.is_some_and(further) {
+            true => self.health.verdict(mismatch),
+            false => mismatch,
         }
-        own
     }
 
     /// The operation that goes on in the group.
