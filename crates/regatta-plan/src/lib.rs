@@ -10,11 +10,21 @@
 //! ```
 
 mod bucket;
+mod cut;
+mod layout;
 mod mesh;
+mod schedule;
+mod simulate;
+mod slices;
 mod workers;
 
 pub use bucket::{bucket_cap, buckets};
-pub use mesh::Mesh;
+pub use cut::balance;
+pub use layout::{Dim, Layout, SPLITTABLE, TensorSpec, part};
+pub use mesh::{AXES, Mesh};
+pub use schedule::{Direction, Schedule, ScheduleKind, Task};
+pub use simulate::{Costs, Timeline, simulate};
+pub use slices::{Piece, Run, copy as copy_pieces};
 pub use workers::{default_workers, threads_per_worker};
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +55,52 @@ pub enum PlanError {
     /// A count that must be at least one is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
+    /// Axes that make no mesh, or a mesh of another size than the job.
+    #[error("mesh {0}")]
+    Mesh(String),
+    /// A layout that cannot be.
+    #[error("layout: {0}")]
+    Layout(String),
+    /// A schedule that does not exist, and those that do.
+    #[error("there is no schedule '{0}'; use one of {1}")]
+    UnknownSchedule(String, String),
+    /// The interleaved schedule with one chunk a stage.
+    #[error(
+        "the interleaved schedule takes at least 2 model chunks a stage; set 2 or more, or use the schedule 1f1b"
+    )]
+    TooFewChunks,
+    /// Several chunks a stage with a schedule that has one.
+    #[error(
+        "the schedule {kind} takes 1 model chunk a stage, not {chunks}; use 1, or the schedule interleaved"
+    )]
+    TooManyChunks {
+        /// The schedule.
+        kind: ScheduleKind,
+        /// Chunks asked for.
+        chunks: usize,
+    },
+    /// A schedule that cannot be executed.
+    #[error("the schedule cannot run: {0}")]
+    Schedule(String),
+    /// Costs of another number of parts than the model is cut into.
+    #[error("there are costs of {given} parts of the model, which is cut into {needed}")]
+    CostCount {
+        /// Costs in the shortest list.
+        given: usize,
+        /// Virtual stages.
+        needed: usize,
+    },
+    /// More parts than blocks to cut.
+    #[error("the model has {blocks} blocks, so it can be cut into at most {blocks} stages, not {parts}")]
+    TooFewBlocks {
+        /// Blocks of the model.
+        blocks: usize,
+        /// Parts asked for.
+        parts: usize,
+    },
+    /// A cost that is negative or not a number.
+    #[error("the cost of block {0} is not a number of at least zero")]
+    Cost(usize),
 }
 
 /// How many samples one optimizer step takes, as the user said it.
@@ -70,26 +126,55 @@ impl Batch {
     }
 }
 
+/// What is kept from forward for backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Everything that backward reads.
+    #[default]
+    None,
+    /// The input of every block; the rest is computed again (Chen et al. 2016, "Training Deep Nets with Sublinear Memory
+    /// Cost").
+    Block,
+}
+
 /// How a job is spread: printed at the start, kept in every checkpoint and summary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The named axes and their sizes.
     pub mesh: Mesh,
+    /// Which dimension is split over which axis.
+    pub layout: Layout,
     /// Samples of one worker in one optimizer step.
     pub batch_per_worker: usize,
-    /// Micro-steps that a worker's samples are cut into; gradients are communicated after the last.
+    /// Micro-batches that a worker's samples are cut into.
     pub accumulate: usize,
     /// Upper bound of a gradient bucket in bytes.
     pub bucket_bytes: usize,
+    /// What is sharded over the axis `data`, cumulatively: 1 optimizer state, 2 gradients, 3 parameters (Rajbhandari et
+    /// al. 2020, "ZeRO").
+    pub zero: u8,
+    /// Blocks whose parameters are gathered ahead of their use, under `zero` 3.
+    pub prefetch: usize,
+    /// Whether the optimizer's state is in a file and not in memory.
+    pub offload: bool,
+    /// In which order the stages of a pipeline do their work.
+    pub schedule: ScheduleKind,
+    /// Parts of the model that each stage holds.
+    pub chunks: usize,
+    /// Whether the regions between split layers are split by `time` (Korthikanti et al. 2022).
+    pub sequence: bool,
+    /// What is kept from forward for backward.
+    pub recompute: Recompute,
 }
 
 impl Plan {
-    /// A plan over `mesh` for `batch`.
+    /// A plan over `mesh` for `batch`, with nothing sharded.
     ///
     /// # Errors
     /// When the batch does not divide among workers and micro-steps.
     pub fn new(mesh: Mesh, batch: Batch, bucket_bytes: usize) -> Result<Self, PlanError> {
-        let workers = mesh.axis("data");
+        let workers = mesh.workers();
         if batch.samples == 0 {
             return Err(PlanError::Zero("the batch"));
         }
@@ -109,7 +194,20 @@ impl Plan {
                 upper: total.next_multiple_of(parts),
             });
         }
-        Ok(Self { mesh, batch_per_worker: total / workers, accumulate: batch.accumulate, bucket_bytes })
+        Ok(Self {
+            mesh,
+            layout: Layout::default(),
+            batch_per_worker: total / workers,
+            accumulate: batch.accumulate,
+            bucket_bytes,
+            zero: 0,
+            prefetch: 1,
+            offload: false,
+            schedule: ScheduleKind::default(),
+            chunks: 1,
+            sequence: false,
+            recompute: Recompute::None,
+        })
     }
 
     /// Ranks in the job.
@@ -119,12 +217,38 @@ impl Plan {
 
     /// Samples per optimizer step over all workers.
     pub fn global_batch(&self) -> usize {
-        self.batch_per_worker * self.mesh.axis("data")
+        self.batch_per_worker * self.mesh.workers()
     }
 
     /// Samples of one worker in one micro-step.
     pub fn micro_batch(&self) -> usize {
         self.batch_per_worker / self.accumulate
+    }
+
+    /// Stages of the pipeline.
+    pub fn stages(&self) -> usize {
+        self.mesh.axis("pipe")
+    }
+
+    /// Ranks that a unit of parameters is sharded over: 1 where nothing is sharded.
+    pub fn shards(&self) -> usize {
+        if self.zero == 0 { 1 } else { self.mesh.axis("data") }
+    }
+
+    /// What the stages of the pipeline do in a step.
+    ///
+    /// # Errors
+    /// A number of chunks that the schedule does not take.
+    pub fn pipeline(&self) -> Result<Schedule, PlanError> {
+        Schedule::new(self.schedule, self.stages(), self.chunks, self.accumulate)
+    }
+
+    /// Cuts blocks of these costs into the chunks of all stages, by virtual stage: as even as can be.
+    ///
+    /// # Errors
+    /// Fewer blocks than chunks.
+    pub fn cut(&self, costs: &[f64]) -> Result<Vec<std::ops::Range<usize>>, PlanError> {
+        balance(costs, self.stages() * self.chunks)
     }
 }
 
@@ -139,6 +263,24 @@ impl fmt::Display for Plan {
         )?;
         if self.accumulate > 1 {
             write!(f, " in {} micro-steps", self.accumulate)?;
+        }
+        if self.stages() > 1 {
+            write!(f, ", schedule {}", self.schedule)?;
+        }
+        if self.chunks > 1 {
+            write!(f, " with {} chunks a stage", self.chunks)?;
+        }
+        if self.zero > 0 {
+            write!(f, ", zero {}", self.zero)?;
+        }
+        if self.sequence {
+            write!(f, ", norm regions split by time")?;
+        }
+        if self.recompute == Recompute::Block {
+            write!(f, ", blocks computed again in backward")?;
+        }
+        if self.offload {
+            write!(f, ", optimizer state in a file")?;
         }
         write!(f, ", buckets of at most {:.1} MiB", self.bucket_bytes as f64 / (1 << 20) as f64)
     }

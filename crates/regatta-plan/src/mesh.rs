@@ -1,9 +1,23 @@
 //! Named axes of ranks (Shazeer et al. 2018, "Mesh-TensorFlow", section 3).
 
+use crate::PlanError;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::str::FromStr;
 
-/// An ordered list of named axes; their product is the world size. The last axis varies fastest with the rank.
+/// The axes that a mesh may have, from the slowest to the fastest with the rank: the one with most traffic, tensor,
+/// lies innermost and so inside a host; pipeline stages, which only hand activations on, lie far apart
+/// (Narayanan et al. 2021, section 3.4).
+pub const AXES: [&str; 4] = ["replica", "pipe", "data", "tensor"];
+
+/// Named axes and their sizes, in the order of [`AXES`]; their product is the world size. The last axis varies
+/// fastest with the rank.
+///
+/// ```
+/// let mesh: regatta_plan::Mesh = "tensor=2,data=2".parse().unwrap();
+/// assert_eq!(mesh.to_string(), "data=2,tensor=2");
+/// assert_eq!((mesh.coordinate(3, "data"), mesh.coordinate(2, "tensor")), (1, 0));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Mesh(Vec<(String, usize)>);
@@ -12,6 +26,33 @@ impl Mesh {
     /// One axis, `data`: every rank holds the whole model and sees its own part of the batch.
     pub fn data(workers: usize) -> Self {
         Self(vec![("data".into(), workers)])
+    }
+
+    /// A mesh of these axes, in any order.
+    ///
+    /// # Errors
+    /// An axis that is not one of [`AXES`], given twice or of size 0.
+    pub fn new(axes: &[(&str, usize)]) -> Result<Self, PlanError> {
+        for (index, (name, size)) in axes.iter().enumerate() {
+            let problem = if !AXES.contains(name) {
+                format!("has no axis `{name}`; the axes are {}", AXES.join(", "))
+            } else if axes[..index].iter().any(|(other, _)| other == name) {
+                format!("names the axis `{name}` twice")
+            } else if *size == 0 {
+                format!("axis `{name}` must be at least 1")
+            } else {
+                continue;
+            };
+            return Err(PlanError::Mesh(problem));
+        }
+        let find = |name: &str| axes.iter().find(|(axis, _)| *axis == name);
+        let sorted = AXES.iter().filter_map(|name| find(name)).map(|(name, size)| (name.to_string(), *size));
+        Ok(Self(sorted.collect()))
+    }
+
+    /// Names and sizes, slowest first.
+    pub fn axes(&self) -> &[(String, usize)] {
+        &self.0
     }
 
     /// Size of the named axis; 1 where the mesh does not have it.
@@ -23,6 +64,67 @@ impl Mesh {
     pub fn size(&self) -> usize {
         self.0.iter().map(|(_, size)| size).product()
     }
+
+    /// Ranks that see different samples: those along `replica` and `data`.
+    pub fn workers(&self) -> usize {
+        self.axis("replica") * self.axis("data")
+    }
+
+    /// The place of `rank` along the named axis; 0 where the mesh does not have it.
+    pub fn coordinate(&self, rank: usize, name: &str) -> usize {
+        let mut rest = rank;
+        for (axis, size) in self.0.iter().rev() {
+            if axis == name {
+                return rest % size;
+            }
+            rest /= size;
+        }
+        0
+    }
+
+    /// Which worker `rank` belongs to: ranks of one worker see the same samples.
+    pub fn worker(&self, rank: usize) -> usize {
+        self.coordinate(rank, "replica") * self.axis("data") + self.coordinate(rank, "data")
+    }
+
+    /// Checks that the mesh is as large as the job.
+    ///
+    /// # Errors
+    /// Another number of ranks, with what would do.
+    pub fn fits(&self, world: usize) -> Result<(), PlanError> {
+        let size = self.size();
+        if size == world {
+            return Ok(());
+        }
+        let others = size / self.axis("data");
+        let hint = if world.is_multiple_of(others) {
+            let axes = self.0.iter().filter(|(name, _)| name != "data");
+            let rest: String = axes.map(|(name, size)| format!(",{name}={size}")).collect();
+            format!("use data={}{rest}, or start {size} ranks", world / others)
+        } else {
+            format!("start {size} ranks")
+        };
+        Err(PlanError::Mesh(format!("{self} is for {size} ranks, but the job has {world}: {hint}")))
+    }
+}
+
+impl FromStr for Mesh {
+    type Err = PlanError;
+
+    fn from_str(text: &str) -> Result<Self, PlanError> {
+        let mut axes = vec![];
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let parsed =
+                part.split_once('=').and_then(|(name, size)| Some((name.trim(), size.trim().parse().ok()?)));
+            axes.push(parsed.ok_or_else(|| {
+                PlanError::Mesh(format!("{part:?} is not NAME=SIZE, as in data=2,tensor=2"))
+            })?);
+        }
+        if axes.is_empty() {
+            return Err(PlanError::Mesh("names no axis: give NAME=SIZE, as in data=2,tensor=2".into()));
+        }
+        Self::new(&axes)
+    }
 }
 
 impl fmt::Display for Mesh {
@@ -31,5 +133,42 @@ impl fmt::Display for Mesh {
             write!(f, "{}{axis}={size}", if i == 0 { "" } else { "," })?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coordinates_number_every_rank_once_and_tensor_is_innermost() {
+        let mesh: Mesh = "tensor=2,pipe=3,replica=2,data=2".parse().unwrap();
+        assert_eq!(mesh.to_string(), "replica=2,pipe=3,data=2,tensor=2");
+        let mut seen = std::collections::BTreeSet::new();
+        for rank in 0..mesh.size() {
+            seen.insert(AXES.map(|axis| mesh.coordinate(rank, axis)));
+        }
+        assert_eq!(seen.len(), 24);
+        assert_eq!(mesh.coordinate(1, "tensor"), 1);
+        assert_eq!((mesh.workers(), mesh.worker(23)), (4, 3));
+    }
+
+    #[test]
+    fn what_is_no_mesh_is_refused() {
+        for (text, wanted) in [
+            ("date=2", "has no axis `date`"),
+            ("data=2,data=2", "twice"),
+            ("data=0", "at least 1"),
+            ("data", "NAME=SIZE"),
+            ("data=x", "NAME=SIZE"),
+            ("", "names no axis"),
+        ] {
+            let error = text.parse::<Mesh>().unwrap_err().to_string();
+            assert!(error.contains(wanted), "{text}: {error}");
+        }
+        let mesh: Mesh = "data=2,tensor=2".parse().unwrap();
+        assert!(mesh.fits(4).is_ok());
+        assert!(mesh.fits(8).unwrap_err().to_string().contains("use data=4,tensor=2, or start 4 ranks"));
+        assert!(mesh.fits(3).unwrap_err().to_string().contains("start 4 ranks"));
     }
 }
