@@ -38,7 +38,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
         return Err(format!("--temperature {}: must be 0 or more", args.temperature).into());
     }
     let which = if args.last { Which::Last } else { Which::Best };
-    let generator = Generator::load(&args.run, which)?;
+    let mut generator = Generator::load(&args.run, which)?;
     let options =
         SampleConfig { prompt: None, tokens: args.tokens, temperature: args.temperature, top_k: args.top_k };
     let mut out = std::io::stdout().lock();

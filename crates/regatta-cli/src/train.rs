@@ -6,8 +6,8 @@ use crate::launcher;
 use crate::progress::Progress;
 use crate::signals;
 use clap::Args;
-use regatta::plan::{Mesh, Plan, default_workers, threads_per_worker};
-use regatta::train::{Config, Datasets, Job, ModelConfig, Observer, Silent, Summary, train};
+use regatta::plan::{Mesh, Plan, PlanError, ScheduleKind, default_workers, threads_per_worker};
+use regatta::train::{Config, Datasets, Job, Observer, Silent, Summary, train};
 use regatta_comm::rendezvous::World;
 use regatta_comm::{Algorithm, Group, Options, TransportKind};
 use std::path::{Path, PathBuf};
@@ -28,6 +28,18 @@ pub struct TrainArgs {
     /// Local workers; left out: what the machine serves best.
     #[arg(long)]
     workers: Option<usize>,
+    /// Named axes and their sizes, as in data=2,tensor=2,pipe=2; left out: all workers along data.
+    #[arg(long)]
+    mesh: Option<Mesh>,
+    /// What is sharded over data: 1 optimizer state, 2 gradients too, 3 parameters too.
+    #[arg(long)]
+    zero: Option<u8>,
+    /// In which order pipeline stages work: gpipe, 1f1b, interleaved or zero-bubble.
+    #[arg(long)]
+    schedule: Option<ScheduleKind>,
+    /// Micro-batches that each worker's samples are cut into, instead of train.accumulate.
+    #[arg(long)]
+    micro_batches: Option<usize>,
     /// Optimizer steps, instead of train.steps.
     #[arg(long)]
     steps: Option<usize>,
@@ -54,6 +66,10 @@ impl TrainArgs {
         sets.extend(self.steps.map(|steps| format!("train.steps={steps}")));
         sets.extend(self.workers.map(|workers| format!("parallel.workers={workers}")));
         sets.extend(self.transport.map(|transport| format!("parallel.transport={transport}")));
+        sets.extend(self.mesh.as_ref().map(|mesh| format!("parallel.mesh={mesh}")));
+        sets.extend(self.zero.map(|zero| format!("parallel.zero={zero}")));
+        sets.extend(self.schedule.map(|schedule| format!("parallel.schedule={schedule}")));
+        sets.extend(self.micro_batches.map(|micros| format!("train.accumulate={micros}")));
         Ok(Config::load(&self.config, &sets)?)
     }
 }
@@ -71,7 +87,9 @@ fn worker(args: &TrainArgs, config: Config, world: &World, started: Instant) -> 
     let stop = signals::stop_flag()?;
     let plan = plan(&config, world.size)?;
     // Before the ranks meet, so that none of them waits for another's preparation with a deadline running.
-    Datasets::open(&config)?;
+    let data = Datasets::open(&config)?;
+    check(&config, &plan, &data)?;
+    drop(data);
     let out = match std::env::var_os(OUT) {
         Some(out) => PathBuf::from(out),
         // Before the ranks meet, so before rank 0 writes there: all of them see the same.
@@ -90,7 +108,9 @@ fn worker(args: &TrainArgs, config: Config, world: &World, started: Instant) -> 
 
 fn launcher(args: &TrainArgs, config: Config, started: Instant) -> Result<ExitCode> {
     let batch = config.train.batch.map(|batch| batch / config.train.accumulate.max(1));
-    let workers = config.parallel.workers.unwrap_or_else(|| default_workers(cores::available(), batch));
+    let mesh = config.parallel.mesh.as_deref().map(str::parse::<Mesh>).transpose()?;
+    let workers = config.parallel.workers.or(mesh.map(|mesh| mesh.size()));
+    let workers = workers.unwrap_or_else(|| default_workers(cores::available(), batch));
     if workers > cores::available() {
         eprintln!("warning: {workers} workers on {} core(s): they will take turns", cores::available());
     }
@@ -99,6 +119,10 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant) -> Result<ExitCo
     let data = Datasets::open(&config)?;
     if prepared.elapsed() > Duration::from_secs(1) {
         eprintln!("data prepared in {:.1} s: {}", prepared.elapsed().as_secs_f64(), data.describe());
+    }
+    check(&config, &plan, &data)?;
+    if let Some(warning) = plan.pipeline()?.warning() {
+        eprintln!("warning: {warning}");
     }
     let out = folder(args, args.resume)?;
     let threads = config.parallel.threads.unwrap_or_else(|| threads_per_worker(cores::available(), workers));
@@ -160,7 +184,7 @@ fn on_rank(job: &Job) -> Result<()> {
         if job.group.rank() != 0 {
             return train(job, &mut Silent);
         }
-        let unit = if matches!(job.config.model, ModelConfig::Gpt(_)) { "tokens" } else { "samples" };
+        let unit = if job.config.model.time().is_some() { "tokens" } else { "samples" };
         let mut progress = Progress::new(job.config.train.steps, unit);
         let outcome = train(job, &mut progress as &mut dyn Observer);
         progress.finish();
@@ -204,9 +228,15 @@ fn report(summary: &Summary, out: &Path) {
 }
 
 fn plan(config: &Config, workers: usize) -> Result<Plan> {
-    let bytes = (config.parallel.bucket_mib * (1 << 20) as f64) as usize;
-    Plan::new(Mesh::data(workers), config.batch(), bytes)
-        .map_err(|error| format!("train.batch: {error}").into())
+    config.plan(workers).map_err(|error| match error {
+        PlanError::BatchDoesNotDivide { .. } => format!("train.batch: {error}").into(),
+        _ => format!("parallel: {error}").into(),
+    })
+}
+
+/// Checks that the model can follow the plan, before anything runs.
+fn check(config: &Config, plan: &Plan, data: &Datasets) -> Result<()> {
+    config.check_plan(plan, data.vocab).map_err(|error| format!("parallel: {error}").into())
 }
 
 fn options(args: &TrainArgs, config: &Config, out: &Path) -> Result<Options> {

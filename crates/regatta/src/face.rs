@@ -19,7 +19,7 @@
 
 use crate::autograd::{device, to_vec};
 use crate::error::{Error, Result};
-use crate::parallel::{CommTime, GradientSync, Keep, Layout, param_specs};
+use crate::parallel::{Buckets, CommTime, GradientSync, Keep, param_specs};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::optim::{GradientsParams, ModuleOptimizer};
@@ -147,7 +147,7 @@ impl DistributedOptimizer {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn over<M: Module>(group: Group, inner: ModuleOptimizer, model: M) -> Result<(Self, M)> {
-        let layout = Arc::new(Layout::new(param_specs(&model)?, BUCKET_BYTES));
+        let layout = Arc::new(Buckets::new(param_specs(&model)?, BUCKET_BYTES));
         let sync = GradientSync::new(group, layout, Keep::Both)?;
         let model = sync.attach(model);
         Ok((Self { inner, sync, passes: 1, last: CommTime::default() }, model))

@@ -1,98 +1,100 @@
-//! Text from a trained language model.
+//! Text from a trained language model, which may be spread over ranks by layer and by stage.
 
 use crate::autograd::{device, to_vec};
-use crate::checkpoint::{Checkpoint, Which};
+use crate::checkpoint::{Checkpoint, Location, Which};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::models::Gpt;
-use crate::parallel::ParamStore;
+use crate::layers::Context;
+use crate::models::{Batch, Gpt, Model};
+use crate::parallel::Engine;
 use crate::random::Stream;
-use crate::train::{ModelConfig, SampleConfig};
-use burn::module::Module;
+use crate::train::{ModelConfig, Rank, SampleConfig, check_model, load};
 use burn::tensor::{Int, Tensor, TensorData};
+use regatta_comm::{Group, ReduceOp};
+use regatta_plan::{Batch as Samples, Mesh, Plan};
 use std::path::Path;
 
-/// A language model and its tokenizer, loaded from a run's folder.
+/// A language model and its tokenizer, loaded from a run's folder; on several ranks, each has its part.
 pub struct Generator {
-    model: Gpt,
+    engine: Engine<Gpt>,
     tokenizer: Tokenizer,
-    /// The model views this memory.
-    _store: ParamStore,
+    block: usize,
 }
 
 impl Generator {
-    /// Loads a checkpoint of the run folder `run`.
+    /// Loads a checkpoint of the run folder `run`, wholly on this rank.
     ///
     /// # Errors
     /// No checkpoint, a damaged one, or one of a model that does not generate text.
     pub fn load(run: &Path, which: Which) -> Result<Self> {
-        let checkpoint = Checkpoint::find(run, which)?;
-        let ModelConfig::Gpt(config) = &checkpoint.state.config.model else {
+        Self::load_on(run, which, &Group::solo(), Mesh::data(1))
+    }
+
+    /// Loads a checkpoint of the run folder `run` onto the ranks of `group`, as `mesh` says. All of them call it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); a mesh of another size, or that the model cannot follow.
+    pub fn load_on(run: &Path, which: Which, group: &Group, mesh: Mesh) -> Result<Self> {
+        let checkpoint = Checkpoint::find(&Location::of_run(run), which)?;
+        let state = checkpoint.state();
+        let ModelConfig::Gpt(config) = &state.config.model else {
             return Err(Error::checkpoint(
                 checkpoint.path(),
                 "holds no language model: there is no text to generate",
             ));
         };
         let tokenizer = Tokenizer::load(&run.join("tokenizer.json"))?;
-        if tokenizer.vocab_size() != checkpoint.state.vocab {
+        if tokenizer.vocab_size() != state.vocab {
             let problem = format!(
                 "was trained with {} tokens, but tokenizer.json beside it has {}",
-                checkpoint.state.vocab,
+                state.vocab,
                 tokenizer.vocab_size()
             );
             return Err(Error::checkpoint(checkpoint.path(), problem));
         }
-        let (model, mut store) = ParamStore::adopt(Gpt::new(config, checkpoint.state.vocab, 0), 25 << 20)?;
-        checkpoint.load_parameters(&mut store)?;
-        Ok(Self { model: model.valid(), tokenizer, _store: store })
+        check_model(&checkpoint, &state.config.model, state.vocab)?;
+        let usage = |error: regatta_plan::PlanError| Error::Usage(error.to_string());
+        mesh.fits(group.size()).map_err(usage)?;
+        let samples = Samples::per_worker(1, 1);
+        let plan = Plan::new(mesh, samples, 25 << 20).map_err(usage)?;
+        let rank = Rank::new(&state.config, &plan, group, state.vocab)?;
+        let init = rank.init(0);
+        let mut engine = rank.engine(Gpt::new(config, state.vocab, &init), &init)?;
+        load(&checkpoint, &mut engine, None)?;
+        Ok(Self { engine, tokenizer, block: config.block })
+    }
+
+    /// The model's logits for `ids`, `[ids, vocab]` in row-major order; on all ranks.
+    ///
+    /// # Errors
+    /// More tokens than the model's context, or a failure of communication.
+    pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        if ids.is_empty() || ids.len() > self.block {
+            return Err(Error::Usage(format!("{} tokens; the model takes 1 to {}", ids.len(), self.block)));
+        }
+        logits(&mut self.engine, ids, &Context::eval(), 0)
     }
 
     /// Goes on from `prompt`, handing each piece of text to `emit` as soon as it is complete. Stops early when
-    /// `emit` returns false.
+    /// `emit` of rank 0 returns false. All ranks call it with the same arguments.
     ///
     /// # Errors
     /// A prompt that the tokenizer cannot encode.
     pub fn stream(
-        &self,
+        &mut self,
         prompt: &str,
         options: &SampleConfig,
         seed: u64,
         mut emit: impl FnMut(&str) -> bool,
     ) -> Result<()> {
-        let mut ids = self.tokenizer.encode(prompt)?;
-        if ids.is_empty() {
-            // Something to go on from: the first token, which for text is most often a line break.
-            ids.push(self.tokenizer.encode("\n").ok().and_then(|ids| ids.first().copied()).unwrap_or(0));
-        }
-        let noise = Stream::new(seed).named("sample");
-        let mut decoder = self.tokenizer.stream();
-        for n in 0..options.tokens {
-            let context = &ids[ids.len().saturating_sub(self.model.block())..];
-            let data: Vec<i64> = context.iter().map(|&id| i64::from(id)).collect();
-            let input = Tensor::<2, Int>::from_data(TensorData::new(data, [1, context.len()]), &device());
-            let logits = self.model.logits(input).narrow(1, context.len() - 1, 1);
-            let logits =
-                to_vec(logits).ok_or_else(|| Error::Numeric("the model's logits are not f32".into()))?;
-            let id = choose(&logits, options, noise.uniform(n as u64));
-            ids.push(id);
-            let text = decoder.push(id);
-            if !text.is_empty() && !emit(&text) {
-                return Ok(());
-            }
-        }
-        // The last token may have ended within a character.
-        let rest = decoder.finish();
-        if !rest.is_empty() {
-            emit(&rest);
-        }
-        Ok(())
+        stream(&mut self.engine, &self.tokenizer, self.block, prompt, options, seed, &mut emit)
     }
 
     /// `prompt` and what follows it, as one string.
     ///
     /// # Errors
     /// As for [`stream`](Self::stream).
-    pub fn text(&self, prompt: &str, options: &SampleConfig, seed: u64) -> Result<String> {
+    pub fn text(&mut self, prompt: &str, options: &SampleConfig, seed: u64) -> Result<String> {
         let mut text = prompt.to_string();
         self.stream(prompt, options, seed, |piece| {
             text.push_str(piece);
@@ -100,6 +102,98 @@ impl Generator {
         })?;
         Ok(text)
     }
+}
+
+/// The logits of positions from `first` on, on all ranks: those of the last stage gather them, the others get them.
+fn logits<M: Model>(
+    engine: &mut Engine<M>,
+    ids: &[u32],
+    context: &Context,
+    first: usize,
+) -> Result<Vec<f32>> {
+    let data: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    let inputs = Tensor::<2, Int>::from_data(TensorData::new(data, [1, ids.len()]), &device());
+    let batch = Batch::Text { inputs: inputs.clone(), targets: inputs };
+    let output = engine.evaluate(&batch, context)?;
+    context.advance(ids.len());
+    let axes = engine.axes().clone();
+    let positions = ids.len() - first;
+    let mut values = vec![];
+    if let Some(output) = output {
+        let output = output.three().narrow(1, first, positions);
+        let mine = to_vec(output).ok_or_else(|| Error::Numeric("the model's logits are not f32".into()))?;
+        values = match &axes.tensor {
+            Some(tensor) if engine.splits_vocabulary() => {
+                let parts = tensor.group().all_gather_vec(&mine)?;
+                let row = |position: usize| {
+                    parts.iter().flat_map(move |part| {
+                        let width = part.len() / positions;
+                        part[position * width..][..width].iter().copied()
+                    })
+                };
+                (0..positions).flat_map(row).collect()
+            }
+            _ => mine,
+        };
+    }
+    if axes.mesh.axis("pipe") > 1 {
+        let last = (0..axes.world.size())
+            .find(|&rank| axes.mesh.coordinate(rank, "pipe") + 1 == axes.mesh.axis("pipe"));
+        let root = last.unwrap_or(0);
+        let mut len = [values.len() as i64];
+        axes.world.broadcast(&mut len, root)?;
+        values.resize(len[0] as usize, 0.0);
+        axes.world.broadcast(&mut values, root)?;
+    }
+    Ok(values)
+}
+
+/// As [`Generator::stream`], with a model that is already there.
+pub(crate) fn stream<M: Model>(
+    engine: &mut Engine<M>,
+    tokenizer: &Tokenizer,
+    block: usize,
+    prompt: &str,
+    options: &SampleConfig,
+    seed: u64,
+    emit: &mut dyn FnMut(&str) -> bool,
+) -> Result<()> {
+    let world = engine.axes().world.clone();
+    let lead = world.rank() == 0;
+    let mut ids = tokenizer.encode(prompt)?;
+    if ids.is_empty() {
+        // Something to go on from: the first token, which for text is most often a line break.
+        ids.push(tokenizer.encode("\n").ok().and_then(|ids| ids.first().copied()).unwrap_or(0));
+    }
+    let noise = Stream::new(seed).named("sample");
+    let mut decoder = tokenizer.stream();
+    let context = Context::cached();
+    let mut new = ids.len().saturating_sub(block);
+    for n in 0..options.tokens {
+        if context.past() + ids.len() - new > block {
+            // Positions are counted from the beginning of the context: a full one begins anew with its second half.
+            context.forget();
+            new = ids.len() - (block / 2).max(1);
+        }
+        let logits = logits(engine, &ids[new..], &context, ids.len() - new - 1)?;
+        new = ids.len();
+        let id = choose(&logits, options, noise.uniform(n as u64));
+        ids.push(id);
+        let text = decoder.push(id);
+        let mut stop = [i32::from(lead && !text.is_empty() && !emit(&text))];
+        if world.size() > 1 {
+            world.all_reduce(&mut stop, ReduceOp::Sum)?;
+        }
+        if stop[0] > 0 {
+            return Ok(());
+        }
+    }
+    // The last token may have ended within a character.
+    let rest = decoder.finish();
+    if lead && !rest.is_empty() {
+        emit(&rest);
+    }
+    Ok(())
 }
 
 /// Chooses a token by `logits`, with `uniform` in [0, 1) as the dice.

@@ -3,41 +3,38 @@
 use burn::backend::{DType, Flex};
 use burn::tensor::{Tensor, TensorData};
 use cubecl_environment::bytes::{AccessError, AccessPolicy, AllocationController, AllocationProperty, Bytes};
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use memmap2::MmapMut;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Alignment of every block: a cache line, and the widest vector register.
 const ALIGN: usize = 64;
 
 /// A block of f32 that tensors view while the engine writes it between steps: parameters live here, so that
-/// the optimizer updates them in place and no copy goes back into the model.
+/// the optimizer updates them in place and no copy goes back into the model. Its memory is the system's until it is
+/// written, and again after [`release`](Self::release).
 pub struct Memory {
-    start: NonNull<f32>,
+    map: MmapMut,
     len: usize,
 }
 
 // SAFETY: a `Memory` is plain numbers; who may write when is the contract of `slice_mut`.
-unsafe impl Send for Memory {}
-// SAFETY: as above.
 unsafe impl Sync for Memory {}
 
 impl Memory {
     /// A zeroed block of `len` elements.
+    ///
+    /// # Panics
+    /// When the system has no memory left to map.
     pub fn zeroed(len: usize) -> Arc<Self> {
-        let layout = Self::layout(len);
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) }.cast::<f32>();
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Arc::new(Self { start, len })
+        let map =
+            MmapMut::map_anon((len * size_of::<f32>()).max(1)).expect("memory for a block of parameters");
+        Arc::new(Self { map, len })
     }
 
-    fn layout(len: usize) -> Layout {
-        Layout::array::<f32>(len.max(1))
-            .and_then(|l| l.align_to(ALIGN))
-            .expect("a block under isize::MAX bytes")
+    fn start(&self) -> *mut f32 {
+        self.map.as_ptr().cast_mut().cast()
     }
 
     /// Number of elements.
@@ -56,7 +53,7 @@ impl Memory {
     /// No [`slice_mut`](Self::slice_mut) of the same elements may be alive.
     pub unsafe fn slice(&self) -> &[f32] {
         // SAFETY: allocated with `len` initialised elements; aliasing is the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts(self.start(), self.len) }
     }
 
     /// The block's numbers, to write.
@@ -72,14 +69,18 @@ impl Memory {
             self.len
         );
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), range.len()) }
+        unsafe { std::slice::from_raw_parts_mut(self.start().add(range.start), range.len()) }
     }
-}
 
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with the same layout.
-        unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) }
+    /// Gives the memory back to the system; all elements are zero from now on. Where the system cannot take it back, it
+    /// keeps its numbers.
+    ///
+    /// # Safety
+    /// As for [`slice_mut`](Self::slice_mut) of all elements.
+    pub unsafe fn release(&self) {
+        #[cfg(target_os = "linux")]
+        // SAFETY: private memory of no file, which nobody looks at now: what is lost is what is to be lost.
+        let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
     }
 }
 
@@ -92,10 +93,7 @@ struct Window {
 impl Window {
     fn bytes(&self) -> (*mut MaybeUninit<u8>, usize) {
         // SAFETY: `view` checked that the range lies in the block.
-        (
-            unsafe { self.memory.start.as_ptr().add(self.range.start) }.cast(),
-            self.range.len() * size_of::<f32>(),
-        )
+        (unsafe { self.memory.start().add(self.range.start) }.cast(), self.range.len() * size_of::<f32>())
     }
 }
 

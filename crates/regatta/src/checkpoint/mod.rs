@@ -1,32 +1,47 @@
-//! Checkpoints: `DIR/checkpoints/step-N/` with `model.safetensors`, `optimizer.safetensors` and `state.json`,
-//! and the small files `last` and `best`, which name such folders.
+//! Checkpoints: `DIR/checkpoints/step-N/` with a file a rank and `manifest.json`, and the small files `last` and `best`,
+//! which name such folders; in a local folder or in an object store.
 //!
-//! A checkpoint is written under a temporary name, synced and renamed, and only then named by `last` or
-//! `best`, so whatever happens there is a whole one to go on from.
+//! Every rank writes what it owns, in the background. The manifest is written when all have, and makes the checkpoint one
+//! that can be read, by ranks of any other plan: each reads the pieces that it needs. Only then do `last` and `best` name
+//! it, so whatever happens there is a whole one to go on from.
 
 mod atomic;
-mod read;
-mod write;
+mod commit;
+mod coverage;
+mod manifest;
+mod names;
+mod object;
+mod report;
+mod restore;
+mod shards;
+mod storage;
 
 pub use atomic::write_atomically;
-pub use read::{Checkpoint, Which};
-pub use write::{Snapshot, save};
+pub use commit::{abandon, commit};
+pub use manifest::{FileEntry, Manifest, PartEntry};
+pub use names::fresh_folder;
+pub use report::{Report, Summary, inspect, verify};
+pub use restore::Checkpoint;
+pub use shards::{Part, ShardWriter};
+pub use storage::Location;
 
 use crate::train::Config;
 use regatta_plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Says that a `state.json` is ours.
-const FORMAT: &str = "regatta checkpoint";
-/// Grows when the layout changes.
-const VERSION: u32 = 1;
+/// Which of a run's checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// The newest.
+    Last,
+    /// The one with the lowest validation loss, or the newest where none was evaluated.
+    Best,
+}
 
-/// What a checkpoint holds beside tensors: `state.json`.
+/// What a checkpoint holds beside tensors, in its manifest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct State {
-    format: String,
-    version: u32,
     /// Optimizer steps done.
     pub step: usize,
     /// Updates that the optimizer's state has seen.
@@ -45,8 +60,6 @@ pub struct State {
     pub best: Option<(f64, usize)>,
     /// The last validation loss.
     pub val_loss: Option<f64>,
-    /// Hash of the parameters (hexadecimal), checked when loading.
-    pub parameter_hash: String,
 }
 
 impl State {
@@ -62,20 +75,7 @@ impl State {
         best: Option<(f64, usize)>,
         val_loss: Option<f64>,
     ) -> Self {
-        Self {
-            format: FORMAT.into(),
-            version: VERSION,
-            step,
-            updates: 0,
-            config,
-            plan,
-            vocab,
-            position,
-            losses,
-            best,
-            val_loss,
-            parameter_hash: String::new(),
-        }
+        Self { step, updates: 0, config, plan, vocab, position, losses, best, val_loss }
     }
 }
 

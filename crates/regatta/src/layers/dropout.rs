@@ -1,38 +1,38 @@
-//! Dropout whose masks are a function of (seed, step, micro-step, rank, place).
+//! Dropout whose masks are a function of (seed, step, micro-step, worker, place, element of the whole tensor).
 
 use crate::random::Stream;
 use burn::tensor::{Tensor, TensorData};
+use std::ops::Range;
 
-/// What a forward pass knows beside its batch.
-#[derive(Debug, Clone, Copy)]
-pub struct Context {
+/// Zeroes each element with probability `rate` and scales the others by `1 / (1 - rate)` (Srivastava et al. 2014), with
+/// random numbers of `noise`; identity without. `part` says which part of dimension 1 of the whole tensor `x` is, and
+/// `whole` how long that is: so the ranks that hold the parts of a tensor draw what one rank would draw for all of it.
+pub fn dropout_part<const D: usize>(
+    x: Tensor<D>,
+    rate: f64,
     noise: Option<Stream>,
-}
-
-impl Context {
-    /// Evaluation and generation: nothing random.
-    pub fn eval() -> Self {
-        Self { noise: None }
-    }
-
-    /// Training; `noise` must differ from one micro-step and rank to the next.
-    pub fn train(noise: Stream) -> Self {
-        Self { noise: Some(noise) }
-    }
-}
-
-/// Zeroes each element with probability `rate` and scales the others by `1 / (1 - rate)` (Srivastava et al.
-/// 2014). Identity in evaluation. `place` names the layer, so that no two layers share a mask.
-pub fn dropout<const D: usize>(x: Tensor<D>, rate: f64, context: &Context, place: u64) -> Tensor<D> {
-    let Some(noise) = context.noise.filter(|_| rate > 0.0) else { return x };
-    let stream = noise.at(place);
+    part: Range<usize>,
+    whole: usize,
+) -> Tensor<D> {
+    let Some(noise) = noise.filter(|_| rate > 0.0) else { return x };
     let keep = (1.0 / (1.0 - rate)) as f32;
     let rate = rate as f32;
     let shape = x.dims();
-    let len: usize = shape.iter().product();
-    let mask: Vec<f32> = (0..len as u64).map(|i| if stream.uniform(i) < rate { 0.0 } else { keep }).collect();
+    let rest: usize = shape[2.min(D)..].iter().product();
+    let mut mask = Vec::with_capacity(shape.iter().product());
+    for outer in 0..shape[0] {
+        let begin = (outer * whole + part.start) * rest;
+        let indices = begin as u64..(begin + part.len() * rest) as u64;
+        mask.extend(indices.map(|i| if noise.uniform(i) < rate { 0.0 } else { keep }));
+    }
     let mask = Tensor::<D>::from_data(TensorData::new(mask, shape), &x.device());
     x * mask
+}
+
+/// [`dropout_part`] of a whole tensor of two or more dimensions.
+pub fn dropout<const D: usize>(x: Tensor<D>, rate: f64, noise: Option<Stream>) -> Tensor<D> {
+    let whole = x.dims()[1];
+    dropout_part(x, rate, noise, 0..whole, whole)
 }
 
 #[cfg(test)]
@@ -42,15 +42,27 @@ mod tests {
 
     #[test]
     fn keeps_the_mean_and_repeats() {
-        let context = Context::train(Stream::new(3));
+        let noise = Stream::new(3);
         let x = Tensor::<2>::ones([100, 100], &device());
-        let run = |place| to_vec(dropout(x.clone(), 0.25, &context, place)).unwrap();
+        let run = |place| to_vec(dropout(x.clone(), 0.25, Some(noise.at(place)))).unwrap();
         let kept = run(1);
         let mean = kept.iter().sum::<f32>() / kept.len() as f32;
         assert!((mean - 1.0).abs() < 0.03, "{mean}");
         assert_eq!(kept, run(1));
         assert_ne!(kept, run(2));
-        let same = to_vec(dropout(x.clone(), 0.25, &Context::eval(), 1)).unwrap();
+        let same = to_vec(dropout(x, 0.25, None)).unwrap();
         assert!(same.iter().all(|&x| x == 1.0));
+    }
+
+    #[test]
+    fn the_parts_draw_what_the_whole_draws() {
+        let noise = Some(Stream::new(5));
+        let x = Tensor::<3>::ones([2, 6, 4], &device());
+        let whole = dropout(x.clone(), 0.5, noise);
+        for part in [0..2, 2..6] {
+            let own = x.clone().narrow(1, part.start, part.len());
+            let wanted = to_vec(whole.clone().narrow(1, part.start, part.len())).unwrap();
+            assert_eq!(to_vec(dropout_part(own, 0.5, noise, part, 6)).unwrap(), wanted);
+        }
     }
 }

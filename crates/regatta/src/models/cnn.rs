@@ -1,9 +1,9 @@
 //! A small convolutional network for digits, in the shape of LeNet-5 (LeCun et al. 1998) with ReLU and dropout.
 
-use super::{Activation, Batch, Model, count_correct, images};
-use crate::layers::{Context, Init, cross_entropy, dropout};
+use super::gpt::held;
+use super::{Activation, Batch, BlockCost, Model, count_correct, images};
+use crate::layers::{Context, Fill, Init, Linear, cross_entropy, dropout};
 use burn::module::{Module, Param};
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 use burn::tensor::module::{conv2d, max_pool2d};
@@ -28,14 +28,21 @@ impl Default for CnnConfig {
     }
 }
 
-/// See the [module](self).
+/// See the [module](self). Every layer is a block.
 #[derive(Module, Debug)]
 pub struct Cnn {
-    convs: Vec<Conv>,
-    hidden: Linear,
-    head: Linear,
+    convs: Vec<Option<Conv>>,
+    hidden: Option<Linear>,
+    head: Option<Linear>,
     #[module(skip)]
-    rate: f64,
+    shape: Shape,
+}
+
+#[derive(Debug, Clone)]
+struct Shape {
+    config: CnnConfig,
+    side: usize,
+    classes: usize,
 }
 
 #[derive(Module, Debug)]
@@ -45,25 +52,35 @@ struct Conv {
 }
 
 impl Cnn {
-    /// A model of `config`'s shape over one-channel pictures of `side` x `side` pixels, with weights of `seed`.
-    pub fn new(config: &CnnConfig, side: usize, classes: usize, seed: u64) -> Self {
-        let init = Init::new(seed);
-        let (mut inputs, mut side) = (1, side);
+    /// A model of `config`'s shape over one-channel pictures of `side` x `side` pixels, of which `init` says what this
+    /// rank holds.
+    pub fn new(config: &CnnConfig, side: usize, classes: usize, init: &Init) -> Self {
+        let mut inputs = 1;
         let mut convs = vec![];
         for (i, &outputs) in config.channels.iter().enumerate() {
-            let init = init.at("convs").nth(i);
-            convs.push(Conv {
-                weight: init.normal([outputs, inputs, 3, 3], (2.0 / (9 * inputs) as f32).sqrt()),
-                bias: init.zeros([outputs]),
-            });
-            (inputs, side) = (outputs, side / 2);
+            convs.push(init.of_blocks(&[i]).map(|init| {
+                let init = init.at("convs").nth(i);
+                let dims: [&[_]; 4] =
+                    [&[("outputs", outputs)], &[("inputs", inputs)], &[("y", 3)], &[("x", 3)]];
+                Conv {
+                    weight: init.param("weight", dims, Fill::Normal((2.0 / (9 * inputs) as f32).sqrt())),
+                    bias: init.param("bias", [&[("outputs", outputs)]], Fill::Constant(0.0)),
+                }
+            }));
+            inputs = outputs;
         }
-        let flat = inputs * side * side;
+        let side_now = side >> config.channels.len();
+        let flat = inputs * side_now * side_now;
+        let linear = |block: usize, name: &str, inputs: usize, outputs: usize, deviation: f32| {
+            let init = init.of_blocks(&[block])?.at(name);
+            Some(Linear::columns(&init, &[("inputs", inputs)], &[("outputs", outputs)], deviation, true))
+        };
+        let hidden = config.hidden;
         Self {
+            hidden: linear(convs.len(), "hidden", flat, hidden, (2.0 / flat as f32).sqrt()),
+            head: linear(convs.len() + 1, "head", hidden, classes, (1.0 / hidden as f32).sqrt()),
             convs,
-            hidden: init.at("hidden").linear(flat, config.hidden, (2.0 / flat as f32).sqrt(), true),
-            head: init.at("head").linear(config.hidden, classes, (1.0 / config.hidden as f32).sqrt(), true),
-            rate: config.dropout,
+            shape: Shape { config: config.clone(), side, classes },
         }
     }
 }
@@ -79,19 +96,15 @@ impl Model for Cnn {
             input => input,
         };
         if let Some(conv) = self.convs.get(index) {
-            let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
+            let (conv, options) = (held(conv), ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
             let x = relu(conv2d(input.four(), conv.weight.val(), Some(conv.bias.val()), options));
             return Activation::Four(max_pool2d(x, MaxPoolOptions::new([2, 2])));
         }
         Activation::Two(if index == self.convs.len() {
-            dropout(
-                relu(self.hidden.forward(input.four().flatten::<2>(1, 3))),
-                self.rate,
-                context,
-                index as u64,
-            )
+            let x = relu(held(&self.hidden).forward(input.four().flatten::<2>(1, 3)));
+            dropout(x, self.shape.config.dropout, context.noise(index as u64))
         } else {
-            self.head.forward(input.two())
+            held(&self.head).forward(input.two())
         })
     }
 
@@ -101,5 +114,38 @@ impl Model for Cnn {
 
     fn correct(&self, output: &Activation, batch: &Batch) -> Option<usize> {
         Some(count_correct(&output.clone().two(), images(batch).1))
+    }
+
+    fn handed_on(&self, index: usize, batch: &Batch) -> Vec<Vec<usize>> {
+        let rows = images(batch).1.dims()[0];
+        let Shape { config, side, classes } = &self.shape;
+        vec![match config.channels.get(index) {
+            Some(&channels) => vec![rows, channels, side >> (index + 1), side >> (index + 1)],
+            None if index == config.channels.len() => vec![rows, config.hidden],
+            None => vec![rows, *classes],
+        }]
+    }
+}
+
+impl CnnConfig {
+    /// What each block costs for one sample of `side` x `side` pixels.
+    pub fn costs(&self, side: usize, classes: usize) -> Vec<BlockCost> {
+        let mut inputs = 1;
+        let mut costs = vec![];
+        for (i, &outputs) in self.channels.iter().enumerate() {
+            let pixels = (side >> i).pow(2);
+            costs.push(BlockCost {
+                name: format!("convolution {i}"),
+                flops: 2.0 * (9 * inputs * outputs * pixels) as f64,
+                kept: ((inputs + 2 * outputs) * pixels) as f64,
+            });
+            inputs = outputs;
+        }
+        let flat = inputs * (side >> self.channels.len()).pow(2);
+        for (name, inputs, outputs) in [("hidden", flat, self.hidden), ("head", self.hidden, classes)] {
+            let kept = (inputs + 3 * outputs) as f64;
+            costs.push(BlockCost { name: name.into(), flops: 2.0 * (inputs * outputs) as f64, kept });
+        }
+        costs
     }
 }

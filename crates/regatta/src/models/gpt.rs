@@ -2,12 +2,13 @@
 //! an output projection tied to the token embedding (Radford et al. 2019, "Language Models are Unsupervised
 //! Multitask Learners").
 
-use super::{Activation, Batch, Model};
-use crate::layers::{Context, Init, cross_entropy, dropout};
+use super::{Activation, Batch, BlockCost, Model};
+use crate::layers::{
+    Attention, Context, Deviations, Fill, Gelu, Init, Linear, Split, Vocabulary, dropout_part, feed_forward,
+    feed_forward_layers,
+};
 use burn::module::{Module, Param};
-use burn::nn::{LayerNorm, Linear};
-use burn::tensor::activation::{gelu, softmax};
-use burn::tensor::module::embedding;
+use burn::nn::LayerNorm;
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -29,24 +30,43 @@ pub struct GptConfig {
     pub bias: bool,
     /// Whether the output projection is the token embedding.
     pub tied: bool,
+    /// Which GELU.
+    pub gelu: Gelu,
 }
 
 impl Default for GptConfig {
     fn default() -> Self {
-        Self { layers: 6, heads: 8, embed: 256, block: 128, dropout: 0.0, bias: false, tied: true }
+        Self {
+            layers: 6,
+            heads: 8,
+            embed: 256,
+            block: 128,
+            dropout: 0.0,
+            bias: false,
+            tied: true,
+            gelu: Gelu::Erf,
+        }
     }
 }
 
-/// See the [module](self).
+/// See the [module](self). Blocks: the embedding, the layers, the output.
 #[derive(Module, Debug)]
 pub struct Gpt {
-    tokens: Param<Tensor<2>>,
-    positions: Param<Tensor<2>>,
-    layers: Vec<Layer>,
-    norm: LayerNorm,
+    tokens: Option<Param<Tensor<2>>>,
+    positions: Option<Param<Tensor<2>>>,
+    layers: Vec<Option<Layer>>,
+    norm: Option<LayerNorm>,
     head: Option<Param<Tensor<2>>>,
     #[module(skip)]
-    rate: f64,
+    shape: Shape,
+}
+
+#[derive(Debug, Clone)]
+struct Shape {
+    config: GptConfig,
+    vocabulary: Vocabulary,
+    mlp: Split,
+    sequence: Split,
 }
 
 #[derive(Module, Debug)]
@@ -58,60 +78,78 @@ struct Layer {
     down: Linear,
 }
 
-#[derive(Module, Debug)]
-struct Attention {
-    qkv: Linear,
-    out: Linear,
-    #[module(skip)]
-    heads: usize,
-}
-
 /// GPT-2's standard deviation of initial weights.
-const DEVIATION: f32 = 0.02;
+pub(super) const DEVIATION: f32 = 0.02;
 
 impl Gpt {
-    /// A model of `config`'s shape over `vocab` tokens, with weights of `seed`.
-    pub fn new(config: &GptConfig, vocab: usize, seed: u64) -> Self {
-        let (init, width, bias) = (Init::new(seed), config.embed, config.bias);
+    /// A model of `config`'s shape over `vocab` tokens, of which `init` says what this rank holds.
+    pub fn new(config: &GptConfig, vocab: usize, init: &Init) -> Self {
+        let (width, bias) = (config.embed, config.bias);
         // Projections onto the residual stream are scaled by its depth (Radford et al. 2019, section 2.3).
         let residual = DEVIATION / (2.0 * config.layers as f32).sqrt();
-        let layer = |init: Init| Layer {
-            norm1: init.layer_norm(width, bias),
-            attention: Attention {
-                qkv: init.at("attention.qkv").linear(width, 3 * width, DEVIATION, bias),
-                out: init.at("attention.out").linear(width, width, residual, bias),
-                heads: config.heads,
-            },
-            norm2: init.layer_norm(width, bias),
-            up: init.at("up").linear(width, 4 * width, DEVIATION, bias),
-            down: init.at("down").linear(4 * width, width, residual, bias),
+        let deviations = Deviations { input: DEVIATION, residual };
+        let layer = |init: Init| {
+            let (up, down) = feed_forward_layers(&init, width, deviations, bias);
+            Layer {
+                norm1: init.at("norm1").layer_norm(width, bias),
+                attention: Attention::new(&init.at("attention"), width, config.heads, deviations, bias),
+                norm2: init.at("norm2").layer_norm(width, bias),
+                up,
+                down,
+            }
         };
+        let last = config.layers + 1;
+        let table = |init: Init, name: &str| {
+            init.param(name, [&[("vocab", vocab)], &[("embed", width)]], Fill::Normal(DEVIATION))
+        };
+        let users: &[usize] = if config.tied { &[0, last] } else { &[0] };
         Self {
-            tokens: init.at("tokens").normal([vocab, width], DEVIATION),
-            positions: init.at("positions").normal([config.block, width], DEVIATION),
-            layers: (0..config.layers).map(|i| layer(init.at("layers").nth(i))).collect(),
-            norm: init.layer_norm(width, bias),
-            head: (!config.tied).then(|| init.at("head").normal([vocab, width], DEVIATION)),
-            rate: config.dropout,
+            tokens: init.of_blocks(users).map(|init| table(init, "tokens")),
+            positions: init.of_blocks(&[0]).map(|init| {
+                let dims: [&[_]; 2] = [&[("positions", config.block)], &[("embed", width)]];
+                init.param_of_region("positions", dims, Fill::Normal(DEVIATION))
+            }),
+            layers: (0..config.layers)
+                .map(|i| init.of_blocks(&[i + 1]).map(|init| layer(init.at("layers").nth(i))))
+                .collect(),
+            norm: init.of_blocks(&[last]).map(|init| init.at("norm").layer_norm(width, bias)),
+            head: (!config.tied).then(|| init.of_blocks(&[last]).map(|init| table(init, "head"))).flatten(),
+            shape: Shape {
+                config: config.clone(),
+                vocabulary: Vocabulary::new(init, vocab),
+                mlp: init.split("mlp"),
+                sequence: init.sequence(),
+            },
         }
     }
 
     /// Longest context in tokens.
     pub fn block(&self) -> usize {
-        self.positions.dims()[0]
+        self.shape.config.block
     }
 
     fn embed(&self, ids: Tensor<2, Int>, context: &Context) -> Tensor<3> {
+        let (tokens, positions) = (held(&self.tokens), held(&self.positions));
         let [_, time] = ids.dims();
-        let positions = self.positions.val().narrow(0, 0, time).unsqueeze::<3>();
-        dropout(embedding(self.tokens.val(), ids) + positions, self.rate, context, 0)
+        let part = self.shape.sequence.part(time);
+        let positions = positions.val().narrow(0, context.past() + part.start, part.len()).unsqueeze::<3>();
+        let x = self.shape.vocabulary.embed(tokens.val(), ids) + positions;
+        dropout_part(x, self.shape.config.dropout, context.noise(0), part, time)
     }
 
-    /// Logits `[batch, time, vocab]` for token ids `[batch, time]`, for generation.
+    /// Logits `[batch, time, vocab]` for token ids `[batch, time]`, where one rank holds the whole model.
     pub fn logits(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let batch = Batch::Text { inputs: ids.clone(), targets: ids };
         self.forward(&batch, &Context::eval()).three()
     }
+}
+
+/// What a block that runs here needs.
+///
+/// # Panics
+/// Where this rank does not hold it: the plan runs a block on a rank that was not given it, a bug.
+pub(super) fn held<T>(part: &Option<T>) -> &T {
+    part.as_ref().expect("a rank runs only the blocks that it holds")
 }
 
 impl Model for Gpt {
@@ -124,46 +162,69 @@ impl Model for Gpt {
         Activation::Three(if index == 0 {
             self.embed(inputs.clone(), context)
         } else if let Some(layer) = self.layers.get(index - 1) {
-            layer.forward(input.three(), self.rate, context, 3 * index as u64)
+            let [_, time] = inputs.dims();
+            held(layer).forward(input.three(), &self.shape, time, context, index)
         } else {
-            let x = self.norm.forward(input.three());
-            let head = self.head.as_ref().unwrap_or(&self.tokens).val();
-            let [batch, time, width] = x.dims();
-            let logits = x.reshape([batch * time, width]).matmul(head.transpose());
-            let [_, vocab] = logits.dims();
-            logits.reshape([batch, time, vocab])
+            let x = held(&self.norm).forward(input.three());
+            let table = self.head.as_ref().unwrap_or_else(|| held(&self.tokens));
+            self.shape.vocabulary.logits(x, table.val())
         })
     }
 
     fn loss(&self, output: Activation, batch: &Batch) -> Tensor<1> {
         let Batch::Text { targets, .. } = batch else { panic!("a language model was given images") };
-        let logits = output.three();
-        let [rows, time, vocab] = logits.dims();
-        cross_entropy(logits.reshape([rows * time, vocab]), targets.clone().reshape([rows * time]))
+        self.shape.vocabulary.loss(output.three(), targets.clone())
+    }
+
+    fn handed_on(&self, _index: usize, batch: &Batch) -> Vec<Vec<usize>> {
+        let Batch::Text { inputs, .. } = batch else { panic!("a language model was given images") };
+        let [rows, time] = inputs.dims();
+        vec![vec![rows, self.shape.sequence.part(time).len(), self.shape.config.embed]]
     }
 }
 
 impl Layer {
-    fn forward(&self, x: Tensor<3>, rate: f64, context: &Context, place: u64) -> Tensor<3> {
-        let attended = self.attention.forward(self.norm1.forward(x.clone()), rate, context, place);
-        let x = x + dropout(attended, rate, context, place + 1);
-        let hidden = self.down.forward(gelu(self.up.forward(self.norm2.forward(x.clone()))));
-        x + dropout(hidden, rate, context, place + 2)
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        shape: &Shape,
+        time: usize,
+        context: &Context,
+        index: usize,
+    ) -> Tensor<3> {
+        let (rate, place) = (shape.config.dropout, 3 * index as u64);
+        let drop = |x: Tensor<3>, place: u64| {
+            dropout_part(x, rate, context.noise(place), shape.sequence.part(time), time)
+        };
+        let attended =
+            self.attention.forward(self.norm1.forward(x.clone()), true, rate, context, index, place);
+        let x = x + drop(attended, place + 1);
+        let hidden = self.norm2.forward(x.clone());
+        let hidden = feed_forward(hidden, &self.up, &self.down, shape.config.gelu, &shape.mlp);
+        x + drop(hidden, place + 2)
     }
 }
 
-impl Attention {
-    /// Causal self-attention (Vaswani et al. 2017, section 3.2) of `x` `[batch, time, embed]`.
-    fn forward(&self, x: Tensor<3>, rate: f64, context: &Context, place: u64) -> Tensor<3> {
-        let [batch, time, width] = x.dims();
-        let head = width / self.heads;
-        let qkv = self.qkv.forward(x).reshape([batch, time, 3 * self.heads, head]).swap_dims(1, 2);
-        let [q, k, v] = [0, 1, 2].map(|i| qkv.clone().narrow(1, i * self.heads, self.heads));
-        let scores = q.matmul(k.swap_dims(2, 3)).mul_scalar((head as f64).powf(-0.5));
-        let mask = Tensor::<2, burn::tensor::Bool>::tril_mask([time, time], 0, &scores.device());
-        let scores = scores.mask_fill(mask.unsqueeze::<4>(), f32::NEG_INFINITY);
-        let weights = dropout(softmax(scores, 3), rate, context, place);
-        let mixed = weights.matmul(v).swap_dims(1, 2).reshape([batch, time, width]);
-        self.out.forward(mixed)
+impl GptConfig {
+    /// What each block costs for one sample of `time` tokens, over `vocab` tokens.
+    pub fn costs(&self, vocab: usize, time: usize) -> Vec<BlockCost> {
+        let (width, tokens) = (self.embed as f64, time as f64);
+        let embedding =
+            BlockCost { name: "embedding".into(), flops: 2.0 * tokens * width, kept: 2.0 * tokens * width };
+        let layer = |i: usize| {
+            let scores = self.heads as f64 * tokens * tokens;
+            BlockCost {
+                name: format!("layer {i}"),
+                flops: tokens * (24.0 * width * width) + 4.0 * scores * width / self.heads as f64,
+                // Inputs that backward reads: of the norms, projections and GELU, and the attention's matrices.
+                kept: 34.0 * tokens * width + 3.0 * scores,
+            }
+        };
+        let output = BlockCost {
+            name: "output".into(),
+            flops: 2.0 * tokens * width * vocab as f64,
+            kept: tokens * (3.0 * width + 2.0 * vocab as f64),
+        };
+        std::iter::once(embedding).chain((0..self.layers).map(layer)).chain([output]).collect()
     }
 }

@@ -1,9 +1,9 @@
 //! A multi-layer perceptron for digits.
 
-use super::{Activation, Batch, Model, count_correct, images};
-use crate::layers::{Context, Init, cross_entropy, dropout};
+use super::gpt::held;
+use super::{Activation, Batch, BlockCost, Model, count_correct, images};
+use crate::layers::{Context, Init, Linear, cross_entropy, dropout};
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 use serde::{Deserialize, Serialize};
@@ -24,24 +24,27 @@ impl Default for MlpConfig {
     }
 }
 
-/// See the [module](self).
+/// See the [module](self). Every layer is a block.
 #[derive(Module, Debug)]
 pub struct Mlp {
-    layers: Vec<Linear>,
+    layers: Vec<Option<Linear>>,
+    #[module(skip)]
+    widths: Vec<usize>,
     #[module(skip)]
     rate: f64,
 }
 
 impl Mlp {
-    /// A model of `config`'s shape from `pixels` inputs to `classes` outputs, with weights of `seed`.
-    pub fn new(config: &MlpConfig, pixels: usize, classes: usize, seed: u64) -> Self {
-        let init = Init::new(seed).at("layers");
-        let widths: Vec<usize> = [pixels].iter().chain(&config.hidden).chain(&[classes]).copied().collect();
+    /// A model of `config`'s shape from `pixels` inputs to `classes` outputs, of which `init` says what this rank holds.
+    pub fn new(config: &MlpConfig, pixels: usize, classes: usize, init: &Init) -> Self {
+        let widths = config.widths(pixels, classes);
         let layers = widths.windows(2).enumerate().map(|(i, pair)| {
             // He et al. 2015, "Delving Deep into Rectifiers", equation 10.
-            init.nth(i).linear(pair[0], pair[1], (2.0 / pair[0] as f32).sqrt(), true)
+            let deviation = (2.0 / pair[0] as f32).sqrt();
+            let init = init.of_blocks(&[i])?.at("layers").nth(i);
+            Some(Linear::columns(&init, &[("inputs", pair[0])], &[("outputs", pair[1])], deviation, true))
         });
-        Self { layers: layers.collect(), rate: config.dropout }
+        Self { layers: layers.collect(), widths, rate: config.dropout }
     }
 }
 
@@ -55,9 +58,9 @@ impl Model for Mlp {
             Activation::Start => images(batch).0.clone().flatten(1, 3),
             input => input.two(),
         };
-        let x = self.layers[index].forward(x);
+        let x = held(&self.layers[index]).forward(x);
         let last = index + 1 == self.layers.len();
-        Activation::Two(if last { x } else { dropout(relu(x), self.rate, context, index as u64) })
+        Activation::Two(if last { x } else { dropout(relu(x), self.rate, context.noise(index as u64)) })
     }
 
     fn loss(&self, output: Activation, batch: &Batch) -> Tensor<1> {
@@ -66,5 +69,26 @@ impl Model for Mlp {
 
     fn correct(&self, output: &Activation, batch: &Batch) -> Option<usize> {
         Some(count_correct(&output.clone().two(), images(batch).1))
+    }
+
+    fn handed_on(&self, index: usize, batch: &Batch) -> Vec<Vec<usize>> {
+        vec![vec![images(batch).1.dims()[0], self.widths[index + 1]]]
+    }
+}
+
+impl MlpConfig {
+    fn widths(&self, pixels: usize, classes: usize) -> Vec<usize> {
+        [pixels].iter().chain(&self.hidden).chain(&[classes]).copied().collect()
+    }
+
+    /// What each block costs for one sample.
+    pub fn costs(&self, pixels: usize, classes: usize) -> Vec<BlockCost> {
+        let layers = self.widths(pixels, classes);
+        let cost = |(i, pair): (usize, &[usize])| BlockCost {
+            name: format!("layer {i}"),
+            flops: 2.0 * (pair[0] * pair[1]) as f64,
+            kept: (pair[0] + 3 * pair[1]) as f64,
+        };
+        layers.windows(2).enumerate().map(cost).collect()
     }
 }

@@ -4,10 +4,12 @@
 //! cuts a model; the model itself knows of none of them.
 
 mod cnn;
+mod encoder_decoder;
 mod gpt;
 mod mlp;
 
 pub use cnn::{Cnn, CnnConfig};
+pub use encoder_decoder::{EncoderDecoder, EncoderDecoderConfig};
 pub use gpt::{Gpt, GptConfig};
 pub use mlp::{Mlp, MlpConfig};
 
@@ -25,6 +27,15 @@ pub enum Batch {
         /// `[batch, time]`
         targets: Tensor<2, Int>,
     },
+    /// Sequences and the sequences that answer them.
+    Pairs {
+        /// `[batch, source time]`
+        sources: Tensor<2, Int>,
+        /// `[batch, time]`
+        inputs: Tensor<2, Int>,
+        /// What follows each of the inputs, `[batch, time]`.
+        targets: Tensor<2, Int>,
+    },
     /// Pictures and their classes.
     Images {
         /// `[batch, channels, height, width]`
@@ -32,6 +43,26 @@ pub enum Batch {
         /// `[batch]`
         labels: Tensor<1, Int>,
     },
+}
+
+impl Batch {
+    /// The same without recording.
+    pub(crate) fn detached(&self) -> Self {
+        match self {
+            Self::Images { pixels, labels } => {
+                Self::Images { pixels: crate::autograd::detached(pixels.clone()), labels: labels.clone() }
+            }
+            other => other.clone(),
+        }
+    }
+
+    /// Samples.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Text { inputs, .. } | Self::Pairs { inputs, .. } => inputs.dims()[0],
+            Self::Images { labels, .. } => labels.dims()[0],
+        }
+    }
 }
 
 /// What flows from block to block.
@@ -45,6 +76,14 @@ pub enum Activation {
     Three(Tensor<3>),
     /// `[batch, channels, height, width]`
     Four(Tensor<4>),
+    /// A decoder's `[batch, time, embed]`, and the encoder's result that it looks at, `[batch, source time, embed]`.
+    Pair(Tensor<3>, Tensor<3>),
+}
+
+/// What is done with each tensor of an activation.
+pub(crate) trait Each {
+    /// One of them.
+    fn tensor<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D>;
 }
 
 impl Activation {
@@ -67,6 +106,28 @@ impl Activation {
         }
     }
 
+    /// A decoder's tensor and the encoder's; panics as [`two`](Self::two).
+    pub fn pair(self) -> (Tensor<3>, Tensor<3>) {
+        match self {
+            Self::Pair(x, memory) => (x, memory),
+            other => panic!("the block takes a decoder's and an encoder's tensor, not {other:?}"),
+        }
+    }
+
+    /// Passes every tensor through `each`.
+    pub(crate) fn map(self, each: &mut impl Each) -> Self {
+        match self {
+            Self::Start => Self::Start,
+            Self::Two(x) => Self::Two(each.tensor(x)),
+            Self::Three(x) => Self::Three(each.tensor(x)),
+            Self::Four(x) => Self::Four(each.tensor(x)),
+            Self::Pair(x, memory) => {
+                let x = each.tensor(x);
+                Self::Pair(x, each.tensor(memory))
+            }
+        }
+    }
+
     /// `[batch, channels, height, width]`; panics as [`two`](Self::two).
     pub fn four(self) -> Tensor<4> {
         match self {
@@ -74,6 +135,17 @@ impl Activation {
             other => panic!("the block takes [batch, channels, height, width], not {other:?}"),
         }
     }
+}
+
+/// What one block costs for one sample, over all ranks that it is split over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockCost {
+    /// What the block is.
+    pub name: String,
+    /// Floating-point operations forward; backward takes twice as many.
+    pub flops: f64,
+    /// Numbers kept from forward for backward.
+    pub kept: f64,
 }
 
 /// The block-chain contract: a Burn module that is a sequence of blocks between a batch and a loss.
@@ -86,6 +158,9 @@ pub trait Model: Module {
 
     /// The mean loss over the batch's samples (tokens for text), from the last block's output.
     fn loss(&self, output: Activation, batch: &Batch) -> Tensor<1>;
+
+    /// The shapes of what block `index` hands on for `batch`, as this rank sees them.
+    fn handed_on(&self, index: usize, batch: &Batch) -> Vec<Vec<usize>>;
 
     /// How many samples the last block's output classifies rightly, for models that classify.
     fn correct(&self, _output: &Activation, _batch: &Batch) -> Option<usize> {
@@ -106,7 +181,7 @@ pub trait Model: Module {
 fn images(batch: &Batch) -> (&Tensor<4>, &Tensor<1, Int>) {
     match batch {
         Batch::Images { pixels, labels } => (pixels, labels),
-        Batch::Text { .. } => panic!("an image model was given text"),
+        Batch::Text { .. } | Batch::Pairs { .. } => panic!("an image model was given text"),
     }
 }
 

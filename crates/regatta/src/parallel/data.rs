@@ -6,7 +6,8 @@
 //! bucket is handed to the group's communication thread. Buckets start in the same order on every rank,
 //! whatever the order in which they fill, so the ranks never wait for different operations.
 
-use super::layout::Layout;
+use super::buckets::Buckets;
+use super::gradients::CommTime;
 use crate::autograd::{Gradient, GradientHook, Ladder, hook_at};
 use crate::error::{Error, Result};
 use burn::module::{Module, Param, Reparameterization, Reparameterizer};
@@ -24,15 +25,6 @@ pub enum Keep {
     Both,
 }
 
-/// What communication took in one step.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct CommTime {
-    /// Time the all-reduces ran.
-    pub busy: Duration,
-    /// Time the step stood waiting for them: what backward did not hide.
-    pub exposed: Duration,
-}
-
 /// The gradients of one model on one rank, averaged over the ranks of a group.
 #[derive(Clone)]
 pub struct GradientSync {
@@ -41,7 +33,7 @@ pub struct GradientSync {
 
 struct Shared {
     group: Group,
-    layout: Arc<Layout>,
+    layout: Arc<Buckets>,
     keep: Keep,
     state: Mutex<State>,
 }
@@ -91,7 +83,7 @@ impl GradientSync {
     ///
     /// # Errors
     /// When the transport has no memory for them.
-    pub fn new(group: Group, layout: Arc<Layout>, keep: Keep) -> Result<Self> {
+    pub fn new(group: Group, layout: Arc<Buckets>, keep: Keep) -> Result<Self> {
         let buckets = (0..layout.bucket_lens.len()).map(|index| {
             let params: Vec<usize> = layout.in_bucket(index).collect();
             // One more element a parameter: whether any rank had a gradient for it.
@@ -122,7 +114,7 @@ impl GradientSync {
     }
 
     /// Where each parameter's gradient lies.
-    pub fn layout(&self) -> &Arc<Layout> {
+    pub fn layout(&self) -> &Arc<Buckets> {
         &self.shared.layout
     }
 

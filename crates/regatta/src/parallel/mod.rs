@@ -1,9 +1,24 @@
-//! Strategies that spread one model over ranks. Data parallelism is the first.
+//! How one model is spread over ranks: by data, by tensor, by stage, sharded, and every product of these.
 
+mod axes;
+mod buckets;
 mod data;
-mod layout;
+mod engine;
+mod gradients;
+mod leaves;
+mod links;
 mod params;
+mod pool;
+mod timeline;
+mod units;
+mod whole;
 
-pub use data::{CommTime, GradientSync, Keep};
-pub use layout::{Layout, ParamSpec, param_specs};
+pub use axes::Axes;
+pub use buckets::{Buckets, ParamSpec, param_specs};
+pub use data::{GradientSync, Keep};
+pub use engine::{Engine, StepResult};
+pub use gradients::{CommTime, Gradients};
 pub use params::ParamStore;
+pub use timeline::Timeline;
+pub use units::{Segment, Unit, Units};
+pub use whole::Parameters;

@@ -1,8 +1,13 @@
 //! The configuration of a training run: a TOML file, changed by `--set key.path=value`.
 
 use crate::error::{Error, Result};
-use crate::models::{CnnConfig, GptConfig, MlpConfig};
+use crate::layers::{Init, Made, Placement};
+use crate::models::{
+    BlockCost, Cnn, CnnConfig, EncoderDecoder, EncoderDecoderConfig, Gpt, GptConfig, Mlp, MlpConfig,
+};
+use regatta_plan::{Layout, Mesh, Plan, PlanError, Recompute, ScheduleKind};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
@@ -33,6 +38,50 @@ pub enum ModelConfig {
     Mlp(MlpConfig),
     /// A convolutional network.
     Cnn(CnnConfig),
+    /// An encoder-decoder transformer.
+    #[serde(rename = "encoder-decoder")]
+    EncoderDecoder(EncoderDecoderConfig),
+}
+
+/// Pixels along a side of a digit, and in all of it.
+const SIDE: usize = 28;
+
+impl ModelConfig {
+    /// What each block costs for one sample, over `vocab` tokens or classes.
+    pub fn costs(&self, vocab: usize) -> Vec<BlockCost> {
+        match self {
+            Self::Gpt(config) => config.costs(vocab, config.block),
+            Self::Mlp(config) => config.costs(SIDE * SIDE, vocab),
+            Self::Cnn(config) => config.costs(SIDE, vocab),
+            Self::EncoderDecoder(config) => config.costs(vocab),
+        }
+    }
+
+    /// The parameters as the rank of `placement` holds them, if it has all blocks.
+    pub fn describe(&self, vocab: usize, placement: Placement) -> Vec<Made> {
+        let init = Init::describing(placement);
+        match self {
+            Self::Gpt(config) => drop(Gpt::new(config, vocab, &init)),
+            Self::Mlp(config) => drop(Mlp::new(config, SIDE * SIDE, vocab, &init)),
+            Self::Cnn(config) => drop(Cnn::new(config, SIDE, vocab, &init)),
+            Self::EncoderDecoder(config) => drop(EncoderDecoder::new(config, vocab, &init)),
+        }
+        init.made()
+    }
+
+    /// Whether its layers can be split over a tensor axis.
+    pub fn splits(&self) -> bool {
+        matches!(self, Self::Gpt(_) | Self::EncoderDecoder(_))
+    }
+
+    /// Tokens of a sample; none where samples are not text.
+    pub fn time(&self) -> Option<usize> {
+        match self {
+            Self::Gpt(config) => Some(config.block),
+            Self::EncoderDecoder(config) => Some(config.block),
+            Self::Mlp(_) | Self::Cnn(_) => None,
+        }
+    }
 }
 
 /// What `[data] kind` may be.
@@ -131,6 +180,8 @@ pub struct TrainConfig {
     pub eval_batches: usize,
     /// Steps between checkpoints; 0: only at the end.
     pub checkpoint_every: usize,
+    /// Where checkpoints go: a folder, or a URL as `s3://bucket/prefix`; absent: `checkpoints` in the run's folder.
+    pub checkpoint_url: Option<String>,
     /// What becomes of samples that do not fill an epoch's last batch.
     pub last_batch: LastBatch,
     /// Steps between checks that all ranks hold the same parameters; 0: only at the end.
@@ -149,6 +200,7 @@ impl Default for TrainConfig {
             eval_every: 0,
             eval_batches: 20,
             checkpoint_every: 0,
+            checkpoint_url: None,
             last_batch: LastBatch::Drop,
             check_every: 0,
         }
@@ -218,8 +270,29 @@ impl Default for OptimizerConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ParallelConfig {
-    /// Local workers; absent: what the machine serves best.
+    /// Local ranks; absent: as many as `mesh` has, or what the machine serves best.
     pub workers: Option<usize>,
+    /// Named axes and their sizes, as in `data=2,tensor=2,pipe=2`; absent: all ranks along `data`.
+    pub mesh: Option<String>,
+    /// What is sharded over `data`: 1 optimizer state, 2 gradients too, 3 parameters too; 0: nothing.
+    pub zero: u8,
+    /// Blocks whose parameters are gathered ahead of their use, under `zero` 3.
+    pub prefetch: usize,
+    /// Keep the optimizer's state in a file of the run's folder instead of in memory.
+    pub offload: bool,
+    /// `gpipe`, `1f1b`, `interleaved` or `zero-bubble`: in which order pipeline stages work.
+    pub schedule: ScheduleKind,
+    /// Parts of the model that each stage holds; absent: 2 for `interleaved`, 1 for the others.
+    pub chunks: Option<usize>,
+    /// Split the regions between split layers by time.
+    pub sequence: bool,
+    /// `none` or `block`: whether blocks are computed again in backward instead of keeping what they computed.
+    pub recompute: Recompute,
+    /// Which dimension is split over which axis, over the default `heads`, `mlp` and `vocab` over `tensor`; `none` leaves
+    /// one whole.
+    pub layout: BTreeMap<String, String>,
+    /// Memory of each rank in MiB that the plan must fit; absent: not checked.
+    pub memory_mib: Option<f64>,
     /// Threads of each worker; absent: its share of the cores.
     pub threads: Option<usize>,
     /// `thread`, `shm` or `tcp`; absent: the fastest that every pair of ranks shares.
@@ -236,6 +309,16 @@ impl Default for ParallelConfig {
     fn default() -> Self {
         Self {
             workers: None,
+            mesh: None,
+            zero: 0,
+            prefetch: 1,
+            offload: false,
+            schedule: ScheduleKind::default(),
+            chunks: None,
+            sequence: false,
+            recompute: Recompute::None,
+            layout: BTreeMap::new(),
+            memory_mib: None,
             threads: None,
             transport: None,
             algorithm: None,
@@ -265,6 +348,7 @@ impl Default for SampleConfig {
     }
 }
 
+const KINDS: [&str; 4] = ["gpt", "encoder-decoder", "mlp", "cnn"];
 const SECTIONS: [&str; 6] = ["model", "data", "train", "optimizer", "parallel", "sample"];
 
 impl Config {
@@ -315,11 +399,77 @@ impl Config {
         }
     }
 
+    /// How a job of `world` ranks is spread.
+    ///
+    /// # Errors
+    /// A mesh of another size, a batch that does not divide, a schedule or layout that does not exist.
+    pub fn plan(&self, world: usize) -> Result<Plan, PlanError> {
+        let parallel = &self.parallel;
+        let mesh = match &parallel.mesh {
+            Some(mesh) => mesh.parse()?,
+            None => Mesh::data(world),
+        };
+        mesh.fits(world)?;
+        let bytes = (parallel.bucket_mib * (1 << 20) as f64) as usize;
+        let chunks = if parallel.schedule == ScheduleKind::Interleaved { 2 } else { 1 };
+        let rules = parallel.layout.iter().map(|(dim, axis)| (dim.as_str(), axis.as_str()));
+        let plan = Plan {
+            layout: Layout::with(rules)?,
+            zero: parallel.zero,
+            prefetch: parallel.prefetch,
+            offload: parallel.offload,
+            schedule: parallel.schedule,
+            chunks: parallel.chunks.unwrap_or(chunks),
+            sequence: parallel.sequence && mesh.axis("tensor") > 1,
+            recompute: parallel.recompute,
+            ..Plan::new(mesh, self.batch(), bytes)?
+        };
+        plan.pipeline()?;
+        Ok(plan)
+    }
+
+    /// Checks that the model can follow `plan`, before anything runs.
+    ///
+    /// # Errors
+    /// More stages than blocks, a layout that is illegal for a parameter (with its name), a model or a sequence that
+    /// cannot be split.
+    pub fn check_plan(&self, plan: &Plan, vocab: usize) -> Result<(), PlanError> {
+        let tensor = plan.mesh.axis("tensor");
+        if tensor > 1 && !self.model.splits() {
+            return Err(PlanError::Layout(
+                "this model has no layers that are split over the axis tensor; use data and pipe".into(),
+            ));
+        }
+        let placement =
+            Placement { mesh: plan.mesh.clone(), layout: plan.layout.clone(), ..Placement::whole() };
+        for made in self.model.describe(vocab, placement) {
+            plan.layout.check(&plan.mesh, &made.spec)?;
+        }
+        if plan.sequence {
+            if let Some(time) = self.model.time().filter(|time| !time.is_multiple_of(tensor)) {
+                return Err(PlanError::Layout(format!(
+                    "parallel.sequence: {time} tokens do not divide over the {tensor} ranks of the axis tensor"
+                )));
+            }
+            let whole =
+                ["heads", "mlp", "vocab"].into_iter().find(|dim| plan.layout.axis(&plan.mesh, dim).is_none());
+            if let Some(dim) = whole {
+                return Err(PlanError::Layout(format!(
+                    "parallel.sequence: the dimension {dim} must be split over tensor too"
+                )));
+            }
+        }
+        let costs: Vec<f64> = self.model.costs(vocab).iter().map(|cost| cost.flops).collect();
+        plan.cut(&costs).map(drop)
+    }
+
     fn check(&self, reader: &Reader) -> Result<()> {
         let (data, train, optimizer, parallel) = (&self.data, &self.train, &self.optimizer, &self.parallel);
         match (&self.model, data.kind) {
-            (ModelConfig::Gpt(_), DataKind::Mnist) => {
-                return Err(reader.error("data.kind", "a gpt learns from text: use \"text\" or \"rust\""));
+            (ModelConfig::Gpt(_) | ModelConfig::EncoderDecoder(_), DataKind::Mnist) => {
+                return Err(
+                    reader.error("data.kind", "this model learns from text: use \"text\" or \"rust\"")
+                );
             }
             (ModelConfig::Mlp(_) | ModelConfig::Cnn(_), DataKind::Text | DataKind::Rust) => {
                 return Err(reader.error("data.kind", "this model learns from digits: use \"mnist\""));
@@ -349,6 +499,19 @@ impl Config {
                     return Err(reader.error("model.embed", problem));
                 }
                 reader.within("model.dropout", gpt.dropout, 0.0, 1.0, false)?;
+            }
+            ModelConfig::EncoderDecoder(model) => {
+                let counts =
+                    [("encoder_layers", model.encoder_layers), ("decoder_layers", model.decoder_layers)];
+                reader.at_least_one("model", &counts)?;
+                let counts = [("heads", model.heads), ("embed", model.embed), ("block", model.block)];
+                reader.at_least_one("model", &counts)?;
+                if !model.embed.is_multiple_of(model.heads) {
+                    let problem =
+                        format!("{} does not divide into {} heads (model.heads)", model.embed, model.heads);
+                    return Err(reader.error("model.embed", problem));
+                }
+                reader.within("model.dropout", model.dropout, 0.0, 1.0, false)?;
             }
             ModelConfig::Mlp(mlp) => {
                 reader.within("model.dropout", mlp.dropout, 0.0, 1.0, false)?;
@@ -396,6 +559,12 @@ impl Config {
         reader.at_least_one("parallel", &[("threads", parallel.threads.unwrap_or(1))])?;
         reader.within("parallel.bucket_mib", parallel.bucket_mib, 0.001, 65536.0, true)?;
         reader.within("parallel.deadline_s", parallel.deadline_s, 0.1, 86400.0, true)?;
+        reader.within("parallel.zero", f64::from(parallel.zero), 0.0, 3.0, true)?;
+        reader.within("parallel.memory_mib", parallel.memory_mib.unwrap_or(1.0), 1.0, 1e9, true)?;
+        reader.at_least_one("parallel", &[("chunks", parallel.chunks.unwrap_or(1))])?;
+        if let Some(Err(error)) = parallel.mesh.as_deref().map(str::parse::<Mesh>) {
+            return Err(reader.error("parallel.mesh", error.to_string()));
+        }
         let transports = ["thread", "shm", "tcp", "mpi"];
         reader.one_of("parallel.transport", parallel.transport.as_deref(), &transports)?;
         let algorithms = regatta_comm::Algorithm::ALL.map(regatta_comm::Algorithm::name);
@@ -423,17 +592,19 @@ impl Reader<'_> {
 
     fn model(&self, table: &Table) -> Result<ModelConfig> {
         let Some(Value::Table(section)) = table.get("model") else {
-            return Err(
-                self.error("model", "missing: a section [model] with kind = \"gpt\", \"mlp\" or \"cnn\"")
-            );
+            return Err(self.error(
+                "model",
+                format!("missing: a section [model] with kind = one of {}", KINDS.join(", ")),
+            ));
         };
         let mut section = section.clone();
         match section.remove("kind").as_ref().and_then(Value::as_str) {
             Some("gpt") => self.read(section, "model").map(ModelConfig::Gpt),
             Some("mlp") => self.read(section, "model").map(ModelConfig::Mlp),
             Some("cnn") => self.read(section, "model").map(ModelConfig::Cnn),
-            Some(other) => Err(self.error("model.kind", unknown("kind", other, &["gpt", "mlp", "cnn"]))),
-            None => Err(self.error("model.kind", "missing: \"gpt\", \"mlp\" or \"cnn\"")),
+            Some("encoder-decoder") => self.read(section, "model").map(ModelConfig::EncoderDecoder),
+            Some(other) => Err(self.error("model.kind", unknown("kind", other, &KINDS))),
+            None => Err(self.error("model.kind", format!("missing: one of {}", KINDS.join(", ")))),
         }
     }
 

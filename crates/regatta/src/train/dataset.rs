@@ -53,6 +53,19 @@ pub enum HostBatch {
         /// Tokens of a row.
         time: usize,
     },
+    /// Sequences, `[rows, source time]`, and those that answer them, `[rows, time]`.
+    Pairs {
+        /// What is to be answered.
+        sources: Vec<i64>,
+        /// What the model sees of the answer.
+        inputs: Vec<i64>,
+        /// What it is to say.
+        targets: Vec<i64>,
+        /// Tokens of a source.
+        source_time: usize,
+        /// Tokens of an answer.
+        time: usize,
+    },
     /// Digits, `[rows, 28, 28]`, and their labels, `[rows]`.
     Digits {
         /// Normalised pixels.
@@ -66,7 +79,7 @@ impl HostBatch {
     /// Tokens in the batch; for digits, samples.
     pub fn tokens(&self) -> usize {
         match self {
-            Self::Text { inputs, .. } => inputs.len(),
+            Self::Text { inputs, .. } | Self::Pairs { inputs, .. } => inputs.len(),
             Self::Digits { labels, .. } => labels.len(),
         }
     }
@@ -81,6 +94,17 @@ impl HostBatch {
                 let each = inputs.len() / time / parts * time;
                 let pairs = inputs.chunks_exact(each).zip(targets.chunks_exact(each));
                 pairs.map(|(a, b)| Self::Text { inputs: a.to_vec(), targets: b.to_vec(), time }).collect()
+            }
+            Self::Pairs { sources, inputs, targets, source_time, time } => {
+                let rows = inputs.len() / time / parts;
+                let part = |index: usize| Self::Pairs {
+                    sources: sources[index * rows * source_time..][..rows * source_time].to_vec(),
+                    inputs: inputs[index * rows * time..][..rows * time].to_vec(),
+                    targets: targets[index * rows * time..][..rows * time].to_vec(),
+                    source_time,
+                    time,
+                };
+                (0..parts).map(part).collect()
             }
             Self::Digits { pixels, labels } => {
                 let each = labels.len() / parts;
@@ -97,6 +121,16 @@ impl HostBatch {
                 let rows = inputs.len() / time;
                 let tensor = |ids| Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, time]), device);
                 Batch::Text { inputs: tensor(inputs), targets: tensor(targets) }
+            }
+            Self::Pairs { sources, inputs, targets, source_time, time } => {
+                let rows = inputs.len() / time;
+                let tensor =
+                    |ids, time| Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, time]), device);
+                Batch::Pairs {
+                    sources: tensor(sources, source_time),
+                    inputs: tensor(inputs, time),
+                    targets: tensor(targets, time),
+                }
             }
             Self::Digits { pixels, labels } => {
                 let rows = labels.len();
@@ -138,6 +172,20 @@ impl Datasets {
                 Ok(Self {
                     train: Arc::new(TextSamples(open("train.tok", Some(config.train.seed))?, gpt.block)),
                     val: Arc::new(TextSamples(open("val.tok", None)?, gpt.block)),
+                    vocab: tokenizer.vocab_size(),
+                    tokenizer: Some(tokenizer),
+                })
+            }
+            (ModelConfig::EncoderDecoder(model), DataKind::Text | DataKind::Rust) => {
+                let folder = prepare(&config.data)?;
+                let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
+                let open = |name: &str, seed| -> Result<_> {
+                    let windows = Windows::new(TokenFile::open(&folder.join(name))?, 2 * model.block, seed)?;
+                    Ok(Arc::new(PairSamples(windows, model.block)))
+                };
+                Ok(Self {
+                    train: open("train.tok", Some(config.train.seed))?,
+                    val: open("val.tok", None)?,
                     vocab: tokenizer.vocab_size(),
                     tokenizer: Some(tokenizer),
                 })
@@ -189,6 +237,35 @@ impl Dataset for TextSamples {
             self.0.fill(epoch, index, &mut inputs, &mut targets);
         }
         Ok(HostBatch::Text { inputs, targets, time: self.1 })
+    }
+}
+
+/// A stretch of text as the source, and the text behind it as its answer.
+struct PairSamples(Windows, usize);
+
+impl Dataset for PairSamples {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn tokens_per_sample(&self) -> usize {
+        self.1
+    }
+
+    fn batch(&self, epoch: u64, indices: &[usize]) -> Result<HostBatch> {
+        let time = self.1;
+        let (mut sources, mut inputs, mut targets) = (vec![], vec![], vec![]);
+        let (mut seen, mut next) = (vec![], vec![]);
+        for &index in indices {
+            seen.clear();
+            next.clear();
+            self.0.fill(epoch, index, &mut seen, &mut next);
+            sources.extend_from_slice(&seen[..time]);
+            // The decoder begins with the source's last token, so that it says the answer's first.
+            inputs.extend_from_slice(&seen[time - 1..2 * time - 1]);
+            targets.extend_from_slice(&next[time - 1..2 * time - 1]);
+        }
+        Ok(HostBatch::Pairs { sources, inputs, targets, source_time: time, time })
     }
 }
 

@@ -3,8 +3,11 @@
 mod config;
 mod dataset;
 mod evaluate;
+mod metrics;
 mod optimizer;
+mod rank;
 mod run;
+mod saving;
 mod schedule;
 mod summary;
 
@@ -15,6 +18,9 @@ pub use config::{
 pub use dataset::{Dataset, Datasets, HostBatch};
 pub use evaluate::Score;
 pub use optimizer::FlatOptimizer;
+pub(crate) use optimizer::sum_of_squares;
+pub(crate) use rank::Rank;
 pub use run::{Job, Observer, Silent, StepReport, train};
+pub(crate) use saving::{check_model, load};
 pub use schedule::learning_rate;
-pub use summary::{Memory, Summary, peak_rss_bytes};
+pub use summary::{Memory, Pipeline, Summary, peak_rss_bytes};

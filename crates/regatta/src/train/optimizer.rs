@@ -1,129 +1,173 @@
-//! AdamW and SGD over the flat buckets, in place, one pass over parameter, gradient and moments.
+//! AdamW and SGD over the part of each unit that a rank owns, in place, one pass over parameter, gradient and moments.
 
 use super::config::{OptimizerConfig, OptimizerKind};
-use crate::parallel::{GradientSync, Layout, ParamStore};
+use crate::error::{Error, Result};
+use crate::parallel::Units;
 use crate::simd::multiversion;
+use memmap2::MmapMut;
+use std::fs::OpenOptions;
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
 use std::sync::Arc;
 
-/// An optimizer with its state for every parameter, in the layout of the buckets.
+/// An optimizer with its state for the parameters that this rank owns.
 pub struct FlatOptimizer {
     config: OptimizerConfig,
-    layout: Arc<Layout>,
-    /// First moments (AdamW) or velocities (SGD with momentum); empty where the rule has none.
-    first: Vec<Vec<f32>>,
+    units: Arc<Units>,
+    shard: usize,
+    /// First moments (AdamW) or velocities (SGD with momentum), by unit; empty where the rule has none.
+    first: Vec<Numbers>,
     /// Second moments (AdamW).
-    second: Vec<Vec<f32>>,
+    second: Vec<Numbers>,
     /// Updates made, for the bias correction.
     updates: u64,
 }
 
+/// State in memory or in a file.
+enum Numbers {
+    Heap(Vec<f32>),
+    File(MmapMut),
+}
+
+impl Numbers {
+    fn new(len: usize, file: Option<&Path>) -> Result<Self> {
+        let Some(path) = file else { return Ok(Self::Heap(vec![0.0; len])) };
+        let options = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
+        let file = options.map_err(Error::io("create", path))?;
+        // A whole page at least: an empty file cannot be mapped.
+        file.set_len((len * size_of::<f32>()).max(4096) as u64).map_err(Error::io("grow", path))?;
+        // SAFETY: the file is this process's own, made just now under a name of its own.
+        let map = unsafe { MmapMut::map_mut(&file) }.map_err(Error::io("map", path))?;
+        // The name is no longer needed: nothing is left behind, however the process ends.
+        std::fs::remove_file(path).map_err(Error::io("remove the name of", path))?;
+        Ok(Self::File(map))
+    }
+
+    /// Lets the system write the numbers out and take their memory.
+    fn rest(&self) {
+        #[cfg(target_os = "linux")]
+        if let Self::File(map) = self {
+            // SAFETY: a shared map of a file keeps its numbers there.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+}
+
+impl Deref for Numbers {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Heap(values) => values,
+            Self::File(map) => bytemuck::cast_slice(map),
+        }
+    }
+}
+
+impl DerefMut for Numbers {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        match self {
+            Self::Heap(values) => values,
+            Self::File(map) => bytemuck::cast_slice_mut(map),
+        }
+    }
+}
+
 impl FlatOptimizer {
-    /// State of zeros for the parameters of `layout`.
-    pub fn new(config: &OptimizerConfig, layout: Arc<Layout>) -> Self {
-        let zeros = |wanted: bool| match wanted {
-            true => layout.bucket_lens.iter().map(|&len| vec![0.0; len]).collect(),
-            false => vec![],
+    /// State of zeros for the `shard`-th part of every unit; in files of the folder `offload`, if given.
+    ///
+    /// # Errors
+    /// Files that cannot be made.
+    pub fn new(
+        config: &OptimizerConfig,
+        units: Arc<Units>,
+        shard: usize,
+        offload: Option<&Path>,
+    ) -> Result<Self> {
+        if let Some(folder) = offload {
+            std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        }
+        let zeros = |wanted: bool, kind: &str| -> Result<Vec<Numbers>> {
+            let count = if wanted { units.units.len() } else { 0 };
+            let one = |unit: usize| {
+                let file = offload.map(|folder| folder.join(format!("{kind}-{unit}-{}", std::process::id())));
+                Numbers::new(units.shard(unit, shard).len(), file.as_deref())
+            };
+            (0..count).map(one).collect()
         };
         let adam = config.kind == OptimizerKind::AdamW;
-        let (first, second) = (zeros(adam || config.momentum > 0.0), zeros(adam));
-        Self { config: config.clone(), first, second, updates: 0, layout }
+        let (first, second) = (zeros(adam || config.momentum > 0.0, "first")?, zeros(adam, "second")?);
+        Ok(Self { config: config.clone(), first, second, updates: 0, units, shard })
     }
 
-    /// The global norm of the averaged gradients: the root of the sum of their squares.
-    pub fn gradient_norm(sync: &GradientSync) -> f64 {
-        let mut squares = 0.0;
-        sync.for_each_bucket(|_, gradients| squares += sum_of_squares(gradients));
-        squares.sqrt()
-    }
-
-    /// One update with learning rate `lr`; gradients are multiplied by `scale` first (clipping).
-    pub fn step(&mut self, store: &mut ParamStore, sync: &GradientSync, lr: f64, scale: f64) {
+    /// Begins an update of all units.
+    pub fn begin(&mut self) {
         self.updates += 1;
+    }
+
+    /// Updates this rank's part of `unit` with learning rate `lr`; gradients are multiplied by `scale` first (clipping).
+    pub fn update(&mut self, unit: usize, parameters: &mut [f32], gradients: &[f32], lr: f64, scale: f64) {
         let config = &self.config;
         let correction = |beta: f64| 1.0 - beta.powi(self.updates.min(i32::MAX as u64) as i32);
         let (correction1, correction2) = (correction(config.beta1), correction(config.beta2));
-        let (layout, first, second) = (&self.layout, &mut self.first, &mut self.second);
-        sync.for_each_bucket(|bucket, gradients| {
-            for index in layout.in_bucket(bucket) {
-                let range = layout.places[index].range.clone();
-                let decays = layout.specs[index].shape.len() >= 2;
-                let decay = (1.0 - if decays { lr * config.weight_decay } else { 0.0 }) as f32;
-                let parameters = store.param_mut(index);
-                let gradients = &gradients[range.clone()];
-                match config.kind {
-                    OptimizerKind::AdamW => {
-                        let rule = AdamW {
-                            scale: scale as f32,
-                            decay,
-                            beta1: config.beta1 as f32,
-                            beta2: config.beta2 as f32,
-                            step: (lr / correction1) as f32,
-                            root: (1.0 / correction2.sqrt()) as f32,
-                            eps: config.eps as f32,
-                        };
-                        let first = &mut first[bucket][range.clone()];
-                        adamw(parameters, gradients, first, &mut second[bucket][range], rule);
-                    }
-                    OptimizerKind::Sgd if config.momentum > 0.0 => {
-                        let velocity = &mut first[bucket][range];
-                        momentum(
-                            parameters,
-                            gradients,
-                            velocity,
-                            scale as f32,
-                            decay,
-                            config.momentum as f32,
-                            lr as f32,
-                        );
-                    }
-                    OptimizerKind::Sgd => sgd(parameters, gradients, scale as f32, decay, lr as f32),
+        let mut first = self.first.get_mut(unit);
+        let mut second = self.second.get_mut(unit);
+        for segment in self.units.segments(unit, self.units.shard(unit, self.shard)) {
+            let range = segment.within;
+            let decays = self.units.params[segment.param].spec.shape.len() >= 2;
+            let decay = (1.0 - if decays { lr * config.weight_decay } else { 0.0 }) as f32;
+            let (parameters, gradients) = (&mut parameters[range.clone()], &gradients[range.clone()]);
+            let first = first.as_mut().map(|numbers| &mut numbers[range.clone()]);
+            let second = second.as_mut().map(|numbers| &mut numbers[range]);
+            match (first, second) {
+                (Some(first), Some(second)) => {
+                    let rule = AdamW {
+                        scale: scale as f32,
+                        decay,
+                        beta1: config.beta1 as f32,
+                        beta2: config.beta2 as f32,
+                        step: (lr / correction1) as f32,
+                        root: (1.0 / correction2.sqrt()) as f32,
+                        eps: config.eps as f32,
+                    };
+                    adamw(parameters, gradients, first, second, rule);
                 }
-            }
-        });
-    }
-
-    /// The state tensors by name, each with the parameter's index: `first/PATH` and `second/PATH`.
-    pub fn state(&self) -> impl Iterator<Item = (String, usize, &[f32])> {
-        let kinds = [("first", &self.first), ("second", &self.second)];
-        kinds.into_iter().filter(|(_, buckets)| !buckets.is_empty()).flat_map(move |(kind, buckets)| {
-            self.layout.specs.iter().enumerate().map(move |(index, spec)| {
-                let place = &self.layout.places[index];
-                (format!("{kind}/{}", spec.path), index, &buckets[place.bucket][place.range.clone()])
-            })
-        })
-    }
-
-    /// Replaces the state: calls `read(name, index, target)` for every state tensor.
-    pub fn load<E>(
-        &mut self,
-        updates: u64,
-        mut read: impl FnMut(&str, usize, &mut [f32]) -> Result<(), E>,
-    ) -> Result<(), E> {
-        self.updates = updates;
-        for (kind, buckets) in [("first", &mut self.first), ("second", &mut self.second)] {
-            if buckets.is_empty() {
-                continue;
-            }
-            for (index, spec) in self.layout.specs.iter().enumerate() {
-                let place = &self.layout.places[index];
-                read(
-                    &format!("{kind}/{}", spec.path),
-                    index,
-                    &mut buckets[place.bucket][place.range.clone()],
-                )?;
+                (Some(velocity), None) => {
+                    let mu = config.momentum as f32;
+                    momentum(parameters, gradients, velocity, scale as f32, decay, mu, lr as f32);
+                }
+                _ => sgd(parameters, gradients, scale as f32, decay, lr as f32),
             }
         }
-        Ok(())
+        for numbers in [self.first.get(unit), self.second.get(unit)].into_iter().flatten() {
+            numbers.rest();
+        }
+    }
+
+    /// The state by name, `first` and `second`: of each, this rank's part of every unit.
+    pub fn state(&self) -> impl Iterator<Item = (&'static str, Vec<&[f32]>)> {
+        let kinds = [("first", &self.first), ("second", &self.second)].into_iter();
+        kinds
+            .filter(|(_, numbers)| !numbers.is_empty())
+            .map(|(kind, numbers)| (kind, numbers.iter().map(|part| &**part).collect()))
+    }
+
+    /// The same, to write.
+    pub fn state_mut(&mut self) -> impl Iterator<Item = (&'static str, Vec<&mut [f32]>)> {
+        let kinds = [("first", &mut self.first), ("second", &mut self.second)].into_iter();
+        kinds
+            .filter(|(_, numbers)| !numbers.is_empty())
+            .map(|(kind, numbers)| (kind, numbers.iter_mut().map(|part| &mut **part).collect()))
+    }
+
+    /// Bytes of state.
+    pub fn bytes(&self) -> usize {
+        self.state().flat_map(|(_, parts)| parts).map(size_of_val).sum()
     }
 
     /// Updates made so far.
     pub fn updates(&self) -> u64 {
         self.updates
-    }
-
-    /// The state's buckets, for a broadcast.
-    pub fn buckets_mut(&mut self) -> impl Iterator<Item = &mut Vec<f32>> {
-        self.first.iter_mut().chain(&mut self.second)
     }
 
     /// Sets the number of updates made.
@@ -181,7 +225,8 @@ multiversion! {
 }
 
 multiversion! {
-    fn sum_of_squares(values: &[f32]) -> f64 {
+    /// The sum of the squares of `values`.
+    pub fn sum_of_squares(values: &[f32]) -> f64 {
         // Sixteen sums side by side: vectorises, and loses less precision than one.
         let mut sums = [0.0f64; 16];
         let chunks = values.chunks_exact(16);

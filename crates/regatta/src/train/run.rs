@@ -3,23 +3,25 @@
 use super::config::{Config, LastBatch, ModelConfig};
 use super::dataset::{Datasets, HostBatch};
 use super::evaluate::{Score, evaluate};
+use super::metrics::Metrics;
 use super::optimizer::FlatOptimizer;
+use super::rank::Rank;
+use super::saving::Saving;
 use super::schedule::learning_rate;
-use super::summary::{Memory, Summary, median, peak_rss_bytes};
+use super::summary::{Memory, Pipeline, Summary, median, peak_rss_bytes};
 use crate::autograd::{keep_freed_memory, train_device};
-use crate::checkpoint::{self, Checkpoint, Snapshot, State, Which};
+use crate::checkpoint::{self, State};
 use crate::data::prefetch::Prefetch;
 use crate::data::sampler::{Position, Sampler};
 use crate::error::{Error, Result};
 use crate::layers::Context;
-use crate::models::{Cnn, Gpt, Mlp, Model};
-use crate::parallel::{CommTime, GradientSync, Keep, ParamStore};
+use crate::models::{Batch, Cnn, EncoderDecoder, Gpt, Mlp, Model};
+use crate::parallel::{CommTime, Engine};
 use crate::random::Stream;
 use regatta_comm::{Group, ReduceOp};
 use regatta_plan::Plan;
 use serde::Serialize;
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,13 +99,22 @@ pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
     keep_freed_memory();
     let data = Datasets::open(&job.config)?;
     let seed = job.config.train.seed;
+    let rank = Rank::new(&job.config, &job.plan, &job.group, data.vocab)?;
+    let init = &rank.init(seed);
     match &job.config.model {
-        ModelConfig::Gpt(config) => Run::new(job, &data, Gpt::new(config, data.vocab, seed))?.train(observer),
+        ModelConfig::Gpt(config) => {
+            Run::new(job, &data, rank.engine(Gpt::new(config, data.vocab, init), init)?)?.train(observer)
+        }
         ModelConfig::Mlp(config) => {
-            Run::new(job, &data, Mlp::new(config, 28 * 28, data.vocab, seed))?.train(observer)
+            Run::new(job, &data, rank.engine(Mlp::new(config, 28 * 28, data.vocab, init), init)?)?
+                .train(observer)
         }
         ModelConfig::Cnn(config) => {
-            Run::new(job, &data, Cnn::new(config, 28, data.vocab, seed))?.train(observer)
+            Run::new(job, &data, rank.engine(Cnn::new(config, 28, data.vocab, init), init)?)?.train(observer)
+        }
+        ModelConfig::EncoderDecoder(config) => {
+            Run::new(job, &data, rank.engine(EncoderDecoder::new(config, data.vocab, init), init)?)?
+                .train(observer)
         }
     }
 }
@@ -111,49 +122,50 @@ pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
 struct Run<'a, M> {
     job: &'a Job,
     data: &'a Datasets,
-    model: M,
-    store: ParamStore,
-    sync: GradientSync,
+    engine: Engine<M>,
     optimizer: FlatOptimizer,
+    saving: Saving,
     done: usize,
     position: Position,
     losses: Vec<f64>,
     best: Option<(f64, usize)>,
     val_loss: Option<f64>,
     score: Option<Score>,
-    /// Step, communication and exposed milliseconds of the steps of this process.
-    times: Vec<[f64; 3]>,
+    /// Of each step of this process, in milliseconds: all of it, communication, that part that was waited for, tasks of the
+    /// schedule, and the end of the last of them.
+    times: Vec<[f64; 5]>,
     time_to_first_step: Option<Duration>,
 }
 
 impl<'a, M: Model> Run<'a, M> {
-    fn new(job: &'a Job, data: &'a Datasets, model: M) -> Result<Self> {
-        let (model, mut store) = ParamStore::adopt(model, job.plan.bucket_bytes)?;
-        let mut optimizer = FlatOptimizer::new(&job.config.optimizer, store.layout().clone());
-        let mut progress = Progress::default();
-        if job.resume {
-            progress = resume(job, data, &mut store, &mut optimizer)?;
-        }
-        store.broadcast(&job.group, 0)?;
-        let sync = GradientSync::new(job.group.clone(), store.layout().clone(), Keep::Bucket)?;
-        sync.set_passes(job.plan.accumulate);
-        let model = sync.attach(model);
-        Ok(Self {
+    fn new(job: &'a Job, data: &'a Datasets, engine: Engine<M>) -> Result<Self> {
+        let rank = job.group.rank();
+        let offload = job.plan.offload.then(|| job.out.join("offload").join(format!("rank-{rank:05}")));
+        let (units, shard) = (engine.units().clone(), engine.shard());
+        let mut run = Self {
             job,
             data,
-            model,
-            store,
-            sync,
-            optimizer,
-            done: progress.step,
-            position: progress.position,
-            losses: progress.losses,
-            best: progress.best,
-            val_loss: progress.val_loss,
+            optimizer: FlatOptimizer::new(&job.config.optimizer, units, shard, offload.as_deref())?,
+            engine,
+            saving: Saving::new(job)?,
+            done: 0,
+            position: Position::default(),
+            losses: vec![],
+            best: None,
+            val_loss: None,
             score: None,
             times: vec![],
             time_to_first_step: None,
-        })
+        };
+        if job.resume {
+            let state = run.saving.resume(job, data.vocab, &mut run.engine, &mut run.optimizer)?;
+            run.done = state.step;
+            run.position = state.position;
+            run.losses = state.losses;
+            run.best = state.best;
+            run.val_loss = state.val_loss;
+        }
+        Ok(run)
     }
 
     fn train(mut self, observer: &mut dyn Observer) -> Result<Summary> {
@@ -172,14 +184,14 @@ impl<'a, M: Model> Run<'a, M> {
         }
         let mut metrics = if lead { Some(Metrics::open(job, self.done, observer)?) } else { None };
         if lead {
-            observer.started(job, self.done, self.store.layout().num_params());
+            let parameters = job.config.model.describe(self.data.vocab, crate::layers::Placement::whole());
+            observer.started(job, self.done, parameters.iter().map(|made| made.spec.len()).sum());
         }
         let mut batches = self.batches()?;
         let mut interrupted = false;
-        let mut saved = self.done;
         while self.done < config.steps && !interrupted {
             let report;
-            (report, interrupted) = self.step(&mut batches)?;
+            (report, interrupted) = self.step(&mut batches, observer)?;
             if lead {
                 observer.step(&report);
             }
@@ -189,7 +201,7 @@ impl<'a, M: Model> Run<'a, M> {
                 metrics.log(&report, observer);
             }
             if due(self.done, config.check_every) {
-                self.store.check_identical(&job.group)?;
+                self.engine.check_identical()?;
             }
             let mut best = false;
             if !interrupted && (due(self.done, config.eval_every) || self.done == config.steps) {
@@ -200,22 +212,20 @@ impl<'a, M: Model> Run<'a, M> {
             }
             let last = interrupted || self.done == config.steps;
             if best || last || due(self.done, config.checkpoint_every) {
-                match self.save(best) {
-                    Ok(()) => saved = self.done,
-                    Err(error) if !last => observer.warning(&format!(
-                        "no checkpoint at step {}: {error}; training goes on, the checkpoint of step {saved} stays",
-                        self.done
-                    )),
-                    Err(error) => return Err(error),
-                }
+                let failed = self.save(best)?;
+                self.warn(failed, observer);
             }
         }
         drop(batches);
-        let hash = self.store.check_identical(&job.group)?;
+        if let Some(reason) = self.saving.finish(job, true)? {
+            return Err(Error::checkpoint(&job.out, format!("could not be written: {reason}")));
+        }
+        let hash = self.engine.check_identical()?;
         let mut rss = vec![0i64; job.group.size()];
         job.group.all_gather(&[peak_rss_bytes() as i64], &mut rss)?;
+        let summary = self.summary(interrupted, hash, rss)?;
         let sample = self.sample(interrupted)?;
-        let summary = self.summary(interrupted, hash, rss, sample);
+        let summary = Summary { sample, ..summary };
         if lead {
             summary.write(&job.out)?;
         }
@@ -231,8 +241,8 @@ impl<'a, M: Model> Run<'a, M> {
         };
         let train = self.data.train.clone();
         let rows = job.plan.batch_per_worker;
-        let (rank, world) = (job.group.rank(), job.group.size());
-        let mut sampler = Sampler::new(train.len(), world, rank, config.seed, true, last, rows)?;
+        let (worker, workers) = (self.engine.axes().worker(), job.plan.mesh.workers());
+        let mut sampler = Sampler::new(train.len(), workers, worker, config.seed, true, last, rows)?;
         sampler.seek(self.position);
         Ok(Prefetch::new(PREFETCH, move || {
             let batch = sampler.next_batch();
@@ -240,28 +250,28 @@ impl<'a, M: Model> Run<'a, M> {
         }))
     }
 
-    fn step(&mut self, batches: &mut Prefetch<(HostBatch, Position)>) -> Result<(StepReport, bool)> {
+    fn step(
+        &mut self,
+        batches: &mut Prefetch<(HostBatch, Position)>,
+        observer: &mut dyn Observer,
+    ) -> Result<(StepReport, bool)> {
         let (job, plan) = (self.job, &self.job.plan);
         let begun = Instant::now();
         let (host, position) = batches.next()?;
-        let tokens = host.tokens() * job.group.size();
+        let tokens = host.tokens() * plan.mesh.workers();
         let noise = Stream::new(job.config.train.seed).named("dropout").at(self.done as u64);
-        let mut loss_sum = 0.0;
-        for (micro, part) in host.split(plan.accumulate).into_iter().enumerate() {
-            let place = (job.group.rank() * plan.accumulate + micro) as u64;
-            let batch = part.into_batch(&train_device());
-            let output = self.model.forward(&batch, &Context::train(noise.at(place)));
-            let loss = self.model.loss(output, &batch);
-            loss_sum += f64::from(loss.clone().into_scalar::<f32>());
-            let loss = if plan.accumulate > 1 { loss.div_scalar(plan.accumulate as f64) } else { loss };
-            drop(loss.backward());
-        }
-        let mut comm = self.sync.finish()?;
-        let norm = FlatOptimizer::gradient_norm(&self.sync);
+        let worker = self.engine.axes().worker();
+        let context = |micro: usize| Context::train(noise.at((worker * plan.accumulate + micro) as u64));
+        let contexts: Vec<Context> = (0..plan.accumulate).map(context).collect();
+        let parts = host.split(plan.accumulate).into_iter();
+        let micros: Vec<Batch> = parts.map(|part| part.into_batch(&train_device())).collect();
+        let result = self.engine.step(&micros, &contexts)?;
+        let mut comm = result.comm;
+        let norm = self.engine.gradient_norm()?;
         let clip = job.config.optimizer.clip;
         let scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
         let lr = learning_rate(&job.config.optimizer, self.done, job.config.train.steps);
-        let (loss, stop) = self.agree(loss_sum / plan.accumulate as f64, &mut comm)?;
+        let (loss, stop) = self.agree(result.loss_sum / plan.accumulate as f64, &mut comm, observer)?;
         if !loss.is_finite() || !norm.is_finite() {
             return Err(Error::Numeric(format!(
                 "the loss is {loss} and the gradient's norm {norm} at step {}: lower optimizer.lr or set \
@@ -270,15 +280,16 @@ impl<'a, M: Model> Run<'a, M> {
                 job.out.display()
             )));
         }
-        self.optimizer.step(&mut self.store, &self.sync, lr, scale);
-        self.sync.reset();
+        self.engine.update(&mut self.optimizer, lr, scale)?;
         self.done += 1;
         self.position = position;
         self.losses.push(loss);
         let took = begun.elapsed();
         self.time_to_first_step.get_or_insert_with(|| job.started.elapsed());
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
-        self.times.push([ms(took), ms(comm.busy), ms(comm.exposed)]);
+        let tasks = &self.engine.timeline;
+        let last = tasks.tasks.last().map_or(Duration::ZERO, |(_, _, end)| *end);
+        self.times.push([ms(took), ms(comm.busy), ms(comm.exposed), ms(tasks.busy()), ms(last)]);
         let report = StepReport {
             step: self.done,
             loss,
@@ -292,17 +303,33 @@ impl<'a, M: Model> Run<'a, M> {
         Ok((report, stop))
     }
 
-    /// The mean loss over the ranks, and whether any rank was told to stop: all stop at the same step.
-    fn agree(&self, loss: f64, comm: &mut CommTime) -> Result<(f64, bool)> {
-        let stop = self.job.stop.load(Ordering::Relaxed);
-        let mut values = [loss, f64::from(u8::from(stop))];
-        if self.job.group.size() > 1 {
+    /// The mean loss over the workers, and whether any rank was told to stop: all stop at the same step. A checkpoint
+    /// that all ranks have written becomes complete here.
+    fn agree(&mut self, loss: f64, comm: &mut CommTime, observer: &mut dyn Observer) -> Result<(f64, bool)> {
+        let job = self.job;
+        let stop = job.stop.load(Ordering::Relaxed);
+        // One rank of each worker speaks for it.
+        let speaks = self.engine.is_last() && self.engine.axes().coordinate("tensor") == 0;
+        let loss = if speaks { loss / job.plan.mesh.workers() as f64 } else { 0.0 };
+        let written = self.saving.written();
+        let mut values = [loss, f64::from(u8::from(stop)), f64::from(u8::from(written))];
+        if job.group.size() > 1 {
             let begun = Instant::now();
-            self.job.group.all_reduce(&mut values, ReduceOp::Mean)?;
+            job.group.all_reduce(&mut values, ReduceOp::Sum)?;
             comm.busy += begun.elapsed();
             comm.exposed += begun.elapsed();
         }
+        if values[2] == job.group.size() as f64 {
+            let failed = self.saving.finish(job, false)?;
+            self.warn(failed, observer);
+        }
         Ok((values[0], values[1] > 0.0))
+    }
+
+    fn warn(&self, failed: Option<String>, observer: &mut dyn Observer) {
+        if let (Some(reason), 0) = (failed, self.job.group.rank()) {
+            observer.warning(&format!("no checkpoint: {reason}; training goes on, the one before stays"));
+        }
     }
 
     /// Evaluates; whether the model is the best so far.
@@ -311,7 +338,7 @@ impl<'a, M: Model> Run<'a, M> {
         let samples = job.config.train.eval_batches * plan.global_batch();
         // Rows without a graph take little memory; larger batches are faster.
         let rows = plan.micro_batch().max(8);
-        self.score = evaluate(&self.model.valid(), &*self.data.val, samples, rows, &job.group)?;
+        self.score = evaluate(&mut self.engine, &*self.data.val, samples, rows)?;
         let Some(score) = self.score else { return Ok(false) };
         if job.group.rank() == 0 {
             observer.evaluated(self.done, score);
@@ -324,11 +351,9 @@ impl<'a, M: Model> Run<'a, M> {
         Ok(best)
     }
 
-    fn save(&self, best: bool) -> Result<()> {
+    /// Begins to write a checkpoint, while training goes on.
+    fn save(&mut self, best: bool) -> Result<Option<String>> {
         let job = self.job;
-        if job.group.rank() != 0 {
-            return Ok(());
-        }
         let state = State::new(
             self.done,
             job.config.clone(),
@@ -339,34 +364,48 @@ impl<'a, M: Model> Run<'a, M> {
             self.best,
             self.val_loss,
         );
-        checkpoint::save(&job.out, Snapshot { state, store: &self.store, optimizer: &self.optimizer, best })
+        self.saving.begin(job, state, best, &self.engine, &self.optimizer)
     }
 
-    /// The configured sample of text, on rank 0; the other ranks wait for it.
-    fn sample(&self, interrupted: bool) -> Result<Option<String>> {
+    /// The configured sample of text, from all ranks together.
+    fn sample(&mut self, interrupted: bool) -> Result<Option<String>> {
         let job = self.job;
         let sample = &job.config.sample;
-        let mut text = None;
-        if let (Some(prompt), ModelConfig::Gpt(_), false, 0) =
-            (&sample.prompt, &job.config.model, interrupted, job.group.rank())
-        {
-            let generator = crate::generate::Generator::load(&job.out, Which::Last)?;
-            text = Some(generator.text(prompt, sample, job.config.train.seed)?);
-        }
-        Ok(text)
+        let (Some(prompt), Some(tokenizer), ModelConfig::Gpt(config), false) =
+            (&sample.prompt, &self.data.tokenizer, &job.config.model, interrupted)
+        else {
+            return Ok(None);
+        };
+        let mut text = prompt.clone();
+        let mut emit = |piece: &str| {
+            text.push_str(piece);
+            true
+        };
+        crate::generate::stream(
+            &mut self.engine,
+            tokenizer,
+            config.block,
+            prompt,
+            sample,
+            job.config.train.seed,
+            &mut emit,
+        )?;
+        Ok(Some(text))
     }
 
-    fn summary(&self, interrupted: bool, hash: u64, rss: Vec<i64>, sample: Option<String>) -> Summary {
+    fn summary(&self, interrupted: bool, hash: u64, rss: Vec<i64>) -> Result<Summary> {
         let job = self.job;
         let skip = if self.times.len() > 2 * WARM_UP { WARM_UP } else { 0 };
         let column =
             |i: usize| median(&mut self.times.iter().skip(skip).map(|row| row[i]).collect::<Vec<_>>());
         let step_ms = column(0);
         let tokens = job.plan.global_batch() * self.data.train.tokens_per_sample();
-        let layout = self.store.layout();
-        let elements: usize = layout.bucket_lens.iter().sum();
-        let state_bytes: usize = self.optimizer.state().map(|(_, _, values)| size_of_val(values)).sum();
-        Summary {
+        let whole = job.config.model.describe(self.data.vocab, crate::layers::Placement::whole());
+        let (parameters, gathered) = self.engine.parameters.bytes();
+        let (gradients, reduced) = self.engine.gradients.bytes();
+        let own =
+            Memory { parameters, gradients, optimizer: self.optimizer.bytes(), working: gathered + reduced };
+        Ok(Summary {
             steps: self.done,
             interrupted,
             train_loss: self.losses.last().copied().unwrap_or(f64::NAN),
@@ -379,134 +418,21 @@ impl<'a, M: Model> Run<'a, M> {
             comm_exposed_ms: column(2),
             time_to_first_step_s: self.time_to_first_step.map_or(0.0, |time| time.as_secs_f64()),
             peak_rss_bytes: rss.into_iter().map(|bytes| bytes as u64).collect(),
-            memory: Memory { parameters: 4 * elements, gradients: 4 * elements, optimizer: state_bytes },
+            memory: own.of_all(&job.group)?,
+            pipeline: Pipeline::of_all(&self.engine, &self.times[skip..])?,
+            checkpoint_blocked_ms: self.saving.blocked_ms(),
             losses: self.losses.clone(),
             world: job.group.size(),
             plan: job.plan.clone(),
             transport: job.group.transport().to_string(),
             threads: job.threads,
-            parameters: layout.num_params(),
+            parameters: whole.iter().map(|made| made.spec.len()).sum(),
             parameter_hash: format!("{hash:016x}"),
-            sample,
-        }
+            sample: None,
+        })
     }
 }
 
 fn due(step: usize, every: usize) -> bool {
     every > 0 && step.is_multiple_of(every)
-}
-
-/// Where a resumed run goes on.
-#[derive(Default)]
-struct Progress {
-    step: usize,
-    position: Position,
-    losses: Vec<f64>,
-    best: Option<(f64, usize)>,
-    val_loss: Option<f64>,
-}
-
-/// Rank 0 reads the checkpoint, so only it needs the folder; the others get state and numbers from it.
-fn resume(
-    job: &Job,
-    data: &Datasets,
-    store: &mut ParamStore,
-    optimizer: &mut FlatOptimizer,
-) -> Result<Progress> {
-    let group = &job.group;
-    let mut json = vec![];
-    if group.rank() == 0 {
-        let checkpoint = Checkpoint::find(&job.out, Which::Last)?;
-        let state = &checkpoint.state;
-        let refuse = |problem: String| Err(Error::checkpoint(checkpoint.path(), problem));
-        if state.vocab != data.vocab {
-            return refuse(format!(
-                "was trained on {} tokens or classes, the data now has {}: resume on the same data",
-                state.vocab, data.vocab
-            ));
-        }
-        if state.plan.global_batch() != job.plan.global_batch() {
-            return refuse(format!(
-                "was trained with a batch of {} over all workers, this run has {}: its place in the data would be \
-                 lost; use the same train.batch",
-                state.plan.global_batch(),
-                job.plan.global_batch()
-            ));
-        }
-        checkpoint.load_parameters(store)?;
-        checkpoint.load_optimizer(store, optimizer)?;
-        json = serde_json::to_vec(state).map_err(|error| Error::checkpoint(&job.out, error.to_string()))?;
-    }
-    let mut len = [json.len() as i64];
-    group.broadcast(&mut len, 0)?;
-    json.resize(len[0] as usize, 0);
-    group.broadcast(&mut json, 0)?;
-    let state: State =
-        serde_json::from_slice(&json).map_err(|error| Error::checkpoint(&job.out, error.to_string()))?;
-    for bucket in optimizer.buckets_mut() {
-        group.broadcast(bucket, 0)?;
-    }
-    optimizer.set_updates(state.updates);
-    Ok(Progress {
-        step: state.step,
-        position: state.position,
-        losses: state.losses,
-        best: state.best,
-        val_loss: state.val_loss,
-    })
-}
-
-/// `metrics.jsonl`: a line a logged step. A disk that is full costs lines, not the run.
-struct Metrics {
-    file: Option<File>,
-}
-
-impl Metrics {
-    /// Begins the file anew, or keeps the lines up to step `done` of a run that is resumed.
-    fn open(job: &Job, done: usize, observer: &mut dyn Observer) -> Result<Self> {
-        let path = job.out.join("metrics.jsonl");
-        let step = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
-        let kept: Vec<String> = match File::open(&path) {
-            Ok(file) if done > 0 => BufReader::new(file)
-                .lines()
-                .map_while(std::io::Result::ok)
-                .filter(|line| step(line).is_some_and(|step| step <= done as u64))
-                .collect(),
-            _ => vec![],
-        };
-        let mut text = kept.join("\n");
-        if !text.is_empty() {
-            text.push('\n');
-        }
-        let opened = checkpoint::write_atomically(&path, text.as_bytes())
-            .and_then(|()| OpenOptions::new().append(true).open(&path).map_err(Error::io("open", &path)));
-        match opened {
-            Ok(file) => Ok(Self { file: Some(file) }),
-            Err(error) => {
-                observer.warning(&format!("no metrics.jsonl: {error}"));
-                Ok(Self { file: None })
-            }
-        }
-    }
-
-    fn log(&mut self, report: &StepReport, observer: &mut dyn Observer) {
-        self.line(serde_json::to_string(report), observer);
-    }
-
-    fn log_score(&mut self, step: usize, score: Score, observer: &mut dyn Observer) {
-        let mut line = serde_json::json!({ "step": step, "val_loss": score.loss });
-        if let Some(accuracy) = score.accuracy {
-            line["val_accuracy"] = accuracy.into();
-        }
-        self.line(Ok(line.to_string()), observer);
-    }
-
-    fn line(&mut self, line: serde_json::Result<String>, observer: &mut dyn Observer) {
-        let Some(file) = &mut self.file else { return };
-        let written = line.map_err(std::io::Error::from).and_then(|line| writeln!(file, "{line}"));
-        if let Err(error) = written {
-            observer.warning(&format!("metrics.jsonl ends here: {error}"));
-            self.file = None;
-        }
-    }
 }

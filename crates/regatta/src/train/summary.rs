@@ -2,6 +2,9 @@
 
 use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::parallel::Engine;
+use regatta_comm::Group;
 use regatta_plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -33,8 +36,12 @@ pub struct Summary {
     pub time_to_first_step_s: f64,
     /// Most resident memory of each rank's process in bytes.
     pub peak_rss_bytes: Vec<u64>,
-    /// Counted bytes on each rank.
-    pub memory: Memory,
+    /// Counted bytes of each rank, by kind.
+    pub memory: Vec<Memory>,
+    /// How the stages of the pipeline fared, where there are several.
+    pub pipeline: Option<Pipeline>,
+    /// Median time in milliseconds that saving a checkpoint kept training waiting.
+    pub checkpoint_blocked_ms: f64,
     /// Training loss of every step.
     pub losses: Vec<f64>,
     /// Ranks.
@@ -53,15 +60,79 @@ pub struct Summary {
     pub sample: Option<String>,
 }
 
-/// Bytes that the engine holds on each rank, by kind.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+/// Bytes that the engine holds on a rank, by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
     /// Parameters.
     pub parameters: usize,
-    /// Gradient buckets.
+    /// Gradients.
     pub gradients: usize,
     /// Moments.
     pub optimizer: usize,
+    /// Most bytes that gathered parameters and gradients on their way took for a while.
+    pub working: usize,
+}
+
+impl Memory {
+    /// Those of all ranks. All call it.
+    ///
+    /// # Errors
+    /// A failure of communication.
+    pub(super) fn of_all(self, group: &Group) -> Result<Vec<Self>> {
+        let mine = [self.parameters, self.gradients, self.optimizer, self.working].map(|bytes| bytes as i64);
+        let mut all = vec![0i64; mine.len() * group.size()];
+        group.all_gather(&mine, &mut all)?;
+        let of = |bytes: &[i64]| Self {
+            parameters: bytes[0] as usize,
+            gradients: bytes[1] as usize,
+            optimizer: bytes[2] as usize,
+            working: bytes[3] as usize,
+        };
+        Ok(all.chunks_exact(mine.len()).map(of).collect())
+    }
+}
+
+/// How the stages of a pipeline fared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pipeline {
+    /// Share of the time from the first task to the last that the stages stood idle: the median over the steps.
+    pub idle_share: f64,
+    /// What it would be with stages all alike and messages that take no time.
+    pub bubble: f64,
+    /// Most micro-batches whose activations each rank held at once, each counted once a chunk.
+    pub peak_in_flight: Vec<usize>,
+}
+
+impl Pipeline {
+    /// That of all ranks, from each step's tasks and their end (the last two columns of `times`); none where there is one
+    /// stage. All ranks call it.
+    ///
+    /// # Errors
+    /// A failure of communication.
+    pub(super) fn of_all<M: Model>(engine: &Engine<M>, times: &[[f64; 5]]) -> Result<Option<Self>> {
+        let (world, schedule) = (&engine.axes().world, engine.schedule());
+        if schedule.stages == 1 {
+            return Ok(None);
+        }
+        let mine: Vec<f64> = times.iter().flat_map(|row| [row[3], row[4]]).collect();
+        let mut all = vec![0.0; mine.len() * world.size()];
+        world.all_gather(&mine, &mut all)?;
+        // Ranks begin a step together: each has waited for all others at the end of the one before.
+        let share = |step: usize| {
+            let rows = (0..world.size()).map(|rank| &all[rank * mine.len() + 2 * step..][..2]);
+            let busy: f64 = rows.clone().map(|row| row[0]).sum();
+            let span = rows.map(|row| row[1]).fold(0.0, f64::max);
+            1.0 - busy / (span * world.size() as f64)
+        };
+        let mut shares: Vec<f64> = (0..times.len()).map(share).collect();
+        let mut peaks = vec![0i64; world.size()];
+        world.all_gather(&[engine.peak_in_flight() as i64], &mut peaks)?;
+        Ok(Some(Self {
+            idle_share: median(&mut shares),
+            bubble: schedule.bubble(),
+            peak_in_flight: peaks.into_iter().map(|peak| peak as usize).collect(),
+        }))
+    }
 }
 
 impl Summary {
@@ -74,7 +145,7 @@ impl Summary {
 }
 
 /// The middle of `values` (the upper one of two); 0 for none.
-pub(super) fn median(values: &mut [f64]) -> f64 {
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

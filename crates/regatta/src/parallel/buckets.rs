@@ -77,7 +77,7 @@ pub struct Place {
 /// The layout of a model's parameters in buckets, equal on every rank: parameters in reverse order, because
 /// backward completes the gradients of the last ones first.
 #[derive(Debug, Clone)]
-pub struct Layout {
+pub struct Buckets {
     /// The parameters in the order of the module.
     pub specs: Vec<ParamSpec>,
     /// Where each of them lies.
@@ -87,7 +87,7 @@ pub struct Layout {
     index: HashMap<String, usize>,
 }
 
-impl Layout {
+impl Buckets {
     /// Lays `specs` out in buckets of at most `bucket_bytes` bytes; a larger parameter has a bucket to itself.
     pub fn new(specs: Vec<ParamSpec>, bucket_bytes: usize) -> Self {
         let sizes: Vec<usize> =
@@ -135,7 +135,7 @@ mod tests {
             shape: vec![len],
             len,
         });
-        let layout = Layout::new(specs.collect(), 25 << 20);
+        let layout = Buckets::new(specs.collect(), 25 << 20);
         assert_eq!(layout.bucket_lens.len(), 5);
         let mut order = vec![];
         for bucket in 0..layout.bucket_lens.len() {

@@ -1,0 +1,191 @@
+//! Differentiable collectives over one axis of the mesh (Shoeybi et al. 2019, "Megatron-LM", section 3; Korthikanti et
+//! al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4.2.2).
+
+use super::custom::{Back, custom, numbers, tensor_of, value};
+use burn::backend::{Shape, TensorMetadata, flex::FlexTensor};
+use burn::tensor::Tensor;
+use regatta_comm::{Element, Error, Group, ReduceOp, Result};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The ranks over which a layer is split, as the layer sees them. Cloning gives the same axis.
+#[derive(Clone)]
+pub struct Axis {
+    group: Group,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    failed: Option<Error>,
+    busy: Duration,
+}
+
+impl std::fmt::Debug for Axis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Axis({} of {})", self.rank(), self.size())
+    }
+}
+
+impl Axis {
+    /// The axis of this group's ranks.
+    pub fn new(group: Group) -> Self {
+        Self { group, state: Arc::default() }
+    }
+
+    /// This rank's place along it.
+    pub fn rank(&self) -> usize {
+        self.group.rank()
+    }
+
+    /// Ranks along it.
+    pub fn size(&self) -> usize {
+        self.group.size()
+    }
+
+    /// Its group.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// The first failure since the last call. Operations on tensors cannot return one, so the numbers that they
+    /// returned since then are worthless.
+    ///
+    /// # Errors
+    /// That failure.
+    pub fn check(&self) -> Result<()> {
+        match self.state.lock().unwrap_or_else(PoisonError::into_inner).failed.take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Time spent in operations since the last call.
+    pub fn take_time(&self) -> Duration {
+        std::mem::take(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner).busy)
+    }
+
+    fn run(&self, operation: impl FnOnce(&Group) -> Result<()>) {
+        let begun = Instant::now();
+        let outcome = operation(&self.group);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.busy += begun.elapsed();
+        if let Err(error) = outcome {
+            state.failed.get_or_insert(error);
+        }
+    }
+
+    /// Leaves the reduction of everyone's `data` in everyone's.
+    pub(crate) fn reduce<T: Element>(&self, data: &mut [T], reduction: ReduceOp) {
+        self.run(|group| group.all_reduce(data, reduction));
+    }
+
+    fn sum(&self, tensor: &FlexTensor) -> FlexTensor {
+        let mut data = numbers(tensor).into_owned();
+        self.reduce(&mut data, ReduceOp::Sum);
+        tensor_of(data, tensor.shape())
+    }
+
+    /// Everyone's part of dimension 1, side by side. `[batch, part, width]` to `[batch, parts, width]`.
+    fn gather(&self, tensor: &FlexTensor) -> FlexTensor {
+        let shape = tensor.shape().to_vec();
+        let size = self.size();
+        let mine = numbers(tensor);
+        let mut all = vec![0.0f32; mine.len() * size];
+        self.run(|group| group.all_gather(&mine, &mut all));
+        let whole = [&shape[..1], &[shape[1] * size], &shape[2..]].concat();
+        let row = mine.len() / shape[0].max(1);
+        let mut out = Vec::with_capacity(all.len());
+        for batch in 0..shape[0] {
+            for rank in 0..size {
+                out.extend_from_slice(&all[rank * mine.len() + batch * row..][..row]);
+            }
+        }
+        tensor_of(out, whole)
+    }
+
+    /// This rank's part of dimension 1 of the sum over the axis: the inverse of `gather` for gradients.
+    fn scatter(&self, tensor: &FlexTensor) -> FlexTensor {
+        let shape = tensor.shape().to_vec();
+        let size = self.size();
+        let data = numbers(tensor);
+        let row = data.len() / shape[0].max(1) / size;
+        let mut by_rank = Vec::with_capacity(data.len());
+        for rank in 0..size {
+            for batch in 0..shape[0] {
+                by_rank.extend_from_slice(&data[(batch * size + rank) * row..][..row]);
+            }
+        }
+        let mut out = vec![0.0f32; data.len() / size];
+        self.run(|group| group.reduce_scatter(&by_rank, &mut out, ReduceOp::Sum));
+        tensor_of(out, [&shape[..1], &[shape[1] / size], &shape[2..]].concat())
+    }
+}
+
+/// Identity forward, all-reduce backward: where a replicated tensor goes into split layers (Megatron's f).
+pub(crate) fn copy_to_split<const D: usize>(x: Tensor<D>, axis: &Axis) -> Tensor<D> {
+    if !x.is_autodiff() {
+        return x;
+    }
+    let axis = axis.clone();
+    custom([value(x)], |[x]| {
+        let back: Back<1> = Box::new(move |gradient, [wanted]| [wanted.map(|_| axis.sum(&gradient))]);
+        (x, back)
+    })
+}
+
+/// All-reduce forward, identity backward: where split layers' partial sums meet (Megatron's g).
+pub(crate) fn sum_of_split<const D: usize>(x: Tensor<D>, axis: &Axis) -> Tensor<D> {
+    let axis = axis.clone();
+    custom([value(x)], |[x]| (axis.sum(&x), Box::new(|gradient, _| [Some(gradient)])))
+}
+
+/// All-gather of the sequence forward, reduce-scatter backward: from a region split by `time` into split layers.
+pub(crate) fn gather_time(x: Tensor<3>, axis: &Axis) -> Tensor<3> {
+    let axis = axis.clone();
+    custom([value(x)], |[x]| {
+        let output = axis.gather(&x);
+        (output, Box::new(move |gradient, [wanted]| [wanted.map(|_| axis.scatter(&gradient))]))
+    })
+}
+
+/// Reduce-scatter to the sequence's parts forward, all-gather backward: from split layers into a region split by `time`.
+pub(crate) fn scatter_time(x: Tensor<3>, axis: &Axis) -> Tensor<3> {
+    let axis = axis.clone();
+    custom([value(x)], |[x]| {
+        let output = axis.scatter(&x);
+        (output, Box::new(move |gradient, [wanted]| [wanted.map(|_| axis.gather(&gradient))]))
+    })
+}
+
+/// The rows of `table` `[rows, width]` that `ids` `[batch, time]` name, counted from row `first` of the whole table;
+/// zeros for ids whose row is not here.
+pub(crate) fn rows_of(table: Tensor<2>, ids: Tensor<2, burn::tensor::Int>, first: usize) -> Tensor<3> {
+    let [batch, time] = ids.dims();
+    let ids = super::custom::integers(ids);
+    custom([value(table)], |[table]| {
+        let [rows, width] = [table.shape()[0], table.shape()[1]];
+        let here = move |id: i64| usize::try_from(id).ok()?.checked_sub(first).filter(|row| *row < rows);
+        let mut out = vec![0.0f32; ids.len() * width];
+        let numbers_of_table = numbers(&table);
+        for (id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
+            if let Some(row) = here(*id) {
+                out.copy_from_slice(&numbers_of_table[row * width..][..width]);
+            }
+        }
+        let output = tensor_of(out, Shape::from([batch, time, width]));
+        let back: Back<1> = Box::new(move |gradient, [wanted]| {
+            [wanted.map(|_| {
+                let mut sums = vec![0.0f32; rows * width];
+                for (id, gradient) in ids.iter().zip(numbers(&gradient).chunks_exact(width)) {
+                    if let Some(row) = here(*id) {
+                        let sums = &mut sums[row * width..][..width];
+                        sums.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
+                    }
+                }
+                tensor_of(sums, Shape::from([rows, width]))
+            })]
+        });
+        (output, back)
+    })
+}

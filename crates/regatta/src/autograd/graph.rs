@@ -1,0 +1,31 @@
+//! The graph of one block: its inputs cut off from what came before, and backward from gradients that came from after.
+
+use super::custom::{Back, custom, value};
+use burn::backend::{Shape, flex::FlexTensor};
+use burn::tensor::{Gradients, Tensor};
+
+/// The same numbers as the beginning of a graph of its own.
+pub(crate) fn leaf<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    Tensor::from_inner(detached(tensor)).require_grad()
+}
+
+/// The same numbers without a graph.
+pub(crate) fn detached<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.is_autodiff() { tensor.inner() } else { tensor }
+}
+
+/// A scalar whose backward pass gives `output` the gradient `gradient`, in the place of the ones that Burn begins
+/// with. Costs nothing.
+pub(crate) fn seed<const D: usize>(output: Tensor<D>, gradient: FlexTensor) -> Tensor<1> {
+    custom([value(output)], |_| {
+        let root = super::custom::tensor_of(vec![0.0], Shape::from([1]));
+        let back: Back<1> = Box::new(move |_, _| [Some(gradient)]);
+        (root, back)
+    })
+}
+
+/// Runs backward from the sum of these scalars.
+pub(crate) fn backward(roots: Vec<Tensor<1>>) -> Option<Gradients> {
+    let root = roots.into_iter().reduce(|sum, root| sum + root)?;
+    Some(root.backward())
+}

@@ -1,0 +1,156 @@
+//! What a person asks of checkpoints: what is in one, and whether it is whole.
+
+use super::manifest::Manifest;
+use super::names::{MANIFEST, parse};
+use super::restore::{Checkpoint, complete_folders, resolve};
+use super::{State, Which};
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// What [`verify`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The checkpoints that were read.
+    pub checkpoints: Vec<PathBuf>,
+    /// Their files.
+    pub files: usize,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// What is wrong, a sentence each; whole where this is empty.
+    pub problems: Vec<String>,
+    /// What is worth knowing, but no damage.
+    pub notes: Vec<String>,
+}
+
+/// Reads every byte of the checkpoint, or of all complete checkpoints of the run, that `target` names (a folder or
+/// a URL), and lists what is wrong: files missing, truncated or changed, tensors that are not whole.
+///
+/// # Errors
+/// No checkpoint there, or a place that cannot be listed. Damage is no error but in the report.
+pub fn verify(target: &str) -> Result<Report> {
+    let (location, folder) = resolve(target)?;
+    let mut report = Report { checkpoints: vec![], files: 0, bytes: 0, problems: vec![], notes: vec![] };
+    let folders = match folder {
+        Some(folder) => vec![folder],
+        None => {
+            // Says what `last` and `best` name wrongly, or that there is nothing.
+            for which in [Which::Last, Which::Best] {
+                for warning in Checkpoint::find(&location, which)?.warnings() {
+                    if !report.problems.contains(warning) {
+                        report.problems.push(warning.clone());
+                    }
+                }
+            }
+            let complete = complete_folders(&location)?;
+            let all = location.folders().map_err(Error::io("list the checkpoints in", location.show("")))?;
+            for name in all.iter().filter(|name| parse(name).is_some() && !complete.contains(name)) {
+                report.notes.push(format!(
+                    "{} has no {MANIFEST}: it is being written or was interrupted, and the next save removes it",
+                    location.show(name).display()
+                ));
+            }
+            complete
+        }
+    };
+    for folder in folders {
+        report.checkpoints.push(location.show(&folder));
+        match Checkpoint::open(&location, &folder) {
+            Ok(checkpoint) => {
+                report.files += checkpoint.manifest().files.len();
+                report.bytes += checkpoint.manifest().files.iter().map(|file| file.bytes).sum::<u64>();
+                report.problems.extend(checkpoint.verify());
+            }
+            Err(error) => report.problems.push(error.to_string()),
+        }
+    }
+    Ok(report)
+}
+
+/// What is in a checkpoint; prints as text.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Progress and configuration.
+    pub state: State,
+    /// Every tensor's shape.
+    pub tensors: BTreeMap<String, Vec<usize>>,
+    /// Elements of the model's parameters.
+    pub parameters: usize,
+    /// Bytes of values by kind: `parameters`, and what comes before the slash in names of other tensors.
+    pub kinds: BTreeMap<String, u64>,
+    /// Names and sizes of the files.
+    pub files: Vec<(String, u64)>,
+    /// What should be said about how it was found.
+    pub warnings: Vec<String>,
+}
+
+/// Summarises the checkpoint that `target` names: a run's folder, a checkpoint's folder, or a URL of either.
+///
+/// # Errors
+/// As for [`Checkpoint::locate`].
+pub fn inspect(target: &str, which: Which) -> Result<Summary> {
+    let checkpoint = Checkpoint::locate(target, which)?;
+    let Manifest { state, tensors, files } = checkpoint.manifest().clone();
+    let mut kinds = BTreeMap::new();
+    for (name, shape) in &tensors {
+        let bytes = 4 * shape.iter().product::<usize>() as u64;
+        *kinds.entry(name.split_once('/').map_or("parameters", |(kind, _)| kind).to_string()).or_default() +=
+            bytes;
+    }
+    Ok(Summary {
+        path: checkpoint.path(),
+        parameters: kinds.get("parameters").map_or(0, |bytes: &u64| (bytes / 4) as usize),
+        state,
+        tensors,
+        kinds,
+        files: files.into_iter().map(|file| (file.file, file.bytes)).collect(),
+        warnings: checkpoint.warnings().to_vec(),
+    })
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = &self.state;
+        writeln!(f, "checkpoint {}", self.path.display())?;
+        writeln!(f, "  step        {}", state.step)?;
+        writeln!(f, "  plan        {}", state.plan)?;
+        let model = serde_json::to_string(&state.config.model).map_err(|_| fmt::Error)?;
+        writeln!(
+            f,
+            "  model       {}",
+            model.replace(['{', '}', '"'], "").replace(',', ", ").replace(':', " ")
+        )?;
+        writeln!(f, "  vocabulary  {}", state.vocab)?;
+        if let Some(loss) = state.losses.last() {
+            writeln!(f, "  loss        {loss:.4}")?;
+        }
+        if let Some((loss, step)) = state.best {
+            writeln!(f, "  best        {loss:.4} (validation) after step {step}")?;
+        }
+        writeln!(f, "  parameters  {}", self.parameters)?;
+        let kinds: Vec<_> =
+            self.kinds.iter().map(|(kind, bytes)| format!("{kind} {}", size(*bytes))).collect();
+        writeln!(f, "  values      {}", kinds.join(", "))?;
+        writeln!(f, "  files       {}", self.files.len())?;
+        for (name, bytes) in &self.files {
+            writeln!(f, "    {name}  {}", size(*bytes))?;
+        }
+        writeln!(f, "  tensors     {}", self.tensors.len())?;
+        for (name, shape) in &self.tensors {
+            writeln!(f, "    {name} {shape:?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes for people.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+    }
+}

@@ -1,0 +1,349 @@
+//! Reading checkpoints, whatever the plan they were written under.
+
+use super::coverage::same_tensor;
+use super::manifest::{FileEntry, Manifest, PartEntry};
+use super::names::{BEST, LAST, MANIFEST, parse};
+use super::storage::{Location, Source};
+use super::{State, Which};
+use crate::error::{Error, Result};
+use regatta_plan::{Piece, copy_pieces};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A complete checkpoint, of which any piece of any tensor can be read, by many threads at once.
+pub struct Checkpoint {
+    location: Location,
+    folder: String,
+    manifest: Manifest,
+    /// By tensor: where its parts are.
+    parts: HashMap<String, Vec<Place>>,
+    files: Vec<OnceLock<Source>>,
+    warnings: Vec<String>,
+}
+
+struct Place {
+    file: usize,
+    part: usize,
+    /// Whether its checksum was found right.
+    verified: AtomicBool,
+}
+
+impl Checkpoint {
+    /// Finds a checkpoint at `location`. Where the file `last` (or `best`) is damaged or names a folder that is not
+    /// complete, this is the newest complete one, and [`warnings`](Self::warnings) says so.
+    ///
+    /// # Errors
+    /// None there, or none whose manifest can be read.
+    pub fn find(location: &Location, which: Which) -> Result<Self> {
+        let mut warnings = vec![];
+        let mut first_error = None;
+        let names: &[&str] = if which == Which::Best { &[BEST, LAST] } else { &[LAST] };
+        for &name in names {
+            match location.text(name) {
+                Ok(None) => continue,
+                Ok(Some(folder)) if parse(folder.trim()).is_some() => {
+                    match Self::open(location, folder.trim()) {
+                        Ok(found) => return Ok(Self { warnings, ..found }),
+                        Err(error) => {
+                            warnings
+                                .push(format!("`{name}` names a checkpoint that cannot be used: {error}"));
+                            first_error.get_or_insert(error);
+                        }
+                    }
+                }
+                Ok(Some(text)) => {
+                    let text: String = text.chars().take(40).collect();
+                    warnings.push(format!(
+                        "{}: names {text:?}, which is no checkpoint's folder",
+                        location.show(name).display()
+                    ));
+                }
+                Err(error) => warnings.push(Error::io("read", location.show(name))(error).to_string()),
+            }
+        }
+        for folder in complete_folders(location)? {
+            match Self::open(location, &folder) {
+                Ok(found) => {
+                    warnings.push(format!("going on from {folder}, the newest complete checkpoint"));
+                    return Ok(Self { warnings, ..found });
+                }
+                Err(error) => {
+                    warnings.push(error.to_string());
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        Err(first_error.unwrap_or_else(|| {
+            let problem = "there is none that is complete; train with --out pointing here first, or leave out \
+                           --resume";
+            Error::checkpoint(location.show(""), problem)
+        }))
+    }
+
+    /// Opens the checkpoint that `target` names: a run's folder, a checkpoint's folder, or a URL of either.
+    ///
+    /// # Errors
+    /// As for [`find`](Self::find) and [`open`](Self::open).
+    pub fn locate(target: &str, which: Which) -> Result<Self> {
+        match resolve(target)? {
+            (location, Some(folder)) => Self::open(&location, &folder),
+            (location, None) => Self::find(&location, which),
+        }
+    }
+
+    /// Opens the checkpoint `folder` at `location`.
+    ///
+    /// # Errors
+    /// One that is not complete, or whose manifest is damaged, foreign or of another version.
+    pub fn open(location: &Location, folder: &str) -> Result<Self> {
+        let manifest = Manifest::read(location, folder)?;
+        let mut parts: HashMap<String, Vec<Place>> = HashMap::new();
+        for (file, entry) in manifest.files.iter().enumerate() {
+            for (part, PartEntry { name, .. }) in entry.parts.iter().enumerate() {
+                let place = Place { file, part, verified: AtomicBool::new(false) };
+                parts.entry(name.clone()).or_default().push(place);
+            }
+        }
+        let files = manifest.files.iter().map(|_| OnceLock::new()).collect();
+        let (location, folder) = (location.clone(), folder.into());
+        Ok(Self { location, folder, manifest, parts, files, warnings: vec![] })
+    }
+
+    /// What should be said to the user about how this checkpoint was found.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Where its folder is.
+    pub fn path(&self) -> PathBuf {
+        self.location.show(&self.folder)
+    }
+
+    /// The name of its folder.
+    pub fn folder(&self) -> &str {
+        &self.folder
+    }
+
+    /// Progress and configuration.
+    pub fn state(&self) -> &State {
+        &self.manifest.state
+    }
+
+    /// What it holds and where.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Every tensor's shape.
+    pub fn tensors(&self) -> &BTreeMap<String, Vec<usize>> {
+        &self.manifest.tensors
+    }
+
+    /// Reads `piece` of the tensor `name` into `target`, from whichever files hold parts of it, and verifies the
+    /// checksum of each part on its first use. The piece's dimensions may factor the stored shape.
+    ///
+    /// # Errors
+    /// A tensor that is not there or has another shape, a file that is missing, truncated or changed, parts that do
+    /// not cover the piece. What is in `target` is then of no use; [`check`](Self::check) finds such errors before
+    /// anything is overwritten.
+    pub fn read(&self, name: &str, piece: &Piece, target: &mut [f32]) -> Result<()> {
+        if target.len() != piece.len() {
+            return Err(Error::Usage(format!(
+                "cannot read {name}: {} values do not fit in a target of {}",
+                piece.len(),
+                target.len()
+            )));
+        }
+        for place in self.needed(name, piece)? {
+            self.scan(place, Some((piece, target)))?;
+        }
+        Ok(())
+    }
+
+    /// Verifies all parts that reading these pieces takes, so that it cannot fail halfway for damaged files.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub fn check<'a>(&self, wanted: impl IntoIterator<Item = (&'a str, &'a Piece)>) -> Result<()> {
+        for (name, piece) in wanted {
+            for place in self.needed(name, piece)? {
+                if !place.verified.load(Ordering::Relaxed) {
+                    self.scan(place, None)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The parts of `name` that hold something of `piece`.
+    fn needed(&self, name: &str, piece: &Piece) -> Result<Vec<&Place>> {
+        let other = |problem: String| {
+            let problem = format!("{problem}: use the [model] and [optimizer] it was trained with");
+            Err(Error::checkpoint(self.location.show(&format!("{}/{MANIFEST}", self.folder)), problem))
+        };
+        let Some(shape) = self.manifest.tensors.get(name) else {
+            return other(format!("has no {name}, which this configuration has"));
+        };
+        if !piece.is_valid() || !same_tensor(shape, &piece.dims) {
+            return other(format!(
+                "has {name} as {shape:?}, but this configuration makes it {:?}",
+                piece.dims
+            ));
+        }
+        let (mut needed, mut covered) = (vec![], 0);
+        for place in self.parts.get(name).into_iter().flatten() {
+            let shared = self.entry(place).1.piece.shared(piece);
+            covered += shared;
+            if shared > 0 {
+                needed.push(place);
+            }
+        }
+        if covered != piece.len() {
+            let problem = format!(
+                "holds {covered} of the {} values of {name} that are needed here: it is not whole; use another \
+                 checkpoint",
+                piece.len()
+            );
+            return Err(Error::checkpoint(self.path(), problem));
+        }
+        Ok(needed)
+    }
+
+    fn entry(&self, place: &Place) -> (&FileEntry, &PartEntry) {
+        let file = &self.manifest.files[place.file];
+        (file, &file.parts[place.part])
+    }
+
+    /// Goes through a part chunk by chunk: verifies its checksum if that was not done yet, and copies what `wanted`
+    /// shares with it.
+    fn scan(&self, place: &Place, mut wanted: Option<(&Piece, &mut [f32])>) -> Result<()> {
+        let (file, part) = self.entry(place);
+        let source = self.source(place.file, &part.name)?;
+        let verify = !place.verified.load(Ordering::Relaxed);
+        let mut checksum = crc32fast::Hasher::new();
+        let most = source.chunk() / 4;
+        let mut values = vec![0f32; most.min(part.piece.len())];
+        let mut start = 0;
+        while start < part.piece.len() {
+            let end = part.piece.len().min(start + most);
+            let chunk = part.piece.narrow(start..end);
+            // What is verified and shares nothing need not be read.
+            if verify || wanted.as_ref().is_some_and(|(piece, _)| piece.shared(&chunk) > 0) {
+                let values = &mut values[..end - start];
+                let bytes = bytemuck::cast_slice_mut(values);
+                let offset = part.offset + 4 * start as u64;
+                source.read_at(offset, bytes).map_err(|error| self.unreadable(file, &part.name, &error))?;
+                checksum.update(bytes);
+                if let Some((piece, target)) = &mut wanted {
+                    copy_pieces(&chunk, values, piece, target);
+                }
+            }
+            start = end;
+        }
+        if verify && checksum.finalize() != part.checksum {
+            return Err(self.damaged(file, &part.name, "does not match its checksum: the file was changed"));
+        }
+        place.verified.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The open file, which must be as long as it was written; `name` is the tensor it is needed for.
+    fn source(&self, index: usize, name: &str) -> Result<&Source> {
+        let (slot, entry) = (&self.files[index], &self.manifest.files[index]);
+        if let Some(source) = slot.get() {
+            return Ok(source);
+        }
+        let opened = self.location.open(&format!("{}/{}", self.folder, entry.file));
+        let source = opened.map_err(|error| self.unreadable(entry, name, &error))?;
+        if source.len() != entry.bytes {
+            let problem =
+                format!("cannot be read: the file has {} bytes instead of {}", source.len(), entry.bytes);
+            return Err(self.damaged(entry, name, &problem));
+        }
+        Ok(slot.get_or_init(|| source))
+    }
+
+    fn unreadable(&self, file: &FileEntry, name: &str, error: &io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::NotFound => self.damaged(file, name, "cannot be read: the file is missing"),
+            io::ErrorKind::UnexpectedEof => self.damaged(file, name, "cannot be read: the file is truncated"),
+            _ => self.damaged(file, name, &format!("cannot be read: {error}")),
+        }
+    }
+
+    fn damaged(&self, file: &FileEntry, name: &str, problem: &str) -> Error {
+        let path = self.location.show(&format!("{}/{}", self.folder, file.file));
+        Error::checkpoint(path, format!("tensor {name} {problem}; use another checkpoint"))
+    }
+
+    /// Verifies every file and part; what is wrong.
+    pub(super) fn verify(&self) -> Vec<String> {
+        let mut problems: Vec<String> = vec![];
+        for problem in self.manifest.uncovered() {
+            problems.push(format!("checkpoint {}: {problem}", self.path().display()));
+        }
+        for (index, file) in self.manifest.files.iter().enumerate() {
+            let first = file.parts.first().map_or("(none)", |part| part.name.as_str());
+            let whole = self.source(index, first).and_then(|source| {
+                let end = file.parts.iter().map(|part| part.offset).min().unwrap_or(file.bytes);
+                // A head of this size is not ours.
+                let mut header = vec![0; usize::try_from(end).unwrap_or(0).min(1 << 30)];
+                source.read_at(0, &mut header).map_err(|error| self.unreadable(file, first, &error))?;
+                match crc32fast::hash(&header) == file.header {
+                    true => Ok(()),
+                    false => Err(self.damaged(file, first, "stands behind a head that was changed")),
+                }
+            });
+            if let Err(error) = whole {
+                problems.push(error.to_string());
+                // Where the file itself cannot be opened, one line says it all.
+                if self.files[index].get().is_none() {
+                    continue;
+                }
+            }
+            for place in self.parts.values().flatten().filter(|place| place.file == index) {
+                problems.extend(self.scan(place, None).err().map(|error| error.to_string()));
+            }
+        }
+        problems
+    }
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Checkpoint").field(&self.path()).finish()
+    }
+}
+
+/// Folders with a manifest, the newest first.
+pub(super) fn complete_folders(location: &Location) -> Result<Vec<String>> {
+    let listed = location.folders().map_err(Error::io("list the checkpoints in", location.show("")))?;
+    let mut folders: Vec<_> = listed.into_iter().filter_map(|name| Some((parse(&name)?, name))).collect();
+    folders.sort();
+    let complete = |name: &String| matches!(location.size(&format!("{name}/{MANIFEST}")), Ok(Some(_)));
+    Ok(folders.into_iter().rev().map(|(_, name)| name).filter(complete).collect())
+}
+
+/// The location that `target` names, and the checkpoint's folder in it if it names one.
+pub(super) fn resolve(target: &str) -> Result<(Location, Option<String>)> {
+    let here = match target.contains("://") {
+        true => Location::parse(target)?,
+        false => {
+            let path = PathBuf::from(target);
+            // So that `.` has a name.
+            Location::folder(std::fs::canonicalize(&path).unwrap_or(path))
+        }
+    };
+    match here.split() {
+        Some((parent, name)) if parse(&name).is_some() => Ok((parent, Some(name))),
+        _ if target.contains("://") => Ok((here, None)),
+        // A run's folder, or its `checkpoints`.
+        _ if here.folders().is_ok_and(|names| names.iter().any(|name| parse(name).is_some())) => {
+            Ok((here, None))
+        }
+        _ => Ok((Location::parse(target)?, None)),
+    }
+}

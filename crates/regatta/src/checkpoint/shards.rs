@@ -1,0 +1,265 @@
+//! Writing what one rank owns, in the background.
+
+use super::manifest::{FileEntry, PartEntry};
+use super::names::{MANIFEST, checked, rank_file};
+use super::storage::Location;
+use crate::error::{Error, Result};
+use regatta_plan::Piece;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread::JoinHandle;
+
+/// Values are checksummed and written this many at a time: checksum and copy to the file meet them in the cache.
+const CHUNK: usize = 256 << 10;
+
+/// A part of a tensor to save.
+#[derive(Debug, Clone)]
+pub struct Part<'a> {
+    /// The tensor's name.
+    pub name: String,
+    /// The whole tensor's stored shape.
+    pub shape: Vec<usize>,
+    /// Which part of it.
+    pub piece: Piece,
+    /// The part's values.
+    pub values: &'a [f32],
+}
+
+/// Writes the file of one rank into checkpoints, on a thread of its own.
+///
+/// [`begin`](Self::begin) copies the values and returns; training goes on while they are written. When all ranks'
+/// files are written, rank 0 completes the checkpoint with [`commit`](super::commit).
+#[derive(Debug)]
+pub struct ShardWriter {
+    location: Location,
+    rank: usize,
+    /// The values being written are in here, or were: kept, so that its pages are touched for the first time once.
+    buffer: Vec<f32>,
+    under_way: usize,
+    finished: VecDeque<Result<FileEntry>>,
+    thread: Option<Thread>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    jobs: Sender<Job>,
+    done: Receiver<Done>,
+    handle: JoinHandle<()>,
+}
+
+struct Job {
+    folder: String,
+    tensors: BTreeMap<String, Vec<usize>>,
+    parts: Vec<(String, Piece)>,
+    values: Vec<f32>,
+}
+
+struct Done {
+    result: Result<FileEntry>,
+    values: Vec<f32>,
+}
+
+impl ShardWriter {
+    /// For `rank`, into checkpoints at `location`.
+    pub fn new(location: Location, rank: usize) -> Self {
+        Self { location, rank, buffer: vec![], under_way: 0, finished: VecDeque::new(), thread: None }
+    }
+
+    /// Copies the values and begins to write them into the checkpoint `folder` (see
+    /// [`fresh_folder`](super::fresh_folder)). While an earlier save is being written, waits for that first; its
+    /// outcome stays to be fetched.
+    ///
+    /// # Errors
+    /// A part that does not fit its piece, a folder's name that is none, too little memory for the copy. What
+    /// happens while writing is told by [`poll`](Self::poll) and [`wait`](Self::wait).
+    pub fn begin(&mut self, folder: &str, parts: Vec<Part<'_>>) -> Result<()> {
+        checked(&self.location, folder)?;
+        let mut tensors = BTreeMap::new();
+        for part in &parts {
+            let Part { name, shape, piece, values } = part;
+            let fits = piece.is_valid()
+                && piece.len() == values.len()
+                && super::coverage::same_tensor(shape, &piece.dims)
+                && tensors.insert(name.clone(), shape.clone()).is_none_or(|before| before == *shape);
+            if !fits {
+                return Err(Error::Usage(format!(
+                    "cannot save {name}: {} values are no part {piece:?} of a tensor of shape {shape:?}",
+                    values.len()
+                )));
+            }
+        }
+        while self.under_way > 0 {
+            self.receive();
+        }
+        let total = parts.iter().map(|part| part.values.len()).sum();
+        let mut values = std::mem::take(&mut self.buffer);
+        values.clear();
+        values.try_reserve_exact(total).map_err(|_| {
+            Error::checkpoint(
+                self.location.show(folder),
+                format!("there is no memory for a copy of {} MiB; use more ranks", total >> 18),
+            )
+        })?;
+        let mut pieces = Vec::with_capacity(parts.len());
+        for part in parts {
+            values.extend_from_slice(part.values);
+            // An empty part has no place in a file.
+            if !part.piece.is_empty() {
+                pieces.push((part.name, part.piece));
+            }
+        }
+        let job = Job { folder: folder.into(), tensors, parts: pieces, values };
+        match self.thread()?.jobs.send(job) {
+            Ok(()) => self.under_way += 1,
+            Err(_) => return Err(self.ended()),
+        }
+        Ok(())
+    }
+
+    /// The outcome of the earliest save that was not yet fetched, if it has ended.
+    pub fn poll(&mut self) -> Option<Result<FileEntry>> {
+        if self.under_way > 0
+            && let Some(thread) = &self.thread
+        {
+            match thread.done.try_recv() {
+                Ok(done) => self.take(done),
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => self.receive(),
+            }
+        }
+        self.finished.pop_front()
+    }
+
+    /// Waits for the outcome of the earliest save that was not yet fetched.
+    ///
+    /// # Errors
+    /// When writing failed, a full disk included: earlier checkpoints are as they were, and no partial file of this
+    /// rank is left.
+    pub fn wait(&mut self) -> Result<FileEntry> {
+        if self.finished.is_empty() && self.under_way > 0 {
+            self.receive();
+        }
+        let nothing = || Error::Usage("no save was begun: there is nothing to wait for".into());
+        self.finished.pop_front().unwrap_or_else(|| Err(nothing()))
+    }
+
+    fn receive(&mut self) {
+        match self.thread.as_ref().map(|thread| thread.done.recv()) {
+            Some(Ok(done)) => self.take(done),
+            _ => {
+                let error = self.ended();
+                self.finished.push_back(Err(error));
+            }
+        }
+    }
+
+    fn take(&mut self, done: Done) {
+        self.under_way -= 1;
+        self.buffer = done.values;
+        self.finished.push_back(done.result);
+    }
+
+    /// The thread panicked: a new one is started for the next save.
+    fn ended(&mut self) -> Error {
+        (self.thread, self.under_way) = (None, 0);
+        Error::checkpoint(
+            self.location.show(""),
+            "the thread that writes checkpoints ended; see its message above",
+        )
+    }
+
+    fn thread(&mut self) -> Result<&Thread> {
+        let thread = match self.thread.take() {
+            Some(thread) => thread,
+            None => Thread::start(self.location.clone(), self.rank)?,
+        };
+        Ok(self.thread.insert(thread))
+    }
+}
+
+impl Drop for ShardWriter {
+    /// Ends what was begun.
+    fn drop(&mut self) {
+        if let Some(Thread { jobs, handle, .. }) = self.thread.take() {
+            drop(jobs);
+            // A panic of the thread has been printed.
+            let _ = handle.join();
+        }
+    }
+}
+
+impl Thread {
+    fn start(location: Location, rank: usize) -> Result<Self> {
+        let (jobs, inbox) = channel::<Job>();
+        let (outbox, done) = channel();
+        let place = location.show("");
+        let work = move || {
+            for job in inbox {
+                let result = write(&location, rank, &job);
+                // Nobody may be left to hear of it.
+                let _ = outbox.send(Done { result, values: job.values });
+            }
+        };
+        let handle = std::thread::Builder::new().name("checkpoint".into()).spawn(work);
+        Ok(Self { jobs, done, handle: handle.map_err(Error::io("start a thread to write", place))? })
+    }
+}
+
+/// Writes the file of `rank`, and returns what is in it.
+fn write(location: &Location, rank: usize, job: &Job) -> Result<FileEntry> {
+    let file = rank_file(rank);
+    let name = format!("{}/{file}", job.folder);
+    let path = location.show(&name);
+    let manifest = format!("{}/{MANIFEST}", job.folder);
+    if location.size(&manifest).map_err(Error::io("look for", location.show(&manifest)))?.is_some() {
+        let problem = "belongs to a checkpoint that is complete already; save under another name";
+        return Err(Error::checkpoint(path, problem));
+    }
+    let header = header(&job.parts, rank).map_err(|error| Error::checkpoint(&path, error.to_string()))?;
+    let bytes = (header.len() + size_of_val(job.values.as_slice())) as u64;
+    let mut parts = Vec::with_capacity(job.parts.len());
+    let written = location.create(&name, bytes).and_then(|mut sink| {
+        sink.write(&header)?;
+        let mut start = 0;
+        for (name, piece) in &job.parts {
+            let mut checksum = crc32fast::Hasher::new();
+            for chunk in job.values[start..start + piece.len()].chunks(CHUNK) {
+                let bytes = bytemuck::cast_slice(chunk);
+                checksum.update(bytes);
+                sink.write(bytes)?;
+            }
+            let offset = (header.len() + 4 * start) as u64;
+            start += piece.len();
+            let (name, piece, checksum) = (name.clone(), piece.clone(), checksum.finalize());
+            parts.push(PartEntry { name, piece, checksum, offset });
+        }
+        sink.finish()
+    });
+    written.map_err(Error::io("write", path))?;
+    let header = crc32fast::hash(&header);
+    Ok(FileEntry { file, bytes, header, tensors: job.tensors.clone(), parts })
+}
+
+/// The head of a safetensors file with `parts` one behind the other: `NAME#0`, `NAME#1` of each tensor.
+fn header(parts: &[(String, Piece)], rank: usize) -> serde_json::Result<Vec<u8>> {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    let mut entries = serde_json::Map::new();
+    entries
+        .insert("__metadata__".into(), serde_json::json!({ "format": "regatta", "rank": rank.to_string() }));
+    let mut start = 0;
+    for (name, piece) in parts {
+        let count = counts.entry(name).or_default();
+        let end = start + 4 * piece.len();
+        let entry =
+            serde_json::json!({ "dtype": "F32", "shape": [piece.len()], "data_offsets": [start, end] });
+        entries.insert(format!("{name}#{count}"), entry);
+        *count += 1;
+        start = end;
+    }
+    let mut json = serde_json::to_vec(&entries)?;
+    // Values begin at a multiple of 8 bytes.
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.extend(json);
+    Ok(header)
+}

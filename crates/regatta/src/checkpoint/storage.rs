@@ -1,0 +1,285 @@
+//! Where checkpoints lie: a local folder, written with `fsync`, or an object store named by a URL.
+
+use super::atomic::{sync_folder, write_atomically};
+use super::object::{Object, ObjectFolder, Upload};
+use crate::error::{Error, Result};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// A place with folders of checkpoints and the small files `last` and `best`.
+#[derive(Debug, Clone)]
+pub struct Location(Kind);
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Folder(PathBuf),
+    Objects(ObjectFolder),
+}
+
+impl Location {
+    /// The checkpoints of the run folder `run`.
+    pub fn of_run(run: &Path) -> Self {
+        Self::folder(super::folder(run))
+    }
+
+    /// The local folder `path`, which holds the checkpoints' folders.
+    pub fn folder(path: impl Into<PathBuf>) -> Self {
+        Self(Kind::Folder(path.into()))
+    }
+
+    /// An object store where `text` is a URL (`s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`,
+    /// `file:///folder`, or `memory://name/prefix`, which lives as long as this process); else the checkpoints of
+    /// the run folder `text`. The keys of cloud stores come from their usual environment variables.
+    ///
+    /// # Errors
+    /// A URL of an unknown kind, of one that this build has no client for, or without the settings it needs.
+    pub fn parse(text: &str) -> Result<Self> {
+        match text.contains("://") {
+            true => Ok(Self(Kind::Objects(ObjectFolder::parse(text)?))),
+            false => Ok(Self::of_run(Path::new(text))),
+        }
+    }
+
+    /// Where `name` is, for messages.
+    pub fn show(&self, name: &str) -> PathBuf {
+        match &self.0 {
+            Kind::Folder(folder) => folder.join(name),
+            Kind::Objects(objects) => objects.show(name).into(),
+        }
+    }
+
+    /// Splits a location that is itself a checkpoint's folder into the location around it and the folder's name.
+    pub(super) fn split(&self) -> Option<(Self, String)> {
+        match &self.0 {
+            Kind::Folder(folder) => {
+                let name = folder.file_name()?.to_str()?.to_string();
+                Some((Self::folder(folder.parent()?), name))
+            }
+            Kind::Objects(objects) => {
+                objects.split().map(|(parent, name)| (Self(Kind::Objects(parent)), name))
+            }
+        }
+    }
+
+    pub(super) fn get(&self, name: &str) -> io::Result<Vec<u8>> {
+        match &self.0 {
+            Kind::Folder(folder) => fs::read(folder.join(name)),
+            Kind::Objects(objects) => objects.get(name),
+        }
+    }
+
+    /// The text of a small file; none where it is not there.
+    pub(super) fn text(&self, name: &str) -> io::Result<Option<String>> {
+        match self.get(name) {
+            Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(io::Error::other),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes a small file that is either as before or wholly new.
+    pub(super) fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
+        match &self.0 {
+            Kind::Folder(folder) => write_atomically(&folder.join(name), &bytes),
+            Kind::Objects(objects) => objects.put(name, bytes).map_err(Error::io("write", self.show(name))),
+        }
+    }
+
+    /// Size of a file in bytes; none where it is not there.
+    pub(super) fn size(&self, name: &str) -> io::Result<Option<u64>> {
+        let size = match &self.0 {
+            Kind::Folder(folder) => fs::metadata(folder.join(name)).map(|data| data.len()),
+            Kind::Objects(objects) => objects.size(name),
+        };
+        match size {
+            Ok(size) => Ok(Some(size)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Names of the folders here.
+    pub(super) fn folders(&self) -> io::Result<Vec<String>> {
+        let folder = match &self.0 {
+            Kind::Folder(folder) => folder,
+            Kind::Objects(objects) => return objects.folders(),
+        };
+        let entries = match fs::read_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+            entries => entries?,
+        };
+        let mut names = vec![];
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                names.extend(entry.file_name().into_string().ok());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Removes a folder, the file `first` before all others.
+    pub(super) fn remove_folder(&self, name: &str, first: &str) -> io::Result<()> {
+        let folder = match &self.0 {
+            Kind::Folder(folder) => folder.join(name),
+            Kind::Objects(objects) => return objects.remove_folder(name, first),
+        };
+        match fs::remove_file(folder.join(first)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what killed writers of the small file `name` left beside it.
+    pub(super) fn remove_temporaries_of(&self, name: &str) {
+        // Object stores keep nothing of an upload that did not end.
+        let Kind::Folder(folder) = &self.0 else { return };
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            if file.strip_prefix(name).is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".tmp")) {
+                // Only wasted space; the next save tries again.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Begins a file of `total` bytes, which is there only once it is finished.
+    pub(super) fn create(&self, name: &str, total: u64) -> io::Result<Sink> {
+        match &self.0 {
+            Kind::Folder(folder) => LocalSink::create(folder.join(name)).map(Sink::Local),
+            Kind::Objects(objects) => objects.create(name, total).map(Sink::Object),
+        }
+    }
+
+    /// Opens a file to read parts of it.
+    pub(super) fn open(&self, name: &str) -> io::Result<Source> {
+        match &self.0 {
+            Kind::Folder(folder) => {
+                let file = File::open(folder.join(name))?;
+                Ok(Source { len: file.metadata()?.len(), kind: SourceKind::Local(file) })
+            }
+            Kind::Objects(objects) => {
+                let (object, len) = objects.open(name)?;
+                Ok(Source { len, kind: SourceKind::Object(object) })
+            }
+        }
+    }
+}
+
+/// A file being written. Dropped before it is finished, it leaves nothing behind.
+pub(super) enum Sink {
+    Local(LocalSink),
+    Object(Upload),
+}
+
+impl Sink {
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Local(sink) => sink.file.write_all(bytes),
+            Self::Object(upload) => upload.write(bytes),
+        }
+    }
+
+    /// Makes it last, under its name.
+    pub fn finish(self) -> io::Result<()> {
+        match self {
+            Self::Local(sink) => sink.finish(),
+            Self::Object(upload) => upload.finish(),
+        }
+    }
+}
+
+pub(super) struct LocalSink {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: File,
+    finished: bool,
+}
+
+impl LocalSink {
+    fn create(path: PathBuf) -> io::Result<Self> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+        let file = File::create(&temporary)?;
+        Ok(Self { path, temporary, file, finished: false })
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.temporary, &self.path)?;
+        self.finished = true;
+        // Up to the run's folder, any of which may be new.
+        let around = self.path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()).take(3);
+        around.into_iter().try_for_each(|folder| sync_folder(folder).map_err(io::Error::other))
+    }
+}
+
+impl Drop for LocalSink {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        // The error that led here is what matters. The folder goes too if no other rank has a file in it.
+        let _ = fs::remove_file(&self.temporary);
+        if let Some(folder) = self.path.parent() {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+/// A file of which parts are read.
+pub(super) struct Source {
+    len: u64,
+    kind: SourceKind,
+}
+
+enum SourceKind {
+    Local(File),
+    Object(Object),
+}
+
+impl Source {
+    /// Size in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// How many bytes are best read at once: what stays in the cache, or what is worth a request.
+    pub fn chunk(&self) -> usize {
+        match self.kind {
+            SourceKind::Local(_) => 1 << 20,
+            SourceKind::Object(_) => 16 << 20,
+        }
+    }
+
+    /// Reads `target.len()` bytes from `offset`. Not by a memory map: should the disk fail or the file shrink, that
+    /// would end the process with a signal.
+    pub fn read_at(&self, offset: u64, target: &mut [u8]) -> io::Result<()> {
+        match &self.kind {
+            SourceKind::Local(file) => read_exact_at(file, offset, target),
+            SourceKind::Object(object) => object.read_at(offset, target),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, offset: u64, target: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, target, offset)
+}
+
+#[cfg(not(unix))]
+fn read_exact_at(mut file: &File, offset: u64, target: &mut [u8]) -> io::Result<()> {
+    use std::io::{Read, Seek};
+    // One cursor for all threads.
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    file.seek(io::SeekFrom::Start(offset))?;
+    file.read_exact(target)
+}
