@@ -40,6 +40,9 @@ pub struct TrainArgs {
     /// Micro-batches that each worker's samples are cut into, instead of train.accumulate.
     #[arg(long)]
     micro_batches: Option<usize>,
+    /// Write what each rank did when into this file, for a trace viewer.
+    #[arg(long)]
+    trace: Option<PathBuf>,
     /// Optimizer steps, instead of train.steps.
     #[arg(long)]
     steps: Option<usize>,
@@ -69,6 +72,7 @@ impl TrainArgs {
         sets.extend(self.mesh.as_ref().map(|mesh| format!("parallel.mesh={mesh}")));
         sets.extend(self.zero.map(|zero| format!("parallel.zero={zero}")));
         sets.extend(self.schedule.map(|schedule| format!("parallel.schedule={schedule}")));
+        sets.extend(self.trace.as_ref().map(|trace| format!("train.trace={}", trace.display())));
         sets.extend(self.micro_batches.map(|micros| format!("train.accumulate={micros}")));
         Ok(Config::load(&self.config, &sets)?)
     }

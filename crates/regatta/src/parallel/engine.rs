@@ -188,9 +188,12 @@ impl<M: Model> Engine<M> {
         optimizer.begin();
         for unit in 0..self.units.units.len() {
             optimizer.update(unit, self.parameters.own_mut(unit), self.gradients.own(unit), lr, scale);
-            self.parameters.updated(unit)?;
+            self.parameters.updated(unit);
         }
-        Ok(())
+        // The first blocks of the next step.
+        let first = 0..self.units.units.len().min(1 + self.plan.prefetch);
+        let zero = self.plan.zero;
+        first.filter(|_| zero < 3).try_for_each(|unit| self.parameters.prefetch(unit))
     }
 
     /// Checks that ranks that hold the same parameters agree on them, bit for bit, and returns a hash of all ranks'.
@@ -416,23 +419,20 @@ impl<M: Model> Engine<M> {
             self.arrive(block)?;
             let ends = last && block + 1 == blocks.end;
             let input = x.map(&mut Detach);
-            if again && !ends {
-                x = self.quiet.forward_block(block, input.clone(), &batch.detached(), context);
-                let output = (block + 1 == blocks.end).then(|| Output::Activation(x.clone()));
-                kept.push(Kept { input, output });
+            let input = input.map(&mut Leaf);
+            let y = self.model.forward_block(block, input.clone(), batch, context);
+            x = y.clone().map(&mut Detach);
+            let output = if ends {
+                let value = self.model.loss(y, batch);
+                loss = Some(f64::from(autograd::to_vec(value.clone()).unwrap_or_default()[0]));
+                Some(Output::Loss(value))
+            } else if again {
+                // Its graph ends here. The next chunk may be on this rank and looks for its input among what is kept.
+                (block + 1 == blocks.end).then(|| Output::Activation(x.clone()))
             } else {
-                let input = input.map(&mut Leaf);
-                let y = self.model.forward_block(block, input.clone(), batch, context);
-                x = y.clone().map(&mut Detach);
-                let output = if ends {
-                    let value = self.model.loss(y, batch);
-                    loss = Some(f64::from(autograd::to_vec(value.clone()).unwrap_or_default()[0]));
-                    Output::Loss(value)
-                } else {
-                    Output::Activation(y)
-                };
-                kept.push(Kept { input, output: Some(output) });
-            }
+                Some(Output::Activation(y))
+            };
+            kept.push(Kept { input, output });
             self.leave(block, true)?;
         }
         self.kept.insert(at, kept);

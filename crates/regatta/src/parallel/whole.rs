@@ -27,7 +27,9 @@ pub struct Parameters {
 }
 
 enum State {
+    /// Whole and up to date.
     Here,
+    /// Not whole, or out of date.
     Away,
     Coming(Pending<(Buffer<f32>, Buffer<f32>)>),
 }
@@ -77,15 +79,11 @@ impl Parameters {
         self.store.unit(unit)
     }
 
-    /// This rank has changed its part of `unit`: the others' parts are fetched, at once where parameters stay whole.
-    ///
-    /// # Errors
-    /// No memory.
-    pub fn updated(&mut self, unit: usize) -> Result<()> {
-        if self.zero == 0 || self.zero == 3 || self.data.size() == 1 {
-            return Ok(());
+    /// This rank has changed its part of `unit`: the others' parts are out of date, and are fetched before the next use.
+    pub fn updated(&mut self, unit: usize) {
+        if matches!(self.zero, 1 | 2) && self.data.size() > 1 {
+            self.state[unit] = State::Away;
         }
-        self.gather(unit)
     }
 
     /// Begins to fetch `unit`, if it is away.

@@ -182,6 +182,8 @@ pub struct TrainConfig {
     pub checkpoint_every: usize,
     /// Where checkpoints go: a folder, or a URL as `s3://bucket/prefix`; absent: `checkpoints` in the run's folder.
     pub checkpoint_url: Option<String>,
+    /// A file for what each rank did when, in the format of Chrome's and Perfetto's trace viewers; absent: none.
+    pub trace: Option<PathBuf>,
     /// What becomes of samples that do not fill an epoch's last batch.
     pub last_batch: LastBatch,
     /// Steps between checks that all ranks hold the same parameters; 0: only at the end.
@@ -201,6 +203,7 @@ impl Default for TrainConfig {
             eval_batches: 20,
             checkpoint_every: 0,
             checkpoint_url: None,
+            trace: None,
             last_batch: LastBatch::Drop,
             check_every: 0,
         }

@@ -10,6 +10,7 @@ mod run;
 mod saving;
 mod schedule;
 mod summary;
+mod trace;
 
 pub use config::{
     Config, DataConfig, DataKind, LastBatch, ModelConfig, OptimizerConfig, OptimizerKind, ParallelConfig,

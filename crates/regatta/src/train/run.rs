@@ -9,8 +9,9 @@ use super::rank::Rank;
 use super::saving::Saving;
 use super::schedule::learning_rate;
 use super::summary::{Memory, Pipeline, Summary, median, peak_rss_bytes};
+use super::trace::Trace;
 use crate::autograd::{keep_freed_memory, train_device};
-use crate::checkpoint::{self, State};
+use crate::checkpoint::{self, State, Which};
 use crate::data::prefetch::Prefetch;
 use crate::data::sampler::{Position, Sampler};
 use crate::error::{Error, Result};
@@ -135,6 +136,7 @@ struct Run<'a, M> {
     /// schedule, and the end of the last of them.
     times: Vec<[f64; 5]>,
     time_to_first_step: Option<Duration>,
+    trace: Trace,
 }
 
 impl<'a, M: Model> Run<'a, M> {
@@ -156,6 +158,7 @@ impl<'a, M: Model> Run<'a, M> {
             score: None,
             times: vec![],
             time_to_first_step: None,
+            trace: Trace::default(),
         };
         if job.resume {
             let state = run.saving.resume(job, data.vocab, &mut run.engine, &mut run.optimizer)?;
@@ -224,6 +227,9 @@ impl<'a, M: Model> Run<'a, M> {
         let mut rss = vec![0i64; job.group.size()];
         job.group.all_gather(&[peak_rss_bytes() as i64], &mut rss)?;
         let summary = self.summary(interrupted, hash, rss)?;
+        if let Some(path) = &config.trace {
+            self.trace.write(path, &job.group)?;
+        }
         let sample = self.sample(interrupted)?;
         let summary = Summary { sample, ..summary };
         if lead {
@@ -288,6 +294,9 @@ impl<'a, M: Model> Run<'a, M> {
         self.time_to_first_step.get_or_insert_with(|| job.started.elapsed());
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let tasks = &self.engine.timeline;
+        if job.config.train.trace.is_some() {
+            self.trace.add(self.done, begun.duration_since(job.started), tasks);
+        }
         let last = tasks.tasks.last().map_or(Duration::ZERO, |(_, _, end)| *end);
         self.times.push([ms(took), ms(comm.busy), ms(comm.exposed), ms(tasks.busy()), ms(last)]);
         let report = StepReport {
@@ -381,15 +390,16 @@ impl<'a, M: Model> Run<'a, M> {
             text.push_str(piece);
             true
         };
-        crate::generate::stream(
-            &mut self.engine,
-            tokenizer,
-            config.block,
-            prompt,
-            sample,
-            job.config.train.seed,
-            &mut emit,
-        )?;
+        let seed = job.config.train.seed;
+        if job.plan.sequence {
+            // New tokens come one by one, which cannot be split by time: the model is loaded without that.
+            let mesh = job.plan.mesh.clone();
+            let mut generator = crate::Generator::load_on(&job.out, Which::Last, &job.group, mesh)?;
+            generator.stream(prompt, sample, seed, emit)?;
+        } else {
+            let engine = &mut self.engine;
+            crate::generate::stream(engine, tokenizer, config.block, prompt, sample, seed, &mut emit)?;
+        }
         Ok(Some(text))
     }
 
