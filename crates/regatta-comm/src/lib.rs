@@ -54,6 +54,7 @@ mod mesh;
 mod notes;
 mod operations;
 mod options;
+mod promptness;
 mod queue;
 mod recorder;
 pub mod rendezvous;

@@ -1,6 +1,7 @@
 //! Asynchronous operations: a thread per group that executes them in the order of submission.
 
 use crate::error::{Error, Result};
+use crate::promptness::be_prompt;
 use std::cell::RefCell;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -100,7 +101,10 @@ impl Queue {
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         let (queue, _) = worker.get_or_insert_with(|| {
             let (queue, works) = channel::<Work>();
-            let thread = std::thread::spawn(move || works.into_iter().for_each(|work| work()));
+            let thread = std::thread::spawn(move || {
+                be_prompt();
+                works.into_iter().for_each(|work| work());
+            });
             (queue, thread)
         });
         // The thread ends only with the queue.
