@@ -1,6 +1,7 @@
 //! The `regatta` program: trains, generates, launches, prepares data, measures, explains failures.
 
 mod bench;
+mod checkpoint;
 mod cores;
 mod data;
 mod error;
@@ -34,6 +35,8 @@ enum Command {
     Launch(LaunchArgs),
     /// Prepare training data.
     Data(data::DataArgs),
+    /// Look into checkpoints, verify them, exchange them with Hugging Face's transformers.
+    Checkpoint(checkpoint::CheckpointArgs),
     /// Measure.
     Bench(bench::BenchArgs),
     /// Show what the ranks of a job that failed did last.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Launch(args) => launch(args),
         Command::Data(args) => data::run(args),
+        Command::Checkpoint(args) => checkpoint::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Trace(args) => trace::run(&args),
     };

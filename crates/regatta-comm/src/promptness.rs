@@ -36,9 +36,9 @@ pub(crate) fn be_prompt() {
         unsafe {
             let this: *mut Attributes = &mut attributes;
             // The policy and nice value stay as they are; a refusal changes nothing.
-            if syscall(SET_AND_GET.1, 0, this, SIZE, 0) == 0 && attributes.policy == 0 {
-                attributes.size = SIZE;
-                attributes.runtime_ns = SHORTEST_NS;
+            if syscall(SET_AND_GET.1, 0, this, SIZE, 0) == 0 && (*this).policy == 0 {
+                (*this).size = SIZE;
+                (*this).runtime_ns = SHORTEST_NS;
                 syscall(SET_AND_GET.0, 0, this, 0);
             }
         }

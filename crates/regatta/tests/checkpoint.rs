@@ -288,6 +288,52 @@ fn a_failed_write_leaves_what_was_there() {
     assert!(!place.path().join("step-00000003").exists());
 }
 
+/// The process of the test below, which may not write files above a few KiB.
+#[test]
+#[ignore = "run by the test of full disks"]
+fn child_with_a_full_disk() {
+    let Ok(place) = std::env::var("REGATTA_FULL_PLACE") else { return };
+    let location = Location::folder(place);
+    let big = [Tensor { name: "big".into(), dims: vec![1 << 20], axis: 0, shape: vec![1 << 20] }];
+    let mut writer = ShardWriter::new(location.clone(), 0);
+    for step in 2..4 {
+        begin(&mut writer, &format!("step-{step:08}"), &big, (1, 1), 0);
+        let error = writer.wait().unwrap_err().to_string();
+        assert!(error.contains("cannot write") && error.contains("rank-00000.safetensors"), "{error}");
+    }
+    let folder = fresh_folder(&location, 4).unwrap();
+    begin(&mut writer, &folder, &two(), (1, 1), 0);
+    let entry = writer.wait().unwrap();
+    let mut state = state(4);
+    // The manifest is what does not fit.
+    state.losses = vec![0.1; 1 << 17];
+    assert!(commit(&location, &folder, &state, vec![entry], true).is_err());
+    abandon(&location, &folder).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_what_was_there_and_nothing_else() {
+    let place = tempfile::tempdir().unwrap();
+    let location = Location::folder(place.path());
+    let earlier = save(&location, 1, &two(), (1, 1), true);
+    let child = std::process::Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact child_with_a_full_disk --ignored"])
+        .arg(std::env::current_exe().unwrap())
+        .env("REGATTA_FULL_PLACE", place.path())
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    assert!(String::from_utf8_lossy(&child.stdout).contains("1 passed"));
+    let mut left: Vec<_> = fs::read_dir(place.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["best", "last", &earlier]);
+    assert_eq!(verify(place.path().to_str().unwrap()).unwrap().problems, [""; 0]);
+}
+
 /// A checkpoint to damage: its folder, and the file of rank 1.
 fn victim() -> (tempfile::TempDir, Location, PathBuf, PathBuf) {
     let place = tempfile::tempdir().unwrap();
@@ -508,4 +554,27 @@ fn objects_above_one_request_and_inside_async_code() {
         checkpoint.read("big", &piece, &mut found).unwrap();
         assert_eq!(found, values_of(&big[0], &piece));
     });
+}
+
+/// By hand, against any store: REGATTA_TEST_STORE=s3://BUCKET/PREFIX, with the keys in the environment.
+#[test]
+fn a_store_of_choice() {
+    let Ok(url) = std::env::var("REGATTA_TEST_STORE") else {
+        eprintln!("skipped: REGATTA_TEST_STORE names no store");
+        return;
+    };
+    let location = Location::parse(&url).unwrap();
+    let mut tensors = two();
+    tensors.push(Tensor { name: "big".into(), dims: vec![3, 6 << 20], axis: 1, shape: vec![3, 6 << 20] });
+    for (step, plan) in [(1, (1, 1)), (2, (2, 2)), (3, (3, 1))] {
+        let folder = save(&location, step, &tensors, plan, step == 1);
+        let found = Checkpoint::locate(&url, Which::Last).unwrap();
+        assert_eq!((found.folder(), found.warnings().len()), (folder.as_str(), 0));
+        read_all(&found, &tensors).unwrap();
+        assert_eq!(Checkpoint::find(&location, Which::Best).unwrap().state().step, 1);
+        assert_eq!(verify(&url).unwrap().problems, [""; 0]);
+        assert_eq!(verify(&url).unwrap().checkpoints.len(), step.min(2));
+    }
+    let error = Checkpoint::locate(&format!("{url}/nothing"), Which::Last).unwrap_err().to_string();
+    assert!(error.contains("there is none"), "{error}");
 }

@@ -8,6 +8,8 @@
 mod atomic;
 mod commit;
 mod coverage;
+mod header;
+pub mod huggingface;
 mod manifest;
 mod names;
 mod object;

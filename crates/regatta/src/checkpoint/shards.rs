@@ -1,5 +1,6 @@
 //! Writing what one rank owns, in the background.
 
+use super::header::safetensors_header;
 use super::manifest::{FileEntry, PartEntry};
 use super::names::{MANIFEST, checked, rank_file};
 use super::storage::Location;
@@ -240,26 +241,13 @@ fn write(location: &Location, rank: usize, job: &Job) -> Result<FileEntry> {
     Ok(FileEntry { file, bytes, header, tensors: job.tensors.clone(), parts })
 }
 
-/// The head of a safetensors file with `parts` one behind the other: `NAME#0`, `NAME#1` of each tensor.
+/// The head of a file with `parts`: `NAME#0`, `NAME#1` of each tensor.
 fn header(parts: &[(String, Piece)], rank: usize) -> serde_json::Result<Vec<u8>> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
-    let mut entries = serde_json::Map::new();
-    entries
-        .insert("__metadata__".into(), serde_json::json!({ "format": "regatta", "rank": rank.to_string() }));
-    let mut start = 0;
-    for (name, piece) in parts {
+    let tensors = parts.iter().map(|(name, piece)| {
         let count = counts.entry(name).or_default();
-        let end = start + 4 * piece.len();
-        let entry =
-            serde_json::json!({ "dtype": "F32", "shape": [piece.len()], "data_offsets": [start, end] });
-        entries.insert(format!("{name}#{count}"), entry);
         *count += 1;
-        start = end;
-    }
-    let mut json = serde_json::to_vec(&entries)?;
-    // Values begin at a multiple of 8 bytes.
-    json.resize(json.len().next_multiple_of(8), b' ');
-    let mut header = (json.len() as u64).to_le_bytes().to_vec();
-    header.extend(json);
-    Ok(header)
+        (format!("{name}#{}", *count - 1), vec![piece.len()])
+    });
+    safetensors_header(&[("format", "regatta"), ("rank", &rank.to_string())], tensors)
 }

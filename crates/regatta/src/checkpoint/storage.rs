@@ -215,9 +215,15 @@ impl LocalSink {
         self.file.sync_all()?;
         fs::rename(&self.temporary, &self.path)?;
         self.finished = true;
-        // Up to the run's folder, any of which may be new.
-        let around = self.path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty()).take(3);
-        around.into_iter().try_for_each(|folder| sync_folder(folder).map_err(io::Error::other))
+        let mut folders = self.path.ancestors().skip(1);
+        if let Some(folder) = folders.next() {
+            sync_folder(folder).map_err(io::Error::other)?;
+        }
+        // Those around it, up to the run's, may be new as well; or old and not ours to open.
+        folders.filter(|folder| !folder.as_os_str().is_empty()).take(2).for_each(|folder| {
+            let _ = sync_folder(folder);
+        });
+        Ok(())
     }
 }
 

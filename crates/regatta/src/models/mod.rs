@@ -13,6 +13,8 @@ pub use encoder_decoder::{EncoderDecoder, EncoderDecoderConfig};
 pub use gpt::{Gpt, GptConfig};
 pub use mlp::{Mlp, MlpConfig};
 
+pub use crate::layers::Gelu;
+
 use crate::layers::Context;
 use burn::module::Module;
 use burn::tensor::{Int, Tensor};
@@ -46,16 +48,6 @@ pub enum Batch {
 }
 
 impl Batch {
-    /// The same without recording.
-    pub(crate) fn detached(&self) -> Self {
-        match self {
-            Self::Images { pixels, labels } => {
-                Self::Images { pixels: crate::autograd::detached(pixels.clone()), labels: labels.clone() }
-            }
-            other => other.clone(),
-        }
-    }
-
     /// Samples.
     pub fn rows(&self) -> usize {
         match self {

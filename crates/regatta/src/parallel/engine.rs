@@ -611,11 +611,6 @@ impl<M: Model> Engine<M> {
         }
         Ok(sum[0].sqrt())
     }
-
-    /// What the groups have carried so far.
-    pub(crate) fn link_groups(&self) -> impl Iterator<Item = &regatta_comm::Group> {
-        self.links.groups()
-    }
 }
 
 /// Elements of what `block` hands on.

@@ -1,0 +1,133 @@
+//! `regatta checkpoint`: what is in a checkpoint, whether it is whole, and exchange with `transformers`.
+
+use crate::error::Result;
+use clap::{Args, Subcommand};
+use regatta::checkpoint::huggingface::{export, import};
+use regatta::checkpoint::{Checkpoint, Which, inspect, verify};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+#[derive(Args)]
+pub struct CheckpointArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Say what is in a checkpoint.
+    Inspect {
+        /// The folder of a run (its newest checkpoint) or of one checkpoint, or an object store's URL of either.
+        target: String,
+        /// Of a run, the checkpoint with the lowest validation loss.
+        #[arg(long)]
+        best: bool,
+    },
+    /// Read every byte and compare checksums; exit with 1 if anything is damaged.
+    Verify {
+        /// The folder of a run (all its checkpoints) or of one checkpoint, or an object store's URL of either.
+        target: String,
+    },
+    /// Write a gpt as transformers' GPT2LMHeadModel: model.safetensors, config.json, the tokenizer.
+    Export {
+        /// The folder of a run or of one checkpoint, or an object store's URL of either.
+        run: String,
+        /// The folder to write; it must hold no model yet.
+        #[arg(long)]
+        out: PathBuf,
+        /// The checkpoint with the lowest validation loss instead of the newest.
+        #[arg(long)]
+        best: bool,
+    },
+    /// Make a run of a GPT-2 that transformers saved.
+    Import {
+        /// The folder with config.json and model.safetensors.
+        folder: PathBuf,
+        /// The folder of the run to make; it must hold no checkpoint yet.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+pub fn run(args: CheckpointArgs) -> Result<ExitCode> {
+    let which = |best| if best { Which::Best } else { Which::Last };
+    match args.command {
+        Command::Inspect { target, best } => {
+            let summary = inspect(&target, which(best))?;
+            warn(&summary.warnings);
+            print(&summary.to_string())
+        }
+        Command::Verify { target } => check(&target),
+        Command::Export { run, out, best } => {
+            let checkpoint = Checkpoint::locate(&run, which(best))?;
+            warn(checkpoint.warnings());
+            let exported = export(&checkpoint, tokenizer_of(&run, &checkpoint).as_deref(), &out)?;
+            warn(&exported.warnings);
+            let tokenizer = if exported.tokenizer { " with its tokenizer" } else { "" };
+            print(&format!(
+                "{}: {} parameters of step {}{tokenizer}\n",
+                out.display(),
+                exported.parameters,
+                checkpoint.state().step
+            ))
+        }
+        Command::Import { folder, out } => {
+            let imported = import(&folder, &out)?;
+            warn(&imported.warnings);
+            let tokenizer = if imported.tokenizer { " with its tokenizer" } else { "" };
+            let model = &imported.model;
+            print(&format!(
+                "{}: a gpt of {} parameters{tokenizer}, layers {}, heads {}, embed {}, block {}\n",
+                out.display(),
+                imported.parameters,
+                model.layers,
+                model.heads,
+                model.embed,
+                model.block
+            ))
+        }
+    }
+}
+
+fn check(target: &str) -> Result<ExitCode> {
+    let report = verify(target)?;
+    for note in &report.notes {
+        eprintln!("note: {note}");
+    }
+    for problem in &report.problems {
+        eprintln!("damaged: {problem}");
+    }
+    let whole = report.problems.is_empty();
+    print(&format!(
+        "{} checkpoint(s), {} file(s), {} bytes: {}\n",
+        report.checkpoints.len(),
+        report.files,
+        report.bytes,
+        if whole { "whole".into() } else { format!("{} problem(s)", report.problems.len()) }
+    ))?;
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+}
+
+/// A reader that has seen enough closes the pipe; that is no error.
+fn print(text: &str) -> Result<ExitCode> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// The tokenizer in the run's folder, where there is one: above the checkpoint's folder and `checkpoints`.
+fn tokenizer_of(run: &str, checkpoint: &Checkpoint) -> Option<PathBuf> {
+    let path = match run.contains("://") {
+        true => return None,
+        false => checkpoint.path(),
+    };
+    path.parent().and_then(Path::parent).map(|run| run.join("tokenizer.json")).filter(|file| file.exists())
+}

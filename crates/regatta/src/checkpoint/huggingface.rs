@@ -1,0 +1,151 @@
+//! GPT-2 models as Hugging Face's `transformers` keeps them: a folder with `config.json` and `model.safetensors`.
+
+mod export;
+mod import;
+mod names;
+
+pub use export::{Exported, export};
+pub use import::{Imported, import};
+
+use crate::models::{Gelu, GptConfig};
+use serde::{Deserialize, Serialize};
+
+/// Burn's, PyTorch's and GPT-2's term against division by zero in layer norms.
+const EPSILON: f64 = 1e-5;
+
+/// `config.json`, as far as a model's numbers depend on it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+struct Gpt2Config {
+    model_type: String,
+    #[serde(skip_deserializing)]
+    architectures: Vec<String>,
+    n_layer: usize,
+    n_head: usize,
+    n_embd: usize,
+    n_positions: usize,
+    n_inner: Option<usize>,
+    vocab_size: usize,
+    activation_function: String,
+    layer_norm_epsilon: f64,
+    scale_attn_weights: bool,
+    scale_attn_by_inverse_layer_idx: bool,
+    add_cross_attention: bool,
+    tie_word_embeddings: bool,
+    attn_pdrop: f64,
+    embd_pdrop: f64,
+    resid_pdrop: f64,
+    #[serde(skip_deserializing)]
+    bos_token_id: Option<u32>,
+    #[serde(skip_deserializing)]
+    eos_token_id: Option<u32>,
+}
+
+/// What `transformers` takes for what a `config.json` does not say.
+impl Default for Gpt2Config {
+    fn default() -> Self {
+        Self {
+            model_type: String::new(),
+            architectures: vec![],
+            n_layer: 12,
+            n_head: 12,
+            n_embd: 768,
+            n_positions: 1024,
+            n_inner: None,
+            vocab_size: 50257,
+            activation_function: "gelu_new".into(),
+            layer_norm_epsilon: EPSILON,
+            scale_attn_weights: true,
+            scale_attn_by_inverse_layer_idx: false,
+            add_cross_attention: false,
+            tie_word_embeddings: true,
+            attn_pdrop: 0.1,
+            embd_pdrop: 0.1,
+            resid_pdrop: 0.1,
+            bos_token_id: None,
+            eos_token_id: None,
+        }
+    }
+}
+
+impl Gpt2Config {
+    fn of(gpt: &GptConfig, vocab: usize, end_of_text: Option<u32>) -> Self {
+        Self {
+            model_type: "gpt2".into(),
+            architectures: vec!["GPT2LMHeadModel".into()],
+            n_layer: gpt.layers,
+            n_head: gpt.heads,
+            n_embd: gpt.embed,
+            n_positions: gpt.block,
+            vocab_size: vocab,
+            activation_function: match gpt.gelu {
+                Gelu::Erf => "gelu".into(),
+                Gelu::Tanh => "gelu_new".into(),
+            },
+            tie_word_embeddings: gpt.tied,
+            attn_pdrop: gpt.dropout,
+            embd_pdrop: gpt.dropout,
+            resid_pdrop: gpt.dropout,
+            bos_token_id: end_of_text,
+            eos_token_id: end_of_text,
+            ..Self::default()
+        }
+    }
+
+    /// The same shape as ours, or what it has that ours cannot.
+    fn gpt(&self) -> Result<GptConfig, String> {
+        let refuse =
+            |key: &str, value: String, can: &str| Err(format!("has {key} {value}: Regatta's gpt has {can}"));
+        if self.model_type != "gpt2" {
+            return refuse("model_type", format!("{:?}", self.model_type), "\"gpt2\" alone");
+        }
+        let gelu = match self.activation_function.as_str() {
+            "gelu" | "gelu_python" => Gelu::Erf,
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Gelu::Tanh,
+            other => return refuse("activation_function", format!("{other:?}"), "\"gelu\" or \"gelu_new\""),
+        };
+        for (key, size) in [
+            ("n_layer", self.n_layer),
+            ("n_head", self.n_head),
+            ("n_embd", self.n_embd),
+            ("n_positions", self.n_positions),
+            ("vocab_size", self.vocab_size),
+        ] {
+            // More than this no product of them can be counted.
+            if size == 0 || size > 1 << 24 {
+                return refuse(key, size.to_string(), "1 to 16777216");
+            }
+        }
+        if !self.n_embd.is_multiple_of(self.n_head) {
+            return refuse("n_embd", self.n_embd.to_string(), "a multiple of n_head");
+        }
+        if let Some(inner) = self.n_inner.filter(|&inner| inner != 4 * self.n_embd) {
+            return refuse("n_inner", inner.to_string(), "four times n_embd");
+        }
+        if (self.layer_norm_epsilon - EPSILON).abs() > 1e-9 {
+            return refuse("layer_norm_epsilon", self.layer_norm_epsilon.to_string(), "0.00001");
+        }
+        for (key, value, can) in [
+            ("scale_attn_weights", self.scale_attn_weights, true),
+            ("scale_attn_by_inverse_layer_idx", self.scale_attn_by_inverse_layer_idx, false),
+            ("add_cross_attention", self.add_cross_attention, false),
+        ] {
+            if value != can {
+                return refuse(key, value.to_string(), &can.to_string());
+            }
+        }
+        if !(0.0..1.0).contains(&self.resid_pdrop) {
+            return refuse("resid_pdrop", self.resid_pdrop.to_string(), "0 to below 1");
+        }
+        Ok(GptConfig {
+            layers: self.n_layer,
+            heads: self.n_head,
+            embed: self.n_embd,
+            block: self.n_positions,
+            dropout: self.resid_pdrop,
+            bias: true,
+            tied: self.tie_word_embeddings,
+            gelu,
+        })
+    }
+}

@@ -1,0 +1,273 @@
+//! From a folder of `transformers` to a run with a checkpoint of step 0.
+
+use super::Gpt2Config;
+use super::names::{Named, tensors};
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Location, Part, ShardWriter, State, Which, commit, fresh_folder};
+use crate::data::tokenizer::Tokenizer;
+use crate::error::{Error, Result};
+use crate::models::GptConfig;
+use crate::train::{
+    Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, SampleConfig, TokenizerKind,
+    TrainConfig,
+};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use regatta_plan::{Batch, Mesh, Piece, Plan};
+use safetensors::{Dtype, SafeTensors};
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// Tensors are written in files of about this many values, so that no more of them are in memory.
+const FILE_VALUES: usize = 256 << 20;
+
+/// What [`import`] made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Imported {
+    /// The model's shape.
+    pub model: GptConfig,
+    /// Numbers of the model.
+    pub parameters: usize,
+    /// Whether the run has the model's tokenizer.
+    pub tokenizer: bool,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// Makes the run folder `run` of a GPT-2 that `transformers` saved in `from` (`config.json`, `model.safetensors` or
+/// its shards; F32, F16 or BF16): a complete checkpoint of step 0 without optimizer state, and `tokenizer.json`
+/// where there are tokenizer files.
+///
+/// # Errors
+/// Files that are missing or damaged, settings that our GPT does not have, tensors that are missing or of other
+/// shapes; a run that has checkpoints already.
+pub fn import(from: &Path, run: &Path) -> Result<Imported> {
+    let location = Location::of_run(run);
+    if let Ok(found) = Checkpoint::find(&location, Which::Last) {
+        let problem = "is there already and is not written over; use another run folder";
+        return Err(Error::checkpoint(found.path(), problem));
+    }
+    let (theirs, gpt) = read_config(&from.join("config.json"))?;
+    let mut warnings = vec![];
+    if [theirs.attn_pdrop, theirs.embd_pdrop].iter().any(|&rate| rate != theirs.resid_pdrop) {
+        warnings.push(format!(
+            "attn_pdrop {}, embd_pdrop {} and resid_pdrop {} differ: dropout is {} everywhere",
+            theirs.attn_pdrop, theirs.embd_pdrop, theirs.resid_pdrop, theirs.resid_pdrop
+        ));
+    }
+    let files =
+        weight_files(from)?.into_iter().map(|path| Weights::open(&path)).collect::<Result<Vec<_>>>()?;
+    let mut found = HashMap::new();
+    for file in &files {
+        let tensors = file.tensors()?;
+        for (name, view) in tensors.tensors() {
+            let short = name.strip_prefix("transformer.").unwrap_or(&name).to_string();
+            found.insert(short, (file, view));
+        }
+    }
+    let tensors = tensors(&gpt, theirs.vocab_size);
+    warnings.extend(left_over(&tensors, found.keys(), from)?);
+    for tensor in &tensors {
+        let short = tensor.theirs.strip_prefix("transformer.").unwrap_or(&tensor.theirs);
+        let Some((file, view)) = found.get(short) else {
+            return Err(Error::checkpoint(
+                from,
+                format!("has no tensor {}, which its config.json asks for", tensor.theirs),
+            ));
+        };
+        let known = matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        if !known || view.shape() != tensor.shape {
+            let problem = format!(
+                "has {} as {:?} {:?}, but config.json makes it F32, F16 or BF16 {:?}",
+                tensor.theirs,
+                view.dtype(),
+                view.shape(),
+                tensor.shape
+            );
+            return Err(Error::checkpoint(&file.path, problem));
+        }
+    }
+    let tokenizer = import_tokenizer(from, run, theirs.vocab_size, &mut warnings)?;
+    let state = state(&gpt, theirs.vocab_size, tokenizer.as_deref())?;
+    let folder = fresh_folder(&location, 0)?;
+    let mut entries = vec![];
+    for group in groups(&tensors) {
+        let values: Vec<Vec<f32>> = group
+            .iter()
+            .map(|tensor| {
+                let short = tensor.theirs.strip_prefix("transformer.").unwrap_or(&tensor.theirs);
+                found.get(short).map(|(_, view)| to_f32(view.dtype(), view.data())).unwrap_or_default()
+            })
+            .collect();
+        let parts = group.iter().zip(&values).map(|(tensor, values)| Part {
+            name: tensor.ours.clone(),
+            shape: tensor.shape.clone(),
+            piece: Piece::whole(&tensor.shape),
+            values,
+        });
+        let mut writer = ShardWriter::new(location.clone(), entries.len());
+        writer.begin(&folder, parts.collect())?;
+        entries.push(writer.wait()?);
+    }
+    commit(&location, &folder, &state, entries, false)?;
+    let parameters = tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+    Ok(Imported { model: gpt, parameters, tokenizer: tokenizer.is_some(), warnings })
+}
+
+fn read_config(path: &Path) -> Result<(Gpt2Config, GptConfig)> {
+    let text = fs::read_to_string(path).map_err(Error::io("read the model's settings", path))?;
+    let theirs: Gpt2Config = serde_json::from_str(&text)
+        .map_err(|error| Error::checkpoint(path, format!("is no config.json of transformers: {error}")))?;
+    let gpt = theirs.gpt().map_err(|problem| Error::checkpoint(path, problem))?;
+    Ok((theirs, gpt))
+}
+
+/// `model.safetensors`, or the shards that its index names.
+fn weight_files(from: &Path) -> Result<Vec<PathBuf>> {
+    let (one, index) = (from.join("model.safetensors"), from.join("model.safetensors.index.json"));
+    if one.exists() {
+        return Ok(vec![one]);
+    }
+    if !index.exists() {
+        let problem = "holds no model.safetensors; save the model with transformers' save_pretrained";
+        return Err(Error::checkpoint(from, problem));
+    }
+    let text = fs::read_to_string(&index).map_err(Error::io("read", &index))?;
+    let wrong = |problem: String| Error::checkpoint(&index, problem);
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| wrong(format!("is no index of shards: {error}")))?;
+    let names = value["weight_map"].as_object().into_iter().flat_map(|map| map.values());
+    let names: BTreeSet<&str> = names.filter_map(|name| name.as_str()).collect();
+    match names.iter().find(|name| name.contains(['/', '\\'])) {
+        Some(name) => Err(wrong(format!("names {name:?}, which is no file beside it"))),
+        None if names.is_empty() => Err(wrong("names no shards".into())),
+        None => Ok(names.into_iter().map(|name| from.join(name)).collect()),
+    }
+}
+
+/// A mapped safetensors file.
+struct Weights {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl Weights {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        // SAFETY: read-only; should another program truncate the file now, we would be ended by a signal, as with
+        // any map of a file.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))?;
+        Ok(Self { path: path.into(), map })
+    }
+
+    fn tensors(&self) -> Result<SafeTensors<'_>> {
+        SafeTensors::deserialize(&self.map).map_err(|error| {
+            Error::checkpoint(
+                &self.path,
+                format!("is truncated or no safetensors file ({error}); fetch it again"),
+            )
+        })
+    }
+}
+
+/// Warns of tensors that have no place in our model.
+///
+/// # Errors
+/// Ones that are part of a layer: the model would not be the same without them.
+fn left_over<'a>(
+    tensors: &[Named],
+    found: impl Iterator<Item = &'a String>,
+    from: &Path,
+) -> Result<Option<String>> {
+    let mut ignored = vec![];
+    for name in found {
+        let known =
+            |tensor: &Named| tensor.theirs.strip_prefix("transformer.").unwrap_or(&tensor.theirs) == name;
+        // Causal masks, and the copy that some versions saved of a tied embedding.
+        let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
+        if mask || name == "lm_head.weight" || tensors.iter().any(known) {
+            continue;
+        }
+        if name.starts_with("h.") {
+            let problem =
+                format!("has a tensor {name}, which is not in the model that its config.json describes");
+            return Err(Error::checkpoint(from, problem));
+        }
+        ignored.push(name.as_str());
+    }
+    ignored.sort_unstable();
+    let warning =
+        || format!("tensors that are no part of a language model are left out: {}", ignored.join(", "));
+    Ok((!ignored.is_empty()).then(warning))
+}
+
+fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    // The data may begin at any byte.
+    let halves = bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+    match dtype {
+        Dtype::F16 => halves.map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
+        Dtype::BF16 => halves.map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
+        _ => bytemuck::pod_collect_to_vec(bytes),
+    }
+}
+
+/// Tensors that go into one file each.
+fn groups(tensors: &[Named]) -> Vec<&[Named]> {
+    let mut groups = vec![];
+    let (mut start, mut values) = (0, 0);
+    for (index, tensor) in tensors.iter().enumerate() {
+        let len = tensor.shape.iter().product::<usize>();
+        if index > start && values + len > FILE_VALUES {
+            groups.push(&tensors[start..index]);
+            (start, values) = (index, 0);
+        }
+        values += len;
+    }
+    groups.push(&tensors[start..]);
+    groups
+}
+
+/// Puts the tokenizer into the run, if there is one.
+fn import_tokenizer(
+    from: &Path,
+    run: &Path,
+    vocab: usize,
+    warnings: &mut Vec<String>,
+) -> Result<Option<PathBuf>> {
+    let files = ["tokenizer.json", "vocab.json", "encoder.json"];
+    if !files.iter().any(|name| from.join(name).exists()) {
+        warnings.push("there are no tokenizer files, so the run cannot generate text from prompts".into());
+        return Ok(None);
+    }
+    let tokenizer = Tokenizer::load(from)?;
+    if tokenizer.vocab_size() != vocab {
+        warnings.push(format!(
+            "the tokenizer has {} tokens, but the model {vocab}: generating text needs one that fits",
+            tokenizer.vocab_size()
+        ));
+    }
+    fs::create_dir_all(run).map_err(Error::io("create", run))?;
+    let path = run.join("tokenizer.json");
+    tokenizer.save(&path)?;
+    Ok(Some(path))
+}
+
+fn state(gpt: &GptConfig, vocab: usize, tokenizer: Option<&Path>) -> Result<State> {
+    let mut data = DataConfig::default();
+    if let Some(path) = tokenizer {
+        (data.tokenizer, data.vocab_size) = (TokenizerKind::Bpe, vocab);
+        data.tokenizer_path = Some(path.into());
+    }
+    let config = Config {
+        model: ModelConfig::Gpt(gpt.clone()),
+        data,
+        train: TrainConfig::default(),
+        optimizer: OptimizerConfig::default(),
+        parallel: ParallelConfig::default(),
+        sample: SampleConfig::default(),
+    };
+    let plan = Plan::new(Mesh::data(1), Batch::global(1, 1), 25 << 20)
+        .map_err(|error| Error::Usage(format!("no plan for one worker: {error}")))?;
+    Ok(State::new(0, config, plan, vocab, Default::default(), vec![], None, None))
+}
