@@ -194,6 +194,10 @@ pub(crate) fn load<M: Model>(
     let units = engine.units().clone();
     let kinds: Vec<&str> =
         optimizer.iter().flat_map(|optimizer| optimizer.state().map(|(kind, _)| kind)).collect();
+    // A checkpoint that came from elsewhere has seen no update: moments begin at zero.
+    let fresh = checkpoint.state().updates == 0
+        && !checkpoint.tensors().keys().any(|name| name.starts_with("first/"));
+    let kinds = if fresh { vec![] } else { kinds };
     let mut wanted = vec![];
     for unit in 0..units.units.len() {
         for (param, piece, within) in owned(engine, unit) {
