@@ -36,7 +36,8 @@ pub enum PlanError {
     /// The global batch cannot be cut evenly.
     #[error(
         "a batch of {batch} does not divide among {parts} ({workers} workers x {accumulate} micro-steps); \
-         use a batch of {lower} or {upper}, or another number of workers"
+         use a batch of {}, or another number of workers",
+        if lower == upper { lower.to_string() } else { format!("{lower} or {upper}") }
     )]
     BatchDoesNotDivide {
         /// Samples per optimizer step, over all workers.
