@@ -1,8 +1,17 @@
 //! The machine's cores and each worker's share of them.
 
+use regatta::plan::threads_per_worker;
+
 /// Cores that this process may use.
 pub fn available() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Threads that this rank computes with, where `local_ranks` ranks of its job share the machine.
+pub fn threads(local_ranks: usize) -> usize {
+    // A launcher that binds its ranks leaves each with its own share already, and ours says how many threads that is.
+    let told = std::env::var(crate::launcher::THREADS).ok().and_then(|threads| threads.parse().ok());
+    told.unwrap_or_else(|| threads_per_worker(available(), local_ranks))
 }
 
 /// Binds process `pid` to its share of the cores that this process may use, where `workers` workers of `threads`

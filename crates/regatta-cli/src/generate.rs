@@ -1,10 +1,15 @@
 //! `regatta generate`: streams text from a checkpoint.
 
+use crate::cores;
 use crate::error::Result;
+use crate::launcher;
 use clap::Args;
 use regatta::Generator;
 use regatta::checkpoint::Which;
+use regatta::plan::{Mesh, threads_per_worker};
 use regatta::train::SampleConfig;
+use regatta_comm::rendezvous::World;
+use regatta_comm::{Group, Options};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,29 +33,90 @@ pub struct GenerateArgs {
     /// The same seed gives the same text.
     #[arg(long, default_value_t = 1337)]
     seed: u64,
+    /// Spread the model over as many local processes as these axes have, tensor and pipe, as in tensor=2,pipe=2.
+    #[arg(long)]
+    mesh: Option<Mesh>,
     /// The newest checkpoint instead of the one with the lowest validation loss.
     #[arg(long)]
     last: bool,
+}
+
+impl GenerateArgs {
+    fn which(&self) -> Which {
+        if self.last { Which::Last } else { Which::Best }
+    }
+
+    /// How the model lies over a job of `world` ranks; none where no launcher has started one yet.
+    fn mesh(&self, world: Option<usize>) -> Result<Mesh> {
+        let Some(mesh) = &self.mesh else {
+            return match world {
+                None | Some(1) => Ok(Mesh::data(1)),
+                Some(world) => Err(format!(
+                    "the job has {world} ranks: say how the model lies over them, as in --mesh tensor={world}"
+                )
+                .into()),
+            };
+        };
+        if mesh.workers() > 1 {
+            let problem = "ranks along data and replica would all write the same text; spread the model over \
+                           tensor and pipe, as in --mesh tensor=2,pipe=2";
+            return Err(format!("--mesh {mesh}: {problem}").into());
+        }
+        if let Some(world) = world {
+            mesh.fits(world)?;
+        }
+        Ok(mesh.clone())
+    }
 }
 
 pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
         return Err(format!("--temperature {}: must be 0 or more", args.temperature).into());
     }
-    let which = if args.last { Which::Last } else { Which::Best };
-    let mut generator = Generator::load(&args.run, which)?;
+    let world = World::from_env()?;
+    let mesh = args.mesh(world.as_ref().map(|world| world.size))?;
+    // Before anything starts, and before the ranks meet: a mesh that the model cannot follow is one sentence, once.
+    Generator::check(&args.run, args.which(), &mesh)?;
+    match world {
+        Some(world) => {
+            let group = Group::connect(&world, &Options::from_env()?)?;
+            let threads = cores::threads(world.local_size);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread().build()?;
+            let outcome = pool.install(|| on_rank(&args, &group, mesh));
+            outcome.inspect_err(|error| group.abort(&error.to_string()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        None if mesh.size() > 1 => launcher::launch(&launcher::Job {
+            program: std::env::current_exe()?,
+            arguments: std::env::args().skip(1).collect(),
+            workers: mesh.size(),
+            threads: threads_per_worker(cores::available(), mesh.size()),
+            transport: None,
+            environment: vec![],
+            lead_owns_terminal: true,
+        }),
+        None => on_rank(&args, &Group::solo(), mesh).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Generates together with the other ranks of `group`; rank 0 writes the text.
+fn on_rank(args: &GenerateArgs, group: &Group, mesh: Mesh) -> Result<()> {
+    let mut generator = Generator::load_on(&args.run, args.which(), group, mesh)?;
     let options =
         SampleConfig { prompt: None, tokens: args.tokens, temperature: args.temperature, top_k: args.top_k };
+    let lead = group.rank() == 0;
     let mut out = std::io::stdout().lock();
-    write!(out, "{}", args.prompt)?;
+    if lead {
+        write!(out, "{}", args.prompt)?;
+    }
     let mut closed = false;
     generator.stream(&args.prompt, &options, args.seed, |piece| {
         // A reader that has seen enough closes the pipe; that is no error.
         closed = write!(out, "{piece}").and_then(|()| out.flush()).is_err();
         !closed
     })?;
-    if !closed {
+    if lead && !closed {
         writeln!(out)?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

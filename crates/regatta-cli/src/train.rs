@@ -100,10 +100,7 @@ fn worker(args: &TrainArgs, config: Config, world: &World, started: Instant) -> 
         None => folder(args, args.resume)?,
     };
     let group = Group::connect(world, &options(args, &config, &out)?)?;
-    // A launcher that binds its ranks leaves each with its own share already, and we say how many threads that is.
-    let told = std::env::var(launcher::THREADS).ok().and_then(|threads| threads.parse().ok());
-    let share = told.unwrap_or_else(|| threads_per_worker(cores::available(), world.local_size));
-    let threads = config.parallel.threads.unwrap_or(share);
+    let threads = config.parallel.threads.unwrap_or_else(|| cores::threads(world.local_size));
     let job =
         Job { config, plan, group, out, resume: args.resume, stop, started: launched(started), threads };
     on_rank(&job)?;

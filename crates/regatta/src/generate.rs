@@ -5,13 +5,13 @@ use crate::checkpoint::{Checkpoint, Location, Which};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::layers::Context;
-use crate::models::{Batch, Gpt, Model};
+use crate::models::{Batch, Gpt, GptConfig, Model};
 use crate::parallel::Engine;
 use crate::random::Stream;
 use crate::train::{ModelConfig, Rank, SampleConfig, check_model, load};
 use burn::tensor::{Int, Tensor, TensorData};
 use regatta_comm::{Group, ReduceOp};
-use regatta_plan::{Batch as Samples, Mesh, Plan};
+use regatta_plan::{Batch as Samples, Mesh, Plan, PlanError};
 use std::path::Path;
 
 /// A language model and its tokenizer, loaded from a run's folder; on several ranks, each has its part.
@@ -30,6 +30,17 @@ impl Generator {
         Self::load_on(run, which, &Group::solo(), Mesh::data(1))
     }
 
+    /// Checks that the model of `run` can be spread over `mesh`, without loading it.
+    ///
+    /// # Errors
+    /// As [`load_on`](Self::load_on), but for what only the parameters themselves would show.
+    pub fn check(run: &Path, which: Which, mesh: &Mesh) -> Result<()> {
+        let checkpoint = Checkpoint::find(&Location::of_run(run), which)?;
+        language_model(&checkpoint)?;
+        let state = checkpoint.state();
+        state.config.check_plan(&plan(mesh.clone())?, state.vocab).map_err(usage)
+    }
+
     /// Loads a checkpoint of the run folder `run` onto the ranks of `group`, as `mesh` says. All of them call it.
     ///
     /// # Errors
@@ -37,12 +48,7 @@ impl Generator {
     pub fn load_on(run: &Path, which: Which, group: &Group, mesh: Mesh) -> Result<Self> {
         let checkpoint = Checkpoint::find(&Location::of_run(run), which)?;
         let state = checkpoint.state();
-        let ModelConfig::Gpt(config) = &state.config.model else {
-            return Err(Error::checkpoint(
-                checkpoint.path(),
-                "holds no language model: there is no text to generate",
-            ));
-        };
+        let config = language_model(&checkpoint)?;
         let tokenizer = Tokenizer::load(&run.join("tokenizer.json"))?;
         if tokenizer.vocab_size() != state.vocab {
             let problem = format!(
@@ -53,10 +59,8 @@ impl Generator {
             return Err(Error::checkpoint(checkpoint.path(), problem));
         }
         check_model(&checkpoint, &state.config.model, state.vocab)?;
-        let usage = |error: regatta_plan::PlanError| Error::Usage(error.to_string());
         mesh.fits(group.size()).map_err(usage)?;
-        let samples = Samples::per_worker(1, 1);
-        let plan = Plan::new(mesh, samples, 25 << 20).map_err(usage)?;
+        let plan = plan(mesh)?;
         let rank = Rank::new(&state.config, &plan, group, state.vocab)?;
         let init = rank.init(0);
         let mut engine = rank.engine(Gpt::new(config, state.vocab, &init), &init)?;
@@ -77,6 +81,9 @@ impl Generator {
 
     /// Goes on from `prompt`, handing each piece of text to `emit` as soon as it is complete. Stops early when
     /// `emit` of rank 0 returns false. All ranks call it with the same arguments.
+    ///
+    /// Keys and values of past tokens are kept, so each token costs one pass over itself alone. Positions count from the
+    /// beginning of the context: a full one begins anew with its second half, and goes on from there.
     ///
     /// # Errors
     /// A prompt that the tokenizer cannot encode.
@@ -102,6 +109,24 @@ impl Generator {
         })?;
         Ok(text)
     }
+}
+
+fn usage(error: PlanError) -> Error {
+    Error::Usage(error.to_string())
+}
+
+fn language_model(checkpoint: &Checkpoint) -> Result<&GptConfig> {
+    match &checkpoint.state().config.model {
+        ModelConfig::Gpt(config) => Ok(config),
+        _ => {
+            Err(Error::checkpoint(checkpoint.path(), "holds no language model: there is no text to generate"))
+        }
+    }
+}
+
+/// One sequence at a time over `mesh`.
+fn plan(mesh: Mesh) -> Result<Plan> {
+    Plan::new(mesh, Samples::per_worker(1, 1), 25 << 20).map_err(usage)
 }
 
 /// The logits of positions from `first` on, on all ranks: those of the last stage gather them, the others get them.
@@ -222,6 +247,86 @@ fn choose(logits: &[f32], options: &SampleConfig, uniform: f32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::Config;
+
+    /// A model of 2 layers and 8 tokens of context over `vocab` tokens, with large weights: what it says depends on all
+    /// that it sees.
+    fn engine(vocab: usize, mesh: &str, group: &Group) -> Engine<Gpt> {
+        let text = "[model]\nkind = \"gpt\"\nlayers = 2\nheads = 2\nembed = 16\nblock = 8\n[data]\npath = \"x\"\n\
+                    [train]\nbatch = 1\n";
+        let config = Config::parse(text, "test", &[]).unwrap();
+        let ModelConfig::Gpt(shape) = &config.model else { panic!("no language model") };
+        let rank = Rank::new(&config, &plan(mesh.parse().unwrap()).unwrap(), group, vocab).unwrap();
+        let init = rank.init(7);
+        let mut engine = rank.engine(Gpt::new(shape, vocab, &init), &init).unwrap();
+        for unit in 0..engine.units().units.len() {
+            engine.parameters.own_mut(unit).iter_mut().for_each(|weight| *weight *= 8.0);
+        }
+        engine
+    }
+
+    fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn kept_keys_and_values_give_the_logits_of_all_tokens_at_once() {
+        let (vocab, ids) = (11, [3, 1, 4, 1, 5, 9, 2, 6]);
+        let mut whole = engine(vocab, "data=1", &Group::solo());
+        let at_once = logits(&mut whole, &ids, &Context::eval(), 0).unwrap();
+        assert!(at_once.iter().fold(0.0f32, |most, x| most.max(x.abs())) > 0.5, "the logits say nothing");
+        for mesh in ["data=1", "tensor=2", "pipe=2", "tensor=2,pipe=2"] {
+            let groups = Group::threads(mesh.parse::<Mesh>().unwrap().size());
+            let on_rank = |group: &Group| {
+                let mut engine = engine(vocab, mesh, group);
+                let context = Context::cached();
+                // Three tokens at once, as of a prompt, and the others one by one.
+                let mut all = logits(&mut engine, &ids[..3], &context, 0).unwrap();
+                for id in &ids[3..] {
+                    all.extend(logits(&mut engine, &[*id], &context, 0).unwrap());
+                }
+                assert_eq!(context.past(), ids.len());
+                let difference = largest_difference(&all, &at_once);
+                assert!(difference < 1e-5, "{mesh}: {difference}");
+            };
+            std::thread::scope(|scope| {
+                for group in &groups {
+                    scope.spawn(|| on_rank(group));
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_full_context_begins_anew_with_its_second_half() {
+        let sample = "the quick brown fox jumps over the lazy dog\n";
+        let tokenizer = Tokenizer::chars([sample].into_iter());
+        let block = 8;
+        let mut engine = engine(tokenizer.vocab_size(), "data=1", &Group::solo());
+        let options = SampleConfig { tokens: 30, temperature: 1.0, top_k: 0, prompt: None };
+        for prompt in ["the", "the quick brown fox"] {
+            let mut text = String::new();
+            let mut emit = |piece: &str| {
+                text.push_str(piece);
+                true
+            };
+            stream(&mut engine, &tokenizer, block, prompt, &options, 5, &mut emit).unwrap();
+            // The same without keeping anything: every token from all that the context holds.
+            let mut ids = tokenizer.encode(prompt).unwrap();
+            let first = ids.len();
+            let mut begin = ids.len().saturating_sub(block);
+            for n in 0..options.tokens {
+                if ids.len() - begin > block {
+                    begin = ids.len() - block / 2;
+                }
+                let seen = &ids[begin..];
+                let last = logits(&mut engine, seen, &Context::eval(), seen.len() - 1).unwrap();
+                ids.push(choose(&last, &options, Stream::new(5).named("sample").uniform(n as u64)));
+            }
+            assert_eq!(text, tokenizer.decode(&ids[first..]), "{prompt}");
+        }
+    }
 
     #[test]
     fn choice_follows_temperature_and_top_k() {
