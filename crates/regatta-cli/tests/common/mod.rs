@@ -62,6 +62,7 @@ impl Place {
     }
 
     /// `regatta train small.toml` with the text, into `out`.
+    #[allow(dead_code)]
     pub fn train(&self, out: &str, more: &[&str]) -> Command {
         let mut arguments = vec!["train", "small.toml", "--set", "data.path=text.txt", "--out", out];
         arguments.extend(more);
