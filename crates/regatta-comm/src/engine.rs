@@ -1,7 +1,7 @@
 //! Carries out operations: numbers them, hands them to an algorithm, records them, and turns a failure into the end
 //! of the job.
 
-use crate::algorithm::direct::Registered;
+use crate::algorithm::direct::{self, Registered};
 use crate::algorithm::run::Pool;
 use crate::algorithm::select::possible;
 use crate::algorithm::{Algorithm, Context, Session};
@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::job::{Job, Memory};
 use crate::options::Options;
 use crate::recorder::{Recorder, Whose};
+use crate::traffic::Traffic;
 use crate::transport::shared::Shared;
 use crate::transport::{Transport, TransportKind};
 use std::collections::HashMap;
@@ -44,17 +45,6 @@ struct Engine {
     pool: Pool,
 }
 
-/// What a group has done so far on this rank.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Operations.
-    pub operations: u64,
-    /// Bytes of their data (of the larger side).
-    pub bytes: u64,
-    /// Time spent in them.
-    pub busy: Duration,
-}
-
 /// One operation that is being carried out.
 pub(crate) struct Turn<'a> {
     pub session: Session<'a>,
@@ -78,6 +68,8 @@ impl<'a> Turn<'a> {
 pub(crate) struct Manner {
     /// Bytes of data, of the larger side.
     pub bytes: usize,
+    /// Bytes of this rank's part of them.
+    pub own: usize,
     /// Parts differ in length from rank to rank.
     pub uneven: bool,
     /// The peer of a message, and whether it is sent.
@@ -166,17 +158,23 @@ impl Core {
         let begun = Instant::now();
         self.recorder().begin(call, begun);
         engine.transport.set_patience(manner.patience);
+        let mut sent = 0;
         let outcome = self.context.health.check().and_then(|()| {
             if self.context.size == 1 {
                 return Ok(());
             }
             self.context.joining.invite(&self.context, call)?;
             let algorithm = self.choose(call.kind, call.op, manner.bytes, manner.uneven);
+            if algorithm == Algorithm::Direct && manner.message.is_none() {
+                let root = call.root as usize == self.context.rank;
+                sent = direct::sent(call.kind, root, self.context.size, manner.bytes, manner.own);
+            }
             let session = Session {
                 transport: &mut *engine.transport,
                 context: &self.context,
                 call,
                 pool: &mut engine.pool,
+                sent: &mut sent,
                 chunk: CHUNK,
             };
             let registered = self.memory.as_ref().map(|memory| &**memory as &dyn Registered);
@@ -186,9 +184,7 @@ impl Core {
             let ended = Instant::now();
             self.recorder().end(ended);
             self.context.notes.clear();
-            engine.traffic.operations += 1;
-            engine.traffic.bytes += manner.bytes as u64;
-            engine.traffic.busy += ended - begun;
+            engine.traffic.count(call.kind, manner.bytes as u64, sent, ended - begun);
             return Ok(());
         };
         let error = match error {

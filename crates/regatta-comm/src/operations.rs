@@ -1,5 +1,6 @@
 //! The operations: check their arguments, and hand them to the algorithm whose turn it is.
 
+use crate::algorithm::schedule::part;
 use crate::algorithm::streams::{self, Parts};
 use crate::algorithm::{Algorithm, direct, hierarchical};
 use crate::call::{Call, Kind};
@@ -106,7 +107,13 @@ impl Core {
         data: &mut [T],
         patience: Duration,
     ) -> Result<()> {
-        let manner = Manner { bytes: size_of_val(data), uneven: false, message: None, patience };
+        let manner = Manner {
+            bytes: size_of_val(data),
+            own: self.slice(data),
+            uneven: false,
+            message: None,
+            patience,
+        };
         self.run(call, manner, |turn| match turn.algorithm {
             Algorithm::Direct => {
                 let (shared, registered, call) = turn.direct()?;
@@ -117,6 +124,11 @@ impl Core {
             Algorithm::Native => mpi::all_reduce(&mut turn.session, data),
             algorithm => streams::all_reduce(&mut turn.session, algorithm, data),
         })
+    }
+
+    /// Bytes of this rank's slice of `data`, where every rank reduces one.
+    fn slice<T: Element>(&self, data: &[T]) -> usize {
+        part(data.len(), self.context.size, self.context.rank).len() * size_of::<T>()
     }
 
     /// Does `operation` between the factors of `reduction`.
@@ -164,7 +176,13 @@ impl Core {
         data: &mut [T],
         patience: Duration,
     ) -> Result<()> {
-        let manner = Manner { bytes: size_of_val(data), uneven: false, message: None, patience };
+        let manner = Manner {
+            bytes: size_of_val(data),
+            own: self.slice(data),
+            uneven: false,
+            message: None,
+            patience,
+        };
         self.run(call, manner, |turn| match turn.algorithm {
             Algorithm::Direct => {
                 let (shared, _, call) = turn.direct()?;
@@ -211,7 +229,8 @@ impl Core {
         if self.context.size == 1 {
             output.copy_from_slice(input);
         }
-        let manner = Manner { bytes: size_of_val(input), uneven, message: None, patience };
+        let manner =
+            Manner { bytes: size_of_val(input), own: size_of_val(&*output), uneven, message: None, patience };
         self.run(call, manner, |turn| match turn.algorithm {
             Algorithm::Direct => {
                 let (shared, registered, call) = turn.direct()?;
@@ -270,7 +289,13 @@ impl Core {
         (input, output): (Option<&[T]>, &mut [T]),
         patience: Duration,
     ) -> Result<()> {
-        let manner = Manner { bytes: size_of_val(output), uneven, message: None, patience };
+        let manner = Manner {
+            bytes: size_of_val(output),
+            own: parts.get(self.context.rank).len() * size_of::<T>(),
+            uneven,
+            message: None,
+            patience,
+        };
         self.run(call, manner, |turn| match turn.algorithm {
             Algorithm::Direct => {
                 let (shared, registered, call) = turn.direct()?;
@@ -300,7 +325,7 @@ impl Core {
         data: &mut [T],
         patience: Duration,
     ) -> Result<()> {
-        let manner = Manner { bytes: size_of_val(data), uneven: false, message: None, patience };
+        let manner = Manner { bytes: size_of_val(data), own: 0, uneven: false, message: None, patience };
         self.run(call, manner, |turn| match turn.algorithm {
             Algorithm::Direct => {
                 let (shared, registered, call) = turn.direct()?;
@@ -342,7 +367,7 @@ impl Core {
             output.copy_from_slice(input);
         }
         let bytes = parts.get(self.context.size - 1).end * size_of::<T>();
-        let manner = Manner { bytes, uneven, message: None, patience };
+        let manner = Manner { bytes, own: size_of_val(input), uneven, message: None, patience };
         self.run(call, manner, |turn| match turn.algorithm {
             Algorithm::Direct => {
                 let (shared, _, call) = turn.direct()?;
@@ -380,7 +405,7 @@ impl Core {
             output.copy_from_slice(input);
         }
         let bytes = parts.get(self.context.size - 1).end * size_of::<T>();
-        let manner = Manner { bytes, uneven, message: None, patience };
+        let manner = Manner { bytes, own: size_of_val(&*output), uneven, message: None, patience };
         self.run(call, manner, |turn| match turn.algorithm {
             Algorithm::Direct => {
                 let (shared, _, call) = turn.direct()?;
@@ -418,7 +443,13 @@ impl Core {
         if self.context.size == 1 {
             output.copy_from_slice(input);
         }
-        let manner = Manner { bytes: size_of_val(input), uneven: false, message: None, patience };
+        let manner = Manner {
+            bytes: size_of_val(input),
+            own: size_of_val(input) / self.context.size,
+            uneven: false,
+            message: None,
+            patience,
+        };
         self.run(call, manner, |turn| match turn.algorithm {
             Algorithm::Direct => {
                 let (shared, _, call) = turn.direct()?;
@@ -457,7 +488,7 @@ impl Core {
         // Lengths are agreed upon pair by pair.
         let call = Call::new(Kind::AllToAll, T::DTYPE, 0).detail([1]);
         let bytes = size_of_val(input).max(size_of_val(output));
-        self.run(call, Manner { bytes, uneven: true, message: None, patience }, |turn| {
+        self.run(call, Manner { bytes, own: 0, uneven: true, message: None, patience }, |turn| {
             let parts = (&sent_parts, &received_parts);
             streams::all_to_all(&mut turn.session, turn.algorithm, parts, input, output)
         })
@@ -465,7 +496,7 @@ impl Core {
 
     pub(crate) fn barrier(&self, patience: Duration) -> Result<()> {
         let call = Call::new(Kind::Barrier, DType::U8, 0);
-        let manner = Manner { bytes: 0, uneven: false, message: None, patience };
+        let manner = Manner { bytes: 0, own: 0, uneven: false, message: None, patience };
         self.run(call, manner, |turn| match turn.algorithm {
             Algorithm::Direct => {
                 let (shared, _, call) = turn.direct()?;
@@ -488,15 +519,21 @@ impl Core {
     pub(crate) fn send<T: Element>(&self, data: &[T], to: usize, patience: Duration) -> Result<()> {
         self.other("send", to)?;
         let call = Call::new(Kind::Send, T::DTYPE, data.len());
-        let manner = Manner { bytes: size_of_val(data), uneven: false, message: Some((to, true)), patience };
+        let manner =
+            Manner { bytes: size_of_val(data), own: 0, uneven: false, message: Some((to, true)), patience };
         self.run(call, manner, |turn| turn.session.exchange(to, Some(data), None))
     }
 
     pub(crate) fn recv<T: Element>(&self, data: &mut [T], from: usize, patience: Duration) -> Result<()> {
         self.other("recv", from)?;
         let call = Call::new(Kind::Send, T::DTYPE, data.len());
-        let manner =
-            Manner { bytes: size_of_val(data), uneven: false, message: Some((from, false)), patience };
+        let manner = Manner {
+            bytes: size_of_val(data),
+            own: 0,
+            uneven: false,
+            message: Some((from, false)),
+            patience,
+        };
         self.run(call, manner, |turn| turn.session.exchange(from, None, Some(data)))
     }
 }

@@ -90,7 +90,7 @@ pub(crate) fn all_reduce<T: Element>(session: &mut Session<'_>, data: &mut [T]) 
         schedule.add(partner, What::Send, kept, None);
         schedule.add(partner, What::Copy, given, None);
         let numbers = Numbers { input: &[], working: &mut *data };
-        run(session.transport, session.context, session.call, &schedule, numbers, session.pool)?;
+        run(session, &schedule, numbers)?;
     }
     match folded {
         true => session.exchange(rank - 1, Some(data), None),

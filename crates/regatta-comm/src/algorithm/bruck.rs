@@ -34,7 +34,7 @@ pub(crate) fn all_to_all<T: Element>(
         schedule.add((rank + step) % size, What::SendInput, 0..packed.len(), None);
         schedule.add((rank + size - step) % size, What::Copy, 0..packed.len(), None);
         let numbers = Numbers { input: &packed, working: &mut came };
-        run(session.transport, session.context, session.call, &schedule, numbers, session.pool)?;
+        run(session, &schedule, numbers)?;
         for (at, i) in moving.iter().enumerate() {
             blocks[i * block..][..block].copy_from_slice(&came[at * block..][..block]);
         }

@@ -10,7 +10,7 @@
 use super::schedule::part;
 use super::streams::{self, Parts};
 use super::{Algorithm, Context, Session, direct};
-use crate::call::Call;
+use crate::call::{Call, Kind};
 use crate::element::{Element, ReduceOp};
 use crate::error::{Error, Result};
 use crate::kernel;
@@ -41,6 +41,10 @@ pub(crate) fn all_reduce<T: Element>(session: &mut Session<'_>, data: &mut [T]) 
     let parts = Parts::of(&counts);
     let own = parts.get(place);
     let mut shard = vec![T::zeroed(); own.len()];
+    let (whole, width) = (size_of_val(data), size_of_val(&*shard));
+    for kind in [Kind::ReduceScatter, Kind::AllGather] {
+        *session.sent += direct::sent(kind, false, here.len(), whole, width);
+    }
     let shared = session.transport.shared().ok_or_else(no_memory)?;
     direct::reduce_scatter(shared, None, summing, &parts, (data, &mut shard))?;
     if place < shards && context.hosts.len() > 1 {
@@ -74,6 +78,8 @@ pub(crate) fn broadcast<T: Element>(session: &mut Session<'_>, data: &mut [T]) -
         })?;
     }
     let from = here.iter().position(|&rank| rank == leader(here)).unwrap_or(0);
+    let leads = leader(here) == context.rank;
+    *session.sent += direct::sent(Kind::Broadcast, leads, here.len(), size_of_val(data), 0);
     let shared = session.transport.shared().ok_or_else(no_memory)?;
     direct::broadcast(shared, None, call.root(from), data)
 }
@@ -88,7 +94,7 @@ fn across(
     let context: Context = session.context.among(ranks);
     let mut transport = Among { transport: &mut *session.transport, ranks };
     let chunk = session.chunk;
-    let mut session =
-        Session { transport: &mut transport, context: &context, call, pool: &mut *session.pool, chunk };
+    let (pool, sent) = (&mut *session.pool, &mut *session.sent);
+    let mut session = Session { transport: &mut transport, context: &context, call, pool, sent, chunk };
     operation(&mut session)
 }

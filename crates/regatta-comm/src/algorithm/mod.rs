@@ -244,6 +244,8 @@ pub(crate) struct Session<'a> {
     pub context: &'a Context,
     pub call: Call,
     pub pool: &'a mut Pool,
+    /// Bytes of numbers that this rank has sent so far.
+    pub sent: &'a mut u64,
     /// Bytes that go on together.
     pub chunk: usize,
 }
@@ -259,7 +261,7 @@ impl Session<'_> {
 
     /// Executes a schedule.
     pub(crate) fn run<T: Element>(&mut self, schedule: &Schedule, numbers: Numbers<'_, T>) -> Result<()> {
-        run::run(self.transport, self.context, self.call, schedule, numbers, self.pool)
+        run::run(self, schedule, numbers)
     }
 
     /// Sends to `peer` and receives from it, at the same time.

@@ -4,8 +4,8 @@
 //! in another operation is noticed. Numbers to be reduced are received beside the target, and combined in the order
 //! that the schedule says, so results are the same bits in every run.
 
-use super::Context;
 use super::schedule::{Schedule, Step, What};
+use super::{Context, Session};
 use crate::call::{Call, ENCODED};
 use crate::element::{Element, ReduceOp};
 use crate::error::Result;
@@ -62,29 +62,26 @@ struct Runner<'a, T> {
     schedule: &'a Schedule,
     numbers: Numbers<'a, T>,
     done: Vec<bool>,
+    /// Bytes of numbers that the transport has taken.
+    sent: u64,
 }
 
-/// Executes `schedule`. The call that goes with each peer is `call`, of the length `len_with(peer)` where pairs of
-/// ranks exchange different lengths.
+/// Executes `schedule`. The call that goes with each peer is the session's.
 pub(crate) fn run<T: Element>(
-    transport: &mut dyn Transport,
-    context: &Context,
-    call: Call,
+    session: &mut Session<'_>,
     schedule: &Schedule,
     numbers: Numbers<'_, T>,
-    pool: &mut Pool,
 ) -> Result<()> {
-    run_with(transport, context, call, schedule, numbers, pool, &|_| (call, call))
+    let call = session.call;
+    run_with(session, schedule, numbers, &|_| (call, call))
 }
 
-/// As [`run`], with `calls(peer)` as the calls that go to and that are expected from each peer.
+/// As [`run`], with `calls(peer)` as the calls that go to and that are expected from each peer: for pairs of ranks that
+/// exchange different lengths.
 pub(crate) fn run_with<T: Element>(
-    transport: &mut dyn Transport,
-    context: &Context,
-    call: Call,
+    session: &mut Session<'_>,
     schedule: &Schedule,
     numbers: Numbers<'_, T>,
-    pool: &mut Pool,
     calls: &dyn Fn(usize) -> (Call, Call),
 ) -> Result<()> {
     let mut lanes: Vec<Lane> = vec![];
@@ -105,7 +102,7 @@ pub(crate) fn run_with<T: Element>(
                     theirs: [0; ENCODED],
                     got: 0,
                     held: false,
-                    beside: pool.pop().unwrap_or_default(),
+                    beside: session.pool.pop().unwrap_or_default(),
                 });
                 let last = lanes.len() - 1;
                 &mut lanes[last]
@@ -126,11 +123,13 @@ pub(crate) fn run_with<T: Element>(
     }
     let sends = |step: &Step| schedule.steps[step.after.unwrap_or_default() as usize].what.sends();
     let overwrites = |step: &Step| !step.what.sends() && step.after.is_some() && sends(step);
-    transport.lend(!schedule.steps.iter().any(overwrites));
+    session.transport.lend(!schedule.steps.iter().any(overwrites));
     let done = vec![false; schedule.steps.len()];
-    let mut runner = Runner { transport, context, call, schedule, numbers, done };
+    let (transport, context, call) = (&mut *session.transport, session.context, session.call);
+    let mut runner = Runner { transport, context, call, schedule, numbers, done, sent: 0 };
     let outcome = runner.all(&mut lanes, calls);
-    pool.extend(lanes.into_iter().map(|lane| lane.beside));
+    *session.sent += runner.sent;
+    session.pool.extend(lanes.into_iter().map(|lane| lane.beside));
     outcome
 }
 
@@ -204,6 +203,7 @@ impl<T: Element> Runner<'_, T> {
                 let header = taken.min(parts[0].len());
                 lane.header_out += header;
                 lane.out += taken - header;
+                self.sent += (taken - header) as u64;
             }
             if taken < wanted {
                 return Ok((moved, true));

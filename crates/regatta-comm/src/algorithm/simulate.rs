@@ -295,8 +295,15 @@ pub(crate) fn simulate(bytes: &[u8]) {
                         .root(operation.root)
                         .detail(operation.uneven.then_some(1));
                     let call = Call { sequence: number as u32 + 1, ..call };
-                    let (transport, pool) = (&mut transport, &mut pool);
-                    operation.call_typed(&mut Session { transport, context: &context, call, pool, chunk })
+                    let (transport, pool, sent) = (&mut transport, &mut pool, &mut 0);
+                    operation.call_typed(&mut Session {
+                        transport,
+                        context: &context,
+                        call,
+                        pool,
+                        sent,
+                        chunk,
+                    })
                 };
                 calls.iter().enumerate().map(call).collect()
             })

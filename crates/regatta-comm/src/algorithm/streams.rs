@@ -265,7 +265,7 @@ pub(crate) fn all_to_all<T: Element>(
         (of(sent), of(received))
     };
     let numbers = Numbers { input, working: output };
-    run_with(session.transport, session.context, call, &schedule, numbers, session.pool, &calls)
+    run_with(session, &schedule, numbers, &calls)
 }
 
 /// Returns when all ranks have called it.

@@ -11,9 +11,11 @@
 
 mod movements;
 mod reductions;
+mod volume;
 
 pub(crate) use movements::{all_gather, all_to_all, broadcast, gather, scatter};
 pub(crate) use reductions::{all_reduce, reduce, reduce_scatter};
+pub(crate) use volume::sent;
 
 use crate::call::Call;
 use crate::element::Element;
