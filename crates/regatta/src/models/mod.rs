@@ -4,11 +4,13 @@
 //! cuts a model; the model itself knows of none of them.
 
 mod cnn;
+mod crossings;
 mod encoder_decoder;
 mod gpt;
 mod mlp;
 
 pub use cnn::{Cnn, CnnConfig};
+pub use crossings::{Border, Crossing};
 pub use encoder_decoder::{EncoderDecoder, EncoderDecoderConfig};
 pub use gpt::{Gpt, GptConfig};
 pub use mlp::{Mlp, MlpConfig};

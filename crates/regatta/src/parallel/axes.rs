@@ -8,8 +8,10 @@ use regatta_plan::Mesh;
 /// The groups of one rank.
 #[derive(Clone)]
 pub struct Axes {
-    /// All ranks.
+    /// All ranks: for what is done between steps.
     pub world: Group,
+    /// All ranks, which agree at the end of a step.
+    pub control: Group,
     /// The mesh.
     pub mesh: Mesh,
     /// Ranks that hold the same part of the model and see other samples: over `replica` and `data`.
@@ -20,6 +22,8 @@ pub struct Axes {
     pub replica: Option<Group>,
     /// Ranks over which layers are split, where they are.
     pub tensor: Option<Axis>,
+    /// The same ranks, for the gradients that each of them has but a part of.
+    pub partial: Option<Group>,
     /// Ranks that together hold one copy of the model, or of its shards: over `pipe` and `tensor`, and `data` where
     /// parameters are sharded.
     pub model: Group,
@@ -32,31 +36,30 @@ impl Axes {
     /// A mesh of another size, or a failure of communication.
     pub fn new(world: &Group, mesh: &Mesh, sharded: bool) -> Result<Self> {
         mesh.fits(world.size()).map_err(|error| crate::Error::Usage(error.to_string()))?;
+        // A group of its own for every use: what goes on in one does not wait for the other, and each counts its own.
         let over = |axes: &[&str]| -> Result<Group> {
-            let own = world.rank();
-            let in_line = |rank: &usize| {
-                regatta_plan::AXES.iter().all(|axis| {
-                    axes.contains(axis) || mesh.coordinate(*rank, axis) == mesh.coordinate(own, axis)
-                })
-            };
-            let ranks: Vec<usize> = (0..world.size()).filter(in_line).collect();
-            Ok(match ranks.len() {
-                1 => Group::solo(),
-                size if size == world.size() => world.clone(),
-                _ => world.subgroup(&ranks)?,
-            })
+            let ranks = line(mesh, world.rank(), axes);
+            Ok(if ranks.len() == 1 { Group::solo() } else { world.subgroup(&ranks)? })
         };
-        // A group of its own for every use: what goes on in one does not wait for the other.
         let several = |axes: &[&str]| over(axes).map(|group| (group.size() > 1).then_some(group));
+        let data = over(&["data"])?;
+        let replica = several(&["replica"])?;
         Ok(Self {
-            workers: over(&["replica", "data"])?,
-            data: over(&["data"])?,
-            replica: several(&["replica"])?,
+            workers: if replica.is_some() { over(&["replica", "data"])? } else { data.clone() },
+            data,
+            replica,
             tensor: several(&["tensor"])?.map(Axis::new),
-            model: over(if sharded { &["pipe", "tensor", "data"] } else { &["pipe", "tensor"] })?,
+            partial: several(&["tensor"])?,
+            model: over(Self::model_axes(sharded))?,
+            control: over(&regatta_plan::AXES)?,
             mesh: mesh.clone(),
             world: world.clone(),
         })
+    }
+
+    /// The axes over which one copy of the model, or of its shards, lies.
+    pub(crate) fn model_axes(sharded: bool) -> &'static [&'static str] {
+        if sharded { &["pipe", "tensor", "data"] } else { &["pipe", "tensor"] }
     }
 
     /// This rank's place along an axis.
@@ -72,13 +75,7 @@ impl Axes {
     /// The rank that differs from this one in its stage alone.
     pub fn at_stage(&self, stage: usize) -> usize {
         let own = self.world.rank();
-        let same = |rank: &usize| {
-            self.mesh.coordinate(*rank, "pipe") == stage
-                && ["replica", "data", "tensor"]
-                    .iter()
-                    .all(|axis| self.mesh.coordinate(*rank, axis) == self.mesh.coordinate(own, axis))
-        };
-        (0..self.world.size()).find(same).unwrap_or(own)
+        line(&self.mesh, own, &["pipe"]).get(stage).copied().unwrap_or(own)
     }
 
     /// A group of this rank's pipeline: the ranks at `stages`, of which this one's is one.
@@ -89,4 +86,14 @@ impl Axes {
         let ranks: Vec<usize> = stages.iter().map(|&stage| self.at_stage(stage)).collect();
         Ok(self.world.subgroup(&ranks)?)
     }
+}
+
+/// The ranks that differ from `rank` along these axes alone, in order: along one axis, in the order of their places.
+pub(crate) fn line(mesh: &Mesh, rank: usize, axes: &[&str]) -> Vec<usize> {
+    let same = |other: &usize| {
+        regatta_plan::AXES
+            .iter()
+            .all(|axis| axes.contains(axis) || mesh.coordinate(*other, axis) == mesh.coordinate(rank, axis))
+    };
+    (0..mesh.size()).filter(same).collect()
 }

@@ -5,10 +5,12 @@
 //! rank (pipelines), and it may be computed again instead of kept (recomputation), all in one loop.
 
 use super::axes::Axes;
+use super::carried::{Carried, Purpose};
 use super::gradients::{CommTime, Gradients};
 use super::leaves::Leaves;
 use super::links::Links;
 use super::params::ParamStore;
+use super::share::Share;
 use super::timeline::Timeline;
 use super::units::Units;
 use super::whole::Parameters;
@@ -19,7 +21,7 @@ use crate::models::{Activation, Batch, Each, Model};
 use crate::train::FlatOptimizer;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, TensorData};
-use regatta_comm::ReduceOp;
+use regatta_comm::{Kind, ReduceOp};
 use regatta_plan::{Direction, Plan, Recompute, Schedule, Task};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -82,35 +84,15 @@ impl<M: Model> Engine<M> {
     /// A plan that the model cannot follow, or a failure of communication.
     pub fn new(model: M, made: Vec<Made>, plan: &Plan, axes: Axes, cut: &[Range<usize>]) -> Result<Self> {
         let usage = |error: regatta_plan::PlanError| Error::Usage(error.to_string());
-        let schedule = plan.pipeline().map_err(usage)?;
-        let stage = axes.coordinate("pipe");
-        let chunks: Vec<_> =
-            (0..schedule.chunks).map(|chunk| cut[schedule.virtual_stage(stage, chunk)].clone()).collect();
-        let zero = if plan.shards() > 1 { plan.zero } else { 0 };
-        let bytes: usize = made.iter().map(|made| super::units::len(made) * size_of::<f32>()).sum();
-        let cap = if zero == 3 { 0 } else { regatta_plan::bucket_cap(bytes, plan.bucket_bytes) };
-        let units = Arc::new(Units::new(made, &chunks, cap, if zero == 0 { 1 } else { plan.shards() }));
+        let share = Share::new(made, plan, cut, axes.coordinate("pipe")).map_err(usage)?;
+        let Share { schedule, chunks, units, zero, ties, flushes, .. } = share;
+        let units = Arc::new(units);
         let (model, store) = ParamStore::adopt(model, &units);
         let quiet = model.valid();
         let leaves = Leaves::of(&model, &units);
-        let mut ties = vec![];
-        let stage_of = |block: usize| {
-            let held = cut.iter().position(|blocks| blocks.contains(&block));
-            held.map_or(0, |virtual_stage| schedule.place(virtual_stage).0)
-        };
-        for unit in &units.units {
-            let mut stages: Vec<usize> = unit.shared.iter().map(|&block| stage_of(block)).collect();
-            stages.sort_unstable();
-            stages.dedup();
-            ties.push(if stages.len() > 1 { Some(axes.stages(&stages)?) } else { None });
-        }
-        let touched = |unit: usize| {
-            let by =
-                |blocks: &&Range<usize>| units.units[unit].blocks.iter().any(|block| blocks.contains(block));
-            chunks.iter().filter(by).count()
-        };
-        let expected = (0..units.units.len()).map(|unit| touched(unit) * plan.accumulate).collect();
-        let gradients = Gradients::new(units.clone(), zero, axes.clone(), ties, expected);
+        let tie = |stages: &Vec<usize>| (stages.len() > 1).then(|| axes.stages(stages)).transpose();
+        let ties = ties.iter().map(tie).collect::<Result<_>>()?;
+        let gradients = Gradients::new(units.clone(), zero, axes.clone(), ties, flushes);
         let evaluation = Schedule::forward_only(schedule.stages, schedule.chunks, 1);
         let links = Links::new(&axes, &[&schedule, &evaluation])?;
         Ok(Self {
@@ -610,6 +592,37 @@ impl<M: Model> Engine<M> {
             self.axes.model.all_reduce(&mut sum, ReduceOp::Sum)?;
         }
         Ok(sum[0].sqrt())
+    }
+
+    /// What this rank's groups have carried so far, by purpose. Under ZeRO 1 and 2 it first waits for the parameters that
+    /// other ranks have updated, so that a step's updates count with the step.
+    ///
+    /// # Errors
+    /// A failure of communication.
+    pub fn carried(&mut self) -> Result<Carried> {
+        self.parameters.complete()?;
+        let mut carried = Carried::default();
+        let sharded = |kind| if kind == Kind::AllGather { Purpose::Parameters } else { Purpose::Gradients };
+        let axes = &self.axes;
+        carried.group(&axes.data.traffic(), sharded);
+        // One group with `data` where there are no replicas.
+        if let Some(replica) = &axes.replica {
+            carried.group(&axes.workers.traffic(), |_| Purpose::Gradients);
+            carried.group(&replica.traffic(), |_| Purpose::Gradients);
+        }
+        for group in self.gradients.ties().chain(&axes.partial) {
+            carried.group(&group.traffic(), |_| Purpose::Gradients);
+        }
+        if let Some(tensor) = &axes.tensor {
+            carried.group(&tensor.group().traffic(), |_| Purpose::Tensor);
+        }
+        for group in self.links.groups() {
+            carried.group(&group.traffic(), |_| Purpose::Pipeline);
+        }
+        for group in [&axes.model, &axes.control] {
+            carried.group(&group.traffic(), |_| Purpose::Control);
+        }
+        Ok(carried)
     }
 }
 

@@ -148,9 +148,9 @@ impl Gradients {
             }
         }
         let partial = self.units.units[unit].partial;
-        if let (Some(tensor), true) = (&self.axes.tensor, partial > 0) {
+        if let (Some(tensor), true) = (&self.axes.partial, partial > 0) {
             let begun = Instant::now();
-            tensor.group().all_reduce(&mut buffer[..partial], ReduceOp::Sum)?;
+            tensor.all_reduce(&mut buffer[..partial], ReduceOp::Sum)?;
             self.time.busy += begun.elapsed();
             self.time.exposed += begun.elapsed();
         }
@@ -248,6 +248,11 @@ impl Gradients {
             Some(whole) => &mut whole[own],
             None => &mut [],
         }
+    }
+
+    /// The groups of stages that share a unit, for counting.
+    pub(crate) fn ties(&self) -> impl Iterator<Item = &Group> {
+        self.ties.iter().flatten()
     }
 
     /// Bytes that are kept from step to step, and most bytes that were in use beside them for a while.

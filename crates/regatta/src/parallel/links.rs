@@ -113,4 +113,9 @@ impl Links {
         self.sent.drain(..).try_for_each(|pending| pending.wait().map(drop))?;
         Ok(())
     }
+
+    /// The links' groups, for counting.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.values()
+    }
 }

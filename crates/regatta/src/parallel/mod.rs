@@ -2,6 +2,7 @@
 
 mod axes;
 mod buckets;
+mod carried;
 mod data;
 mod engine;
 mod gradients;
@@ -9,16 +10,20 @@ mod leaves;
 mod links;
 mod params;
 mod pool;
+mod share;
 mod timeline;
 mod units;
 mod whole;
 
 pub use axes::Axes;
+pub(crate) use axes::line;
 pub use buckets::{Buckets, ParamSpec, param_specs};
+pub use carried::{Carried, Purpose};
 pub use data::{GradientSync, Keep};
 pub use engine::{Engine, StepResult};
 pub use gradients::{CommTime, Gradients};
 pub use params::ParamStore;
+pub use share::Share;
 pub use timeline::Timeline;
 pub use units::{Segment, Unit, Units};
 pub use whole::Parameters;

@@ -152,6 +152,18 @@ impl Parameters {
         Ok(())
     }
 
+    /// Fetches what other ranks have updated, where parameters stay whole.
+    ///
+    /// # Errors
+    /// A failure of communication.
+    pub(crate) fn complete(&mut self) -> Result<()> {
+        if self.zero == 3 {
+            self.settle()
+        } else {
+            (0..self.state.len()).try_for_each(|unit| self.need(unit))
+        }
+    }
+
     /// What fetching took since the last call.
     pub fn take_time(&mut self) -> CommTime {
         std::mem::take(&mut self.time)

@@ -1,10 +1,13 @@
 //! The configuration of a training run: a TOML file, changed by `--set key.path=value`.
 
+use crate::autograd::device;
 use crate::error::{Error, Result};
 use crate::layers::{Init, Made, Placement};
 use crate::models::{
-    BlockCost, Cnn, CnnConfig, EncoderDecoder, EncoderDecoderConfig, Gpt, GptConfig, Mlp, MlpConfig,
+    Batch, BlockCost, Border, Cnn, CnnConfig, EncoderDecoder, EncoderDecoderConfig, Gpt, GptConfig, Mlp,
+    MlpConfig, Model,
 };
+use burn::tensor::{Int, Tensor};
 use regatta_plan::{Layout, Mesh, Plan, PlanError, Recompute, ScheduleKind};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
@@ -67,6 +70,39 @@ impl ModelConfig {
             Self::EncoderDecoder(config) => drop(EncoderDecoder::new(config, vocab, &init)),
         }
         init.made()
+    }
+
+    /// By block, the shapes of what it hands on for a micro-batch of `rows` samples, as the rank of `placement` sees them.
+    pub fn handed_on(&self, vocab: usize, placement: Placement, rows: usize) -> Vec<Vec<Vec<usize>>> {
+        fn shapes<M: Model>(model: &M, batch: &Batch) -> Vec<Vec<Vec<usize>>> {
+            (0..model.num_blocks()).map(|block| model.handed_on(block, batch)).collect()
+        }
+        let init = Init::describing(placement);
+        let ids = || Tensor::<2, Int>::zeros([rows, self.time().unwrap_or(1)], &device());
+        let images = || Batch::Images {
+            pixels: Tensor::zeros([rows, 1, SIDE, SIDE], &device()),
+            labels: Tensor::zeros([rows], &device()),
+        };
+        match self {
+            Self::Gpt(config) => {
+                shapes(&Gpt::new(config, vocab, &init), &Batch::Text { inputs: ids(), targets: ids() })
+            }
+            Self::Mlp(config) => shapes(&Mlp::new(config, SIDE * SIDE, vocab, &init), &images()),
+            Self::Cnn(config) => shapes(&Cnn::new(config, SIDE, vocab, &init), &images()),
+            Self::EncoderDecoder(config) => shapes(
+                &EncoderDecoder::new(config, vocab, &init),
+                &Batch::Pairs { sources: ids(), inputs: ids(), targets: ids() },
+            ),
+        }
+    }
+
+    /// The borders of split layers in `block`, in the order of its forward.
+    pub fn borders(&self, block: usize) -> Vec<Border> {
+        match self {
+            Self::Gpt(config) => config.borders(block),
+            Self::EncoderDecoder(config) => config.borders(block),
+            Self::Mlp(_) | Self::Cnn(_) => vec![],
+        }
     }
 
     /// Whether its layers can be split over a tensor axis.

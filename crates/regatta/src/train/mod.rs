@@ -11,6 +11,7 @@ mod saving;
 mod schedule;
 mod summary;
 mod trace;
+mod volume;
 
 pub use config::{
     Config, DataConfig, DataKind, LastBatch, ModelConfig, OptimizerConfig, OptimizerKind, ParallelConfig,
@@ -24,4 +25,5 @@ pub(crate) use rank::Rank;
 pub use run::{Job, Observer, Silent, StepReport, train};
 pub(crate) use saving::{check_model, load};
 pub use schedule::learning_rate;
-pub use summary::{Memory, Pipeline, Summary, peak_rss_bytes};
+pub use summary::{Communication, Memory, Pipeline, Summary, peak_rss_bytes};
+pub use volume::{Collective, Outline, total};

@@ -8,8 +8,8 @@ use super::optimizer::FlatOptimizer;
 use super::rank::Rank;
 use super::saving::Saving;
 use super::schedule::learning_rate;
-use super::summary::{Memory, Pipeline, Summary, median, peak_rss_bytes};
 use super::trace::Trace;
+use super::summary::{Communication, Memory, Pipeline, Summary, median, peak_rss_bytes};
 use crate::autograd::{keep_freed_memory, train_device};
 use crate::checkpoint::{self, State, Which};
 use crate::data::prefetch::Prefetch;
@@ -17,7 +17,7 @@ use crate::data::sampler::{Position, Sampler};
 use crate::error::{Error, Result};
 use crate::layers::Context;
 use crate::models::{Batch, Cnn, EncoderDecoder, Gpt, Mlp, Model};
-use crate::parallel::{CommTime, Engine};
+use crate::parallel::{Carried, CommTime, Engine};
 use crate::random::Stream;
 use regatta_comm::{Group, ReduceOp};
 use regatta_plan::Plan;
@@ -137,6 +137,8 @@ struct Run<'a, M> {
     times: Vec<[f64; 5]>,
     time_to_first_step: Option<Duration>,
     trace: Trace,
+    /// What the groups carried in the last step.
+    carried: Option<Carried>,
 }
 
 impl<'a, M: Model> Run<'a, M> {
@@ -159,6 +161,7 @@ impl<'a, M: Model> Run<'a, M> {
             times: vec![],
             time_to_first_step: None,
             trace: Trace::default(),
+            carried: None,
         };
         if job.resume {
             let state = run.saving.resume(job, data.vocab, &mut run.engine, &mut run.optimizer)?;
@@ -194,7 +197,12 @@ impl<'a, M: Model> Run<'a, M> {
         let mut interrupted = false;
         while self.done < config.steps && !interrupted {
             let report;
+            let last = self.done + 1 == config.steps;
+            let before = if last { Some(self.engine.carried()?) } else { None };
             (report, interrupted) = self.step(&mut batches, observer)?;
+            if let Some(before) = before {
+                self.carried = Some(self.engine.carried()?.since(&before));
+            }
             if lead {
                 observer.step(&report);
             }
@@ -324,7 +332,7 @@ impl<'a, M: Model> Run<'a, M> {
         let mut values = [loss, f64::from(u8::from(stop)), f64::from(u8::from(written))];
         if job.group.size() > 1 {
             let begun = Instant::now();
-            job.group.all_reduce(&mut values, ReduceOp::Sum)?;
+            self.engine.axes().control.all_reduce(&mut values, ReduceOp::Sum)?;
             comm.busy += begun.elapsed();
             comm.exposed += begun.elapsed();
         }
@@ -430,6 +438,7 @@ impl<'a, M: Model> Run<'a, M> {
             peak_rss_bytes: rss.into_iter().map(|bytes| bytes as u64).collect(),
             memory: own.of_all(&job.group)?,
             pipeline: Pipeline::of_all(&self.engine, &self.times[skip..])?,
+            communication: Communication::of_all(self.carried, &job.group)?,
             checkpoint_blocked_ms: self.saving.blocked_ms(),
             losses: self.losses.clone(),
             world: job.group.size(),

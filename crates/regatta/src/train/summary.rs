@@ -3,7 +3,7 @@
 use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::parallel::Engine;
+use crate::parallel::{Carried, Engine, Purpose};
 use regatta_comm::Group;
 use regatta_plan::Plan;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,10 @@ pub struct Summary {
     pub memory: Vec<Memory>,
     /// How the stages of the pipeline fared, where there are several.
     pub pipeline: Option<Pipeline>,
+    /// What the groups of each rank carried in the last training step, as they counted it; empty where the run did not
+    /// reach that step.
+    #[serde(default)]
+    pub communication: Vec<Vec<Communication>>,
     /// Median time in milliseconds that saving a checkpoint kept training waiting.
     pub checkpoint_blocked_ms: f64,
     /// Training loss of every step.
@@ -89,6 +93,47 @@ impl Memory {
             working: bytes[3] as usize,
         };
         Ok(all.chunks_exact(mine.len()).map(of).collect())
+    }
+}
+
+/// Operations of one rank in one training step, of one kind and for one purpose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Communication {
+    /// What for.
+    pub purpose: Purpose,
+    /// Which operation, as in `all_reduce`; a message counts as `send/recv` on both sides.
+    pub kind: String,
+    /// How many.
+    pub operations: u64,
+    /// Bytes of their data, of the larger side.
+    pub bytes: u64,
+    /// Bytes that the rank gave to others ([`Volume::sent`](regatta_comm::Volume::sent)).
+    pub sent: u64,
+}
+
+impl Communication {
+    /// That of all ranks, from what each has counted. All call it, with something or all with nothing.
+    ///
+    /// # Errors
+    /// A failure of communication.
+    pub(super) fn of_all(counted: Option<Carried>, group: &Group) -> Result<Vec<Vec<Self>>> {
+        let Some(counted) = counted else { return Ok(vec![]) };
+        let mine = counted.to_numbers();
+        let mut all = vec![0i64; mine.len() * group.size()];
+        group.all_gather(&mine, &mut all)?;
+        Ok(all.chunks_exact(mine.len()).map(|numbers| Self::of(&Carried::from_numbers(numbers))).collect())
+    }
+
+    /// By purpose and kind, in their order.
+    pub fn of(carried: &Carried) -> Vec<Self> {
+        let one = |(purpose, kind, volume): (Purpose, regatta_comm::Kind, regatta_comm::Volume)| Self {
+            purpose,
+            kind: kind.name().into(),
+            operations: volume.operations,
+            bytes: volume.bytes,
+            sent: volume.sent,
+        };
+        carried.volumes().map(one).collect()
     }
 }
 

@@ -1,0 +1,69 @@
+//! What one rank holds and does under a plan, as far as it can be told on paper: the engine sets itself up by it, and
+//! what a step communicates is counted from it.
+
+use super::units::{Units, len};
+use crate::layers::Made;
+use regatta_plan::{Plan, PlanError, Schedule};
+use std::ops::Range;
+
+/// One rank's share of a plan.
+#[derive(Debug, Clone)]
+pub struct Share {
+    /// Its stage in the pipeline.
+    pub stage: usize,
+    /// What the stages do in a step.
+    pub schedule: Schedule,
+    /// The blocks of each chunk of its stage.
+    pub chunks: Vec<Range<usize>>,
+    /// Its parameters.
+    pub units: Units,
+    /// What is sharded over `data`: the plan's `zero`, or 0 where there is one rank to shard over.
+    pub zero: u8,
+    /// By unit: the stages that share it, where these are several.
+    pub ties: Vec<Vec<usize>>,
+    /// By unit: how often a micro-batch of a step leaves gradients for it.
+    pub flushes: Vec<usize>,
+}
+
+impl Share {
+    /// That of the rank at `stage`, which has `made` these parameters; `cut` are the blocks of every virtual stage.
+    ///
+    /// # Errors
+    /// A number of chunks that the schedule does not take.
+    pub fn new(made: Vec<Made>, plan: &Plan, cut: &[Range<usize>], stage: usize) -> Result<Self, PlanError> {
+        let schedule = plan.pipeline()?;
+        let chunks: Vec<_> =
+            (0..schedule.chunks).map(|chunk| cut[schedule.virtual_stage(stage, chunk)].clone()).collect();
+        let zero = if plan.shards() > 1 { plan.zero } else { 0 };
+        let bytes: usize = made.iter().map(|made| len(made) * size_of::<f32>()).sum();
+        let cap = if zero == 3 { 0 } else { regatta_plan::bucket_cap(bytes, plan.bucket_bytes) };
+        let units = Units::new(made, &chunks, cap, if zero == 0 { 1 } else { plan.shards() });
+        let stage_of = |block: usize| {
+            let held = cut.iter().position(|blocks| blocks.contains(&block));
+            held.map_or(0, |virtual_stage| schedule.place(virtual_stage).0)
+        };
+        let stages_of = |shared: &[usize]| {
+            let mut stages: Vec<usize> = shared.iter().map(|&block| stage_of(block)).collect();
+            stages.sort_unstable();
+            stages.dedup();
+            if stages.len() > 1 { stages } else { vec![] }
+        };
+        let touched = |blocks: &[usize]| {
+            chunks.iter().filter(|chunk| blocks.iter().any(|block| chunk.contains(block))).count()
+        };
+        Ok(Self {
+            stage,
+            ties: units.units.iter().map(|unit| stages_of(&unit.shared)).collect(),
+            flushes: units.units.iter().map(|unit| touched(&unit.blocks) * plan.accumulate).collect(),
+            schedule,
+            chunks,
+            units,
+            zero,
+        })
+    }
+
+    /// The chunk that holds `block`, if this rank does.
+    pub fn chunk_of(&self, block: usize) -> Option<usize> {
+        self.chunks.iter().position(|chunk| chunk.contains(&block))
+    }
+}

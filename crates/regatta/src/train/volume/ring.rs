@@ -1,0 +1,39 @@
+//! What a ring sends (Patarasuk & Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations").
+
+use regatta_comm::Kind;
+use regatta_plan::part;
+
+/// Numbers that the rank at `place` of a ring of `ranks` sends in an operation on `numbers` (of the larger side):
+/// 2(n-1)/n of them in an all-reduce, (n-1)/n in a reduce-scatter or an all-gather. Where they do not divide by n, the
+/// segments differ by one, and each rank passes on other ones.
+pub(super) fn sent(kind: Kind, numbers: usize, ranks: usize, place: usize) -> usize {
+    let segment = |ahead: usize| part(numbers, ranks, (place + ahead) % ranks).len();
+    match kind {
+        // Around twice but for two steps.
+        Kind::AllReduce => 2 * numbers - segment(1) - segment(2),
+        // All but its own, which ends here.
+        Kind::ReduceScatter => numbers - segment(0),
+        // All but the right neighbour's, which began there.
+        Kind::AllGather => numbers - segment(1),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_send_the_least_there_is() {
+        for ranks in 2..6 {
+            for numbers in 0..50 {
+                let all = |kind| (0..ranks).map(|place| sent(kind, numbers, ranks, place)).sum::<usize>();
+                assert_eq!(all(Kind::AllReduce), 2 * (ranks - 1) * numbers);
+                assert_eq!(all(Kind::ReduceScatter), (ranks - 1) * numbers);
+                assert_eq!(all(Kind::AllGather), (ranks - 1) * numbers);
+                let even = numbers * ranks;
+                assert_eq!(sent(Kind::AllReduce, even, ranks, 1), 2 * (ranks - 1) * even / ranks);
+            }
+        }
+    }
+}
