@@ -1,12 +1,14 @@
-//! The `regatta` program: trains, generates, launches, prepares data, measures, explains failures.
+//! The `regatta` program: trains, plans, generates, launches, prepares data, measures, explains failures.
 
 mod bench;
 mod checkpoint;
 mod cores;
 mod data;
 mod error;
+mod flags;
 mod generate;
 mod launcher;
+mod plan;
 mod progress;
 mod signals;
 mod trace;
@@ -29,6 +31,8 @@ struct Cli {
 enum Command {
     /// Train a model as a configuration says, on several workers.
     Train(train::TrainArgs),
+    /// Look at a plan on paper: nothing is trained.
+    Plan(plan::PlanArgs),
     /// Stream text from a trained model.
     Generate(generate::GenerateArgs),
     /// Start a Regatta program on several local ranks.
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let outcome = match Cli::parse().command {
         Command::Train(args) => train::run(args, started),
+        Command::Plan(args) => plan::run(&args),
         Command::Generate(args) => generate::run(args),
         Command::Launch(args) => launch(args),
         Command::Data(args) => data::run(args),

@@ -2,11 +2,12 @@
 
 use crate::cores;
 use crate::error::Result;
+use crate::flags::{PlanFlags, check, plan, workers};
 use crate::launcher;
 use crate::progress::Progress;
 use crate::signals;
 use clap::Args;
-use regatta::plan::{Mesh, Plan, PlanError, ScheduleKind, default_workers, threads_per_worker};
+use regatta::plan::threads_per_worker;
 use regatta::train::{Config, Datasets, Job, Observer, Silent, Summary, train};
 use regatta_comm::rendezvous::World;
 use regatta_comm::{Algorithm, Group, Options, TransportKind};
@@ -23,32 +24,14 @@ const TRACE: &str = "REGATTA_TRACE";
 
 #[derive(Args)]
 pub struct TrainArgs {
-    /// The configuration, a TOML file.
-    config: PathBuf,
-    /// Local workers; left out: what the machine serves best.
-    #[arg(long)]
-    workers: Option<usize>,
-    /// Named axes and their sizes, as in data=2,tensor=2,pipe=2; left out: all workers along data.
-    #[arg(long)]
-    mesh: Option<Mesh>,
-    /// What is sharded over data: 1 optimizer state, 2 gradients too, 3 parameters too.
-    #[arg(long)]
-    zero: Option<u8>,
-    /// In which order pipeline stages work: gpipe, 1f1b, interleaved or zero-bubble.
-    #[arg(long)]
-    schedule: Option<ScheduleKind>,
-    /// Micro-batches that each worker's samples are cut into, instead of train.accumulate.
-    #[arg(long)]
-    micro_batches: Option<usize>,
+    #[command(flatten)]
+    plan: PlanFlags,
     /// Write what each rank did when into this file, for a trace viewer.
     #[arg(long)]
     trace: Option<PathBuf>,
     /// Optimizer steps, instead of train.steps.
     #[arg(long)]
     steps: Option<usize>,
-    /// Change a key of the configuration.
-    #[arg(long = "set", value_name = "key.path=value")]
-    sets: Vec<String>,
     /// The run's folder; left out: runs/NAME, numbered where that is taken.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -65,16 +48,10 @@ pub struct TrainArgs {
 
 impl TrainArgs {
     fn config(&self) -> Result<Config> {
-        let mut sets = self.sets.clone();
-        sets.extend(self.steps.map(|steps| format!("train.steps={steps}")));
-        sets.extend(self.workers.map(|workers| format!("parallel.workers={workers}")));
-        sets.extend(self.transport.map(|transport| format!("parallel.transport={transport}")));
-        sets.extend(self.mesh.as_ref().map(|mesh| format!("parallel.mesh={mesh}")));
-        sets.extend(self.zero.map(|zero| format!("parallel.zero={zero}")));
-        sets.extend(self.schedule.map(|schedule| format!("parallel.schedule={schedule}")));
-        sets.extend(self.trace.as_ref().map(|trace| format!("train.trace={}", trace.display())));
-        sets.extend(self.micro_batches.map(|micros| format!("train.accumulate={micros}")));
-        Ok(Config::load(&self.config, &sets)?)
+        let steps = self.steps.map(|steps| format!("train.steps={steps}"));
+        let transport = self.transport.map(|transport| format!("parallel.transport={transport}"));
+        let trace = self.trace.as_ref().map(|trace| format!("train.trace={}", trace.display()));
+        self.plan.config([steps, transport, trace].into_iter().flatten())
     }
 }
 
@@ -92,7 +69,7 @@ fn worker(args: &TrainArgs, config: Config, world: &World, started: Instant) -> 
     let plan = plan(&config, world.size)?;
     // Before the ranks meet, so that none of them waits for another's preparation with a deadline running.
     let data = Datasets::open(&config)?;
-    check(&config, &plan, &data)?;
+    check(&config, &plan, data.vocab)?;
     drop(data);
     let out = match std::env::var_os(OUT) {
         Some(out) => PathBuf::from(out),
@@ -108,10 +85,7 @@ fn worker(args: &TrainArgs, config: Config, world: &World, started: Instant) -> 
 }
 
 fn launcher(args: &TrainArgs, config: Config, started: Instant) -> Result<ExitCode> {
-    let batch = config.train.batch.map(|batch| batch / config.train.accumulate.max(1));
-    let mesh = config.parallel.mesh.as_deref().map(str::parse::<Mesh>).transpose()?;
-    let workers = config.parallel.workers.or(mesh.map(|mesh| mesh.size()));
-    let workers = workers.unwrap_or_else(|| default_workers(cores::available(), batch));
+    let workers = workers(&config)?;
     if workers > cores::available() {
         eprintln!("warning: {workers} workers on {} core(s): they will take turns", cores::available());
     }
@@ -121,7 +95,7 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant) -> Result<ExitCo
     if prepared.elapsed() > Duration::from_secs(1) {
         eprintln!("data prepared in {:.1} s: {}", prepared.elapsed().as_secs_f64(), data.describe());
     }
-    check(&config, &plan, &data)?;
+    check(&config, &plan, data.vocab)?;
     if let Some(warning) = plan.pipeline()?.warning() {
         eprintln!("warning: {warning}");
     }
@@ -228,18 +202,6 @@ fn report(summary: &Summary, out: &Path) {
     println!("{} holds summary.json, metrics.jsonl and checkpoints", out.display());
 }
 
-fn plan(config: &Config, workers: usize) -> Result<Plan> {
-    config.plan(workers).map_err(|error| match error {
-        PlanError::BatchDoesNotDivide { .. } => format!("train.batch: {error}").into(),
-        _ => format!("parallel: {error}").into(),
-    })
-}
-
-/// Checks that the model can follow the plan, before anything runs.
-fn check(config: &Config, plan: &Plan, data: &Datasets) -> Result<()> {
-    config.check_plan(plan, data.vocab).map_err(|error| format!("parallel: {error}").into())
-}
-
 fn options(args: &TrainArgs, config: &Config, out: &Path) -> Result<Options> {
     let mut options = Options::from_env()?;
     if let Some(transport) = &config.parallel.transport {
@@ -267,7 +229,7 @@ fn folder(args: &TrainArgs, existing: bool) -> Result<PathBuf> {
         }
         return Ok(out.clone());
     }
-    let name = args.config.file_stem().map_or("run".into(), |stem| stem.to_string_lossy().into_owned());
+    let name = args.plan.path().file_stem().map_or("run".into(), |stem| stem.to_string_lossy().into_owned());
     let path = |number: usize| match number {
         1 => PathBuf::from("runs").join(&name),
         _ => PathBuf::from("runs").join(format!("{name}-{number}")),

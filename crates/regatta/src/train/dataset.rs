@@ -20,6 +20,8 @@ use std::sync::Arc;
 const PREPARED: u32 = 2;
 /// Bytes of text that one task encodes.
 const PIECE: usize = 1 << 18;
+/// Digits.
+const CLASSES: usize = 10;
 
 /// Samples by index.
 pub trait Dataset: Send + Sync {
@@ -197,10 +199,23 @@ impl Datasets {
                 Ok(Self {
                     train: Arc::new(DigitSamples { digits: train, shift: config.data.shift, seed }),
                     val: Arc::new(DigitSamples { digits: val, shift: 0, seed }),
-                    vocab: 10,
+                    vocab: CLASSES,
                     tokenizer: None,
                 })
             }
+        }
+    }
+
+    /// The tokens of the vocabulary, or the classes, that the data of `config` has; opens it only where that is not known
+    /// without.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn vocab_of(config: &Config) -> Result<usize> {
+        match (config.data.kind, config.data.tokenizer) {
+            (DataKind::Mnist, _) => Ok(CLASSES),
+            (_, TokenizerKind::Bytes) => Ok(usize::from(u8::MAX) + 1),
+            _ => Ok(Self::open(config)?.vocab),
         }
     }
 

@@ -10,7 +10,7 @@ mod ring;
 
 use super::config::Config;
 use crate::layers::Placement;
-use crate::models::{Border, Crossing};
+use crate::models::{BlockCost, Border, Crossing};
 use crate::parallel::{Carried, Purpose, Share, line};
 use regatta_comm::{Kind, Volume};
 use regatta_plan::{AXES, Direction, Plan, PlanError, Recompute, Task};
@@ -64,8 +64,8 @@ pub struct Outline<'a> {
     pub rank: usize,
     /// What it holds and when it works.
     pub share: Share,
-    /// The names of all blocks.
-    pub blocks: Vec<String>,
+    /// All blocks, and what they cost.
+    pub blocks: Vec<BlockCost>,
     /// By block: numbers that it hands on for one micro-batch.
     handed_on: Vec<usize>,
 }
@@ -98,7 +98,7 @@ impl<'a> Outline<'a> {
             plan,
             rank,
             share: Share::new(made, plan, &cut, stage)?,
-            blocks: costs.into_iter().map(|cost| cost.name).collect(),
+            blocks: costs,
             handed_on: shapes.iter().map(numbers).collect(),
         })
     }
@@ -139,17 +139,21 @@ impl<'a> Outline<'a> {
         })
     }
 
+    fn name(&self, block: usize) -> &str {
+        &self.blocks[block].name
+    }
+
     /// The blocks of a unit by name.
     fn unit_name(&self, unit: usize) -> String {
         let unit = &self.share.units.units[unit];
         let blocks = if unit.shared.is_empty() { &unit.blocks } else { &unit.shared };
         match &blocks[..] {
             _ if !unit.shared.is_empty() => {
-                let names: Vec<&str> = blocks.iter().map(|&block| &*self.blocks[block]).collect();
+                let names: Vec<&str> = blocks.iter().map(|&block| self.name(block)).collect();
                 format!("shared by {}", names.join(" and "))
             }
-            [first, .., last] => format!("{} to {}", self.blocks[*first], self.blocks[*last]),
-            [block] => self.blocks[*block].clone(),
+            [first, .., last] => format!("{} to {}", self.name(*first), self.name(*last)),
+            [block] => self.name(*block).into(),
             [] => "no block".into(),
         }
     }
@@ -224,7 +228,7 @@ impl<'a> Outline<'a> {
                 }
                 let numbers = plan.micro_batch() * border.numbers;
                 let mut add = |kind, way: &str| {
-                    let place = format!("{}: {}, {way}", self.blocks[block], border.what);
+                    let place = format!("{}: {}, {way}", self.name(block), border.what);
                     let over: (_, &[&str]) = (Purpose::Tensor, &["tensor"]);
                     all.extend(self.collective(over, (kind, micros), (numbers, F32), place));
                 };

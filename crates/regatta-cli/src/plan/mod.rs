@@ -1,0 +1,57 @@
+//! `regatta plan`: a plan on paper. What every rank would hold, do and communicate, before anything runs.
+
+mod show;
+mod table;
+
+use crate::error::Result;
+use crate::flags::{PlanFlags, check, plan, workers};
+use clap::{Args, Subcommand};
+use regatta::train::Datasets;
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+#[derive(Args)]
+pub struct PlanArgs {
+    #[command(subcommand)]
+    command: PlanCommand,
+}
+
+#[derive(Subcommand)]
+enum PlanCommand {
+    /// Print the stages, every parameter's slice on each rank, and everything that a training step communicates.
+    Show(ShowArgs),
+}
+
+#[derive(Args)]
+struct ShowArgs {
+    #[command(flatten)]
+    plan: PlanFlags,
+    /// Only this rank; left out: all of them.
+    #[arg(long)]
+    rank: Option<usize>,
+}
+
+pub fn run(args: &PlanArgs) -> Result<ExitCode> {
+    let PlanCommand::Show(args) = &args.command;
+    let config = args.plan.config([])?;
+    let plan = plan(&config, workers(&config)?)?;
+    let ranks = match args.rank {
+        None => 0..plan.world(),
+        Some(rank) if rank < plan.world() => rank..rank + 1,
+        Some(rank) => {
+            let last = plan.world() - 1;
+            return Err(
+                format!("--rank: there is no rank {rank}; mesh {} has ranks 0 to {last}", plan.mesh).into()
+            );
+        }
+    };
+    let vocab = Datasets::vocab_of(&config)?;
+    check(&config, &plan, vocab)?;
+    let text = show::show(&config, &plan, vocab, ranks)?;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        outcome => outcome?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

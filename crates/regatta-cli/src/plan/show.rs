@@ -1,0 +1,148 @@
+//! A plan as text.
+
+use super::table::{row, table};
+use crate::error::Result;
+use regatta::parallel::Share;
+use regatta::plan::{AXES, Plan};
+use regatta::train::{Collective, Config, Outline};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::ops::Range;
+
+/// The plan, its stages, and what `ranks` hold and communicate.
+pub fn show(config: &Config, plan: &Plan, vocab: usize, ranks: Range<usize>) -> Result<String> {
+    let mut text = format!("{plan}\nlayout: {}\n", plan.layout);
+    text.push_str(&stages(config, plan, vocab)?);
+    for rank in ranks {
+        let outline = Outline::new(config, plan, vocab, rank)?;
+        writeln!(text, "\n{}", heading(plan, &outline))?;
+        text.push_str(&parameters(plan, &outline));
+        let collectives = outline.collectives();
+        if collectives.is_empty() {
+            writeln!(text, "\n  a step communicates nothing")?;
+            continue;
+        }
+        writeln!(text, "\n  a step communicates (bytes sent where operations go around a ring)")?;
+        text.push_str(&communication(&collectives));
+        writeln!(text, "\n  in all")?;
+        text.push_str(&totals(&collectives));
+    }
+    Ok(text)
+}
+
+/// Which blocks each stage holds, and what share of the model's cost they are.
+fn stages(config: &Config, plan: &Plan, vocab: usize) -> Result<String> {
+    let costs = config.model.costs(vocab);
+    let flops: Vec<f64> = costs.iter().map(|cost| cost.flops).collect();
+    let (cut, schedule, whole) = (plan.cut(&flops)?, plan.pipeline()?, flops.iter().sum::<f64>());
+    let mut rows = vec![row([&"stage", &"ranks", &"cost", &"blocks"])];
+    for stage in 0..schedule.stages {
+        let chunks: Vec<Range<usize>> =
+            (0..schedule.chunks).map(|chunk| cut[schedule.virtual_stage(stage, chunk)].clone()).collect();
+        let cost: f64 = chunks.iter().map(|blocks| flops[blocks.clone()].iter().sum::<f64>()).sum();
+        let share = format!("{:.1} %", 100.0 * cost / whole);
+        let of_chunk = |blocks: &Range<usize>| match blocks.len() {
+            1 => costs[blocks.start].name.clone(),
+            _ => format!("{} to {}", costs[blocks.start].name, costs[blocks.end - 1].name),
+        };
+        let blocks: Vec<String> = chunks.iter().map(of_chunk).collect();
+        let at = (0..plan.world()).filter(|&rank| plan.mesh.coordinate(rank, "pipe") == stage);
+        let ranks: Vec<String> = at.map(|rank| rank.to_string()).collect();
+        rows.push(row([&stage, &ranks.join(","), &share, &blocks.join("; ")]));
+    }
+    let mut text = format!("\n{}", table(&rows, &[0, 2], 0));
+    if schedule.stages > 1 {
+        let (kind, micros, bubble) = (schedule.kind, schedule.micros, 100.0 * schedule.bubble());
+        writeln!(text, "schedule {kind}: {micros} micro-batches, the stages wait {bubble:.1} % of the time")?;
+        if let Some(warning) = schedule.warning() {
+            writeln!(text, "warning: {warning}")?;
+        }
+    }
+    Ok(text)
+}
+
+/// A rank's place in the mesh, and how much it holds.
+fn heading(plan: &Plan, outline: &Outline<'_>) -> String {
+    let units = &outline.share.units;
+    let place = |axis: &&str| plan.mesh.axis(axis) > 1;
+    let places: Vec<String> = AXES
+        .iter()
+        .filter(|axis| place(axis))
+        .map(|axis| format!("{axis} {}", plan.mesh.coordinate(outline.rank, axis)))
+        .collect();
+    let at = if places.is_empty() { String::new() } else { format!(" at {}", places.join(", ")) };
+    let owned = match outline.share.zero {
+        0 => String::new(),
+        zero => {
+            let own: usize = units.units.iter().map(|unit| unit.len / units.shards).sum();
+            let what = ["", "the optimizer's state", "gradients and the optimizer's state", "parameters"];
+            format!(", keeps {} of {own} numbers, padding included", what[usize::from(zero.min(3))])
+        }
+    };
+    format!("rank {}{at}: {} parameters{owned}", outline.rank, units.num_params())
+}
+
+/// Every parameter: its shape in the whole model, and the part that the rank holds and updates.
+fn parameters(plan: &Plan, outline: &Outline<'_>) -> String {
+    let Share { units, stage, zero, .. } = &outline.share;
+    let mut header = row([&"parameter", &"shape", &"slice", &"stage", &"unit"]);
+    if *zero > 0 {
+        header.push("shard".into());
+    }
+    let mut rows = vec![header];
+    let shard = if units.shards > 1 { plan.mesh.coordinate(outline.rank, "data") } else { 0 };
+    for (index, made) in units.params.iter().enumerate() {
+        let dims = made.spec.dims.iter().zip(&made.ranges);
+        let slice: Vec<String> = dims
+            .map(|(dim, range)| match range.len() == dim.size {
+                true => dim.name.clone(),
+                false => format!("{} {}..{}", dim.name, range.start, range.end),
+            })
+            .collect();
+        let (unit, _) = units.place(index);
+        let shape = format!("{:?}", made.spec.shape);
+        let mut cells = row([&made.spec.path, &shape, &slice.join(", "), stage, &unit]);
+        if *zero > 0 {
+            let own = units.segments(unit, units.shard(unit, shard)).find(|segment| segment.param == index);
+            cells.push(own.map_or("none".into(), |own| format!("{}..{}", own.of.start, own.of.end)));
+        }
+        rows.push(cells);
+    }
+    table(&rows, &[3, 4], 2)
+}
+
+/// Every operation, in the order of purposes and blocks.
+fn communication(collectives: &[Collective]) -> String {
+    let mut rows = vec![row([
+        &"purpose",
+        &"operation",
+        &"over",
+        &"ranks",
+        &"count",
+        &"bytes each",
+        &"sent each",
+        &"where",
+    ])];
+    rows.extend(collectives.iter().map(|one| {
+        let kind = one.kind.name();
+        row([&one.purpose, &kind, &one.over, &one.ranks, &one.count, &one.bytes, &one.sent, &one.place])
+    }));
+    table(&rows, &[3, 4, 5, 6], 4)
+}
+
+/// Sums by axes.
+fn totals(collectives: &[Collective]) -> String {
+    let mut sums: BTreeMap<&str, [u64; 3]> = BTreeMap::new();
+    for one in collectives {
+        let volume = one.volume();
+        let sum = sums.entry(&one.over).or_default();
+        for (sum, more) in sum.iter_mut().zip([volume.operations, volume.bytes, volume.sent]) {
+            *sum += more;
+        }
+    }
+    let mut rows = vec![row([&"over", &"operations", &"bytes", &"sent"])];
+    let all = sums.values().fold([0; 3], |all, sum| [0, 1, 2].map(|i| all[i] + sum[i]));
+    rows.extend(sums.iter().map(|(over, [count, bytes, sent])| row([over, count, bytes, sent])));
+    rows.push(row([&"all", &all[0], &all[1], &all[2]]));
+    table(&rows, &[1, 2, 3], 4)
+}
