@@ -93,12 +93,8 @@ fn parameters(plan: &Plan, outline: &Outline<'_>) -> String {
     let shard = if units.shards > 1 { plan.mesh.coordinate(outline.rank, "data") } else { 0 };
     for (index, made) in units.params.iter().enumerate() {
         let dims = made.spec.dims.iter().zip(&made.ranges);
-        let slice: Vec<String> = dims
-            .map(|(dim, range)| match range.len() == dim.size {
-                true => dim.name.clone(),
-                false => format!("{} {}..{}", dim.name, range.start, range.end),
-            })
-            .collect();
+        let slice: Vec<String> =
+            dims.map(|(dim, range)| format!("{} {}..{}", dim.name, range.start, range.end)).collect();
         let (unit, _) = units.place(index);
         let shape = format!("{:?}", made.spec.shape);
         let mut cells = row([&made.spec.path, &shape, &slice.join(", "), stage, &unit]);
