@@ -13,7 +13,7 @@ printf '%-12s %3s  %8s %8s %6s  %s\n' schedule m idle formula ratio "micro-batch
 for micros in ${MICROS:-2 4 8 16}; do
   for schedule in ${SCHEDULES:-gpipe 1f1b interleaved zero-bubble}; do
     target/release/regatta train configs/gpt-base.toml --set data.path="$text" --set data.cache="$out/data" \
-      --set model.layers="${LAYERS:-8}" --set model.embed="${EMBED:-512}" --set train.batch_per_worker="${BATCH:-32}" --set train.eval_batches=1 --steps "$steps" \
+      --set model.layers="${LAYERS:-8}" --set model.embed="${EMBED:-512}" --set train.batch_per_worker=$((${ROWS:-4} * micros)) --set train.eval_batches=1 --steps "$steps" \
       --mesh pipe=2 --schedule "$schedule" --micro-batches "$micros" --out "$out/run" >/dev/null 2>"$out/log" || { cat "$out/log"; exit 1; }
     python3 - "$out/run/summary.json" "$schedule" "$micros" <<'P'
 import json, sys

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Reductions of working buffers that may be on their way at once.
+/// Reductions into working buffers that may be on their way at once.
 const IN_FLIGHT: usize = 2;
 
 /// What communication took in one step.
@@ -166,7 +166,7 @@ impl Gradients {
             Flight::Scattered(group.reduce_scatter_async(buffer, output, ReduceOp::Mean))
         };
         self.flying.push_back((unit, flight));
-        while self.zero >= 2 && self.flying.len() > IN_FLIGHT {
+        while self.zero >= 1 && self.flying.len() > IN_FLIGHT {
             self.land()?;
         }
         Ok(())

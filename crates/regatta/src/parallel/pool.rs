@@ -4,7 +4,7 @@ use crate::error::Result;
 use regatta_comm::{Buffer, Group};
 
 /// Most buffers that are kept while nobody uses them.
-const KEPT: usize = 8;
+const KEPT: usize = 4;
 
 /// Buffers of one group.
 pub(crate) struct Pool {

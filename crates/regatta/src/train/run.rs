@@ -421,8 +421,13 @@ impl<'a, M: Model> Run<'a, M> {
         let whole = job.config.model.describe(self.data.vocab, crate::layers::Placement::whole());
         let (parameters, gathered) = self.engine.parameters.bytes();
         let (gradients, reduced) = self.engine.gradients.bytes();
-        let own =
-            Memory { parameters, gradients, optimizer: self.optimizer.bytes(), working: gathered + reduced };
+        let own = Memory {
+            parameters,
+            gradients,
+            optimizer: self.optimizer.bytes(),
+            working: gathered + reduced,
+            saving: self.saving.copied(),
+        };
         Ok(Summary {
             steps: self.done,
             interrupted,

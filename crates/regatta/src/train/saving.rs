@@ -21,6 +21,8 @@ pub(super) struct Saving {
     /// Rank 0 makes the last one complete.
     committing: Option<JoinHandle<Result<()>>>,
     blocked: Vec<Duration>,
+    /// Most bytes that were copied for one checkpoint.
+    copied: usize,
 }
 
 struct Going {
@@ -37,7 +39,7 @@ impl Saving {
             None => Location::of_run(&job.out),
         };
         let writer = ShardWriter::new(location.clone(), job.group.rank());
-        Ok(Self { location, writer, going: None, committing: None, blocked: vec![] })
+        Ok(Self { location, writer, going: None, committing: None, blocked: vec![], copied: 0 })
     }
 
     /// Copies what this rank owns, and begins to write it. All ranks call it. Returns why the one before failed, if so.
@@ -67,6 +69,7 @@ impl Saving {
                 }
             }
         }
+        self.copied = self.copied.max(parts.iter().map(|part: &Part<'_>| size_of_val(part.values)).sum());
         let state = State { updates: optimizer.updates(), ..state };
         let outcome = self.writer.begin(&folder, parts).err().map(Err);
         self.going = Some(Going { folder, state, best, outcome });
@@ -133,6 +136,11 @@ impl Saving {
     pub(super) fn blocked_ms(&self) -> f64 {
         let mut times: Vec<f64> = self.blocked.iter().map(|time| time.as_secs_f64() * 1e3).collect();
         super::summary::median(&mut times)
+    }
+
+    /// Bytes of the copy that checkpoints are written from.
+    pub(super) fn copied(&self) -> usize {
+        self.copied
     }
 
     /// Reads what this rank owns from the last checkpoint, of whatever plan. All ranks call it.

@@ -75,6 +75,8 @@ pub struct Memory {
     pub optimizer: usize,
     /// Most bytes that gathered parameters and gradients on their way took for a while.
     pub working: usize,
+    /// The copy that checkpoints are written from, once one has been.
+    pub saving: usize,
 }
 
 impl Memory {
@@ -83,7 +85,8 @@ impl Memory {
     /// # Errors
     /// A failure of communication.
     pub(super) fn of_all(self, group: &Group) -> Result<Vec<Self>> {
-        let mine = [self.parameters, self.gradients, self.optimizer, self.working].map(|bytes| bytes as i64);
+        let mine = [self.parameters, self.gradients, self.optimizer, self.working, self.saving]
+            .map(|bytes| bytes as i64);
         let mut all = vec![0i64; mine.len() * group.size()];
         group.all_gather(&mine, &mut all)?;
         let of = |bytes: &[i64]| Self {
@@ -91,6 +94,7 @@ impl Memory {
             gradients: bytes[1] as usize,
             optimizer: bytes[2] as usize,
             working: bytes[3] as usize,
+            saving: bytes[4] as usize,
         };
         Ok(all.chunks_exact(mine.len()).map(of).collect())
     }
