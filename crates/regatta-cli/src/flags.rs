@@ -68,7 +68,8 @@ pub fn plan(config: &Config, workers: usize) -> Result<Plan> {
     })
 }
 
-/// Checks that the model can follow the plan, before anything runs; `vocab` is the data's.
+/// Checks that the model can follow the plan and that the plan fits, before anything runs; `vocab` is the data's.
 pub fn check(config: &Config, plan: &Plan, vocab: usize) -> Result<()> {
-    config.check_plan(plan, vocab).map_err(|error| format!("parallel: {error}").into())
+    config.check_plan(plan, vocab).map_err(|error| format!("parallel: {error}"))?;
+    Ok(config.check_memory(plan, vocab)?)
 }

@@ -373,3 +373,96 @@ fn text_is_the_same_from_every_spread_of_the_model() {
     let error = fail(&mut place.regatta(&["generate", "nowhere", "--mesh", "tensor=2"]));
     assert!(error.contains("checkpoint nowhere"), "{error}");
 }
+
+/// The number before the first `unit` in `text`.
+fn number_before(text: &str, unit: &str) -> f64 {
+    let before = text.split(unit).next().unwrap();
+    before.split_whitespace().last().unwrap().trim_start_matches('(').parse().unwrap()
+}
+
+#[test]
+fn a_plan_that_does_not_fit_is_refused_with_the_nearest_that_does() {
+    let place = place(GPT);
+    for (mesh, more) in [
+        ("data=2", ""),
+        ("data=2", "--zero 3"),
+        ("tensor=2", ""),
+        ("pipe=2", "--schedule gpipe"),
+        ("data=1", ""),
+    ] {
+        let refused = |mib: f64| {
+            let more = format!("--set model.embed=128 --set parallel.memory_mib={mib} {more}");
+            let error = fail(&mut train(&place, "refused", (mesh, &more)));
+            assert!(!place.path("refused").exists(), "{error}");
+            error
+        };
+        let takes = number_before(&refused(1.0), " MiB on a rank of stage");
+        let limit = 0.95 * takes;
+        let error = refused(limit);
+        assert!(error.contains(&format!("parallel.memory_mib states {limit:.2} MiB")), "{error}");
+        let (bytes, flags) =
+            error.split_once("the nearest plan that fits takes ").unwrap().1.split_once(": ").unwrap();
+        assert!(number_before(bytes, " MiB") <= limit, "{error}");
+        // The flags as they are said, over those that were given.
+        let given: Vec<&str> = more.split_whitespace().collect();
+        let kept = match given[..] {
+            [flag, _] if flags.contains(flag) => "",
+            _ => more,
+        };
+        let mesh = if flags.contains("--mesh") { None } else { Some(mesh) };
+        let limit = format!("parallel.memory_mib={limit}");
+        let mut command = place.regatta(&["train", "plan.toml", "--out", "fits", "--steps", "1"]);
+        command.args(mesh.map(|mesh| ["--mesh", mesh]).into_iter().flatten());
+        command.args(["--set", "model.embed=128", "--set", &limit]);
+        command.args(kept.split_whitespace()).args(flags.split_whitespace());
+        succeed(&mut command);
+        fs::remove_dir_all(place.path("fits")).unwrap();
+    }
+    let more = "--set model.embed=128 --set parallel.memory_mib=1";
+    let error = refused(&place, ("data=2", more));
+    assert!(error.contains("no plan of as many ranks fits, the smallest takes"), "{error}");
+    // A rank that somebody else has started says the same.
+    let mut command = train(&place, "refused", ("data=2", more));
+    for (key, value) in
+        [("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "9")]
+    {
+        command.env(key, value);
+    }
+    assert_eq!(fail(&mut command), error);
+}
+
+#[test]
+fn the_memory_foretold_is_the_memory_counted() {
+    let place = place(GPT);
+    for (mesh, more) in [
+        ("data=1", ""),
+        ("data=2", "--zero 1"),
+        ("data=2", "--zero 2"),
+        ("data=2", "--zero 3"),
+        ("data=2,tensor=2", "--zero 2 --set optimizer.kind=sgd --set optimizer.momentum=0.9"),
+        ("data=2,pipe=2", "--zero 3 --schedule zero-bubble"),
+    ] {
+        let more = format!("{more} --set model.embed=128 --steps 3");
+        let error = fail(&mut train(&place, "out", (mesh, &format!("{more} --set parallel.memory_mib=1"))));
+        let stage: usize =
+            error.split("of stage ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+        let summary = run(&place, "out", (mesh, &more));
+        fs::remove_dir_all(place.path("out")).unwrap();
+        // Stages are the slowest axis of these meshes.
+        let ranks = summary["world"].as_u64().unwrap() as usize;
+        let stages = if mesh.contains("pipe") { 2 } else { 1 };
+        let counted = |kind: &str| {
+            let bytes = summary["memory"][stage * ranks / stages][kind].as_f64().unwrap();
+            bytes / f64::from(1 << 20)
+        };
+        let foretold = |kind: &str| number_before(&error, &format!(" MiB of {kind}"));
+        for (kind, name) in
+            [("parameters", "parameters"), ("gradients", "gradients"), ("optimizer", "optimizer state")]
+        {
+            let (counted, foretold) = (counted(kind), foretold(name));
+            assert!((counted - foretold).abs() < 0.02, "{mesh} {more} {kind}: {counted} {error}");
+        }
+        let (working, most) = (counted("working"), foretold("buffers for communication"));
+        assert!(working <= most + 0.01, "{mesh} {more}: {working} MiB of {most}");
+    }
+}

@@ -12,6 +12,7 @@
 mod bucket;
 mod cut;
 mod layout;
+mod memory;
 mod mesh;
 mod schedule;
 mod simulate;
@@ -21,6 +22,7 @@ mod workers;
 pub use bucket::{bucket_cap, buckets};
 pub use cut::balance;
 pub use layout::{Dim, Layout, SPLITTABLE, TensorSpec, part};
+pub use memory::{BlockLoad, Footprint, Load, mebibytes};
 pub use mesh::{AXES, Mesh};
 pub use schedule::{Direction, Schedule, ScheduleKind, Task};
 pub use simulate::{Costs, Timeline, simulate};

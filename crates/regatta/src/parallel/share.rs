@@ -1,7 +1,7 @@
 //! What one rank holds and does under a plan, as far as it can be told on paper: the engine sets itself up by it, and
 //! what a step communicates is counted from it.
 
-use super::units::{Units, len};
+use super::units::Units;
 use crate::layers::Made;
 use regatta_plan::{Plan, PlanError, Schedule};
 use std::ops::Range;
@@ -35,9 +35,7 @@ impl Share {
         let chunks: Vec<_> =
             (0..schedule.chunks).map(|chunk| cut[schedule.virtual_stage(stage, chunk)].clone()).collect();
         let zero = if plan.shards() > 1 { plan.zero } else { 0 };
-        let bytes: usize = made.iter().map(|made| len(made) * size_of::<f32>()).sum();
-        let cap = if zero == 3 { 0 } else { regatta_plan::bucket_cap(bytes, plan.bucket_bytes) };
-        let units = Units::new(made, &chunks, cap, if zero == 0 { 1 } else { plan.shards() });
+        let units = Units::of_plan(made, &chunks, plan);
         let stage_of = |block: usize| {
             let held = cut.iter().position(|blocks| blocks.contains(&block));
             held.map_or(0, |virtual_stage| schedule.place(virtual_stage).0)

@@ -2,7 +2,7 @@
 //! rank owns.
 
 use crate::layers::Made;
-use regatta_plan::Piece;
+use regatta_plan::{Piece, Plan};
 use std::ops::Range;
 
 /// Parameters start on a cache line, in elements.
@@ -92,6 +92,15 @@ impl Units {
             });
         }
         Self { params, units, places, shards }
+    }
+
+    /// Lays the parameters of a rank that holds `chunks` out as `plan` says.
+    pub fn of_plan(params: Vec<Made>, chunks: &[Range<usize>], plan: &Plan) -> Self {
+        let bytes: usize = params.iter().map(|made| len(made) * size_of::<f32>()).sum();
+        // What is gathered just before a block and dropped behind it is a unit for each block.
+        let whole = plan.zero == 3 && plan.shards() > 1;
+        let cap = if whole { 0 } else { regatta_plan::bucket_cap(bytes, plan.bucket_bytes) };
+        Self::new(params, chunks, cap, plan.shards())
     }
 
     /// Where a parameter lies: its unit, and its elements there.

@@ -60,6 +60,28 @@ impl ModelConfig {
         }
     }
 
+    /// Numbers that come into each block from the one before, for one sample. The first reads the batch itself.
+    pub(super) fn inputs(&self) -> Vec<f64> {
+        let blocks = |widths: Vec<usize>| -> Vec<f64> {
+            std::iter::once(0.0).chain(widths.into_iter().map(|width| width as f64)).collect()
+        };
+        match self {
+            Self::Gpt(config) => blocks(vec![config.block * config.embed; config.layers + 1]),
+            Self::Mlp(config) => blocks(config.hidden.clone()),
+            Self::Cnn(config) => {
+                let side = |i: usize| SIDE >> (i + 1);
+                let convs = config.channels.iter().enumerate().map(|(i, channels)| channels * side(i).pow(2));
+                blocks(convs.chain([config.hidden]).collect())
+            }
+            Self::EncoderDecoder(config) => {
+                let one = config.block * config.embed;
+                // Behind the target's embedding there are two: the decoder's and the encoder's.
+                let encoder = vec![one; config.encoder_layers + 1];
+                blocks([encoder, vec![2 * one; config.decoder_layers + 1]].concat())
+            }
+        }
+    }
+
     /// The parameters as the rank of `placement` holds them, if it has all blocks.
     pub fn describe(&self, vocab: usize, placement: Placement) -> Vec<Made> {
         let init = Init::describing(placement);

@@ -3,6 +3,7 @@
 mod config;
 mod dataset;
 mod evaluate;
+mod fit;
 mod metrics;
 mod optimizer;
 mod rank;
@@ -19,6 +20,7 @@ pub use config::{
 };
 pub use dataset::{Dataset, Datasets, HostBatch};
 pub use evaluate::Score;
+pub use fit::{Change, Misfit};
 pub use optimizer::FlatOptimizer;
 pub(crate) use optimizer::sum_of_squares;
 pub(crate) use rank::Rank;

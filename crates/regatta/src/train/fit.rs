@@ -1,0 +1,358 @@
+//! Whether a plan fits the memory that is stated for a rank, and the nearest plan that does where it does not.
+
+use super::config::{Config, ModelConfig, OptimizerKind};
+use crate::layers::{Made, Placement};
+use crate::parallel::Units;
+use regatta_plan::{BlockLoad, Footprint, Load, Mesh, Plan, PlanError, Recompute, mebibytes};
+use std::fmt;
+
+/// A plan that takes more memory than there is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Misfit {
+    /// The stage whose ranks take most, and what they take.
+    pub fullest: (usize, Footprint),
+    /// Bytes that are stated.
+    pub limit: usize,
+    /// The plan that fits with fewest changes, or else the one that takes least; with what it takes.
+    pub other: Option<Box<Change>>,
+}
+
+/// Another plan for the same training.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    /// The plan.
+    pub plan: Plan,
+    /// The flags that make it of the one before.
+    pub flags: Vec<String>,
+    /// Bytes of its fullest rank.
+    pub bytes: usize,
+}
+
+impl std::error::Error for Misfit {}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (stage, footprint) = &self.fullest;
+        write!(
+            f,
+            "the plan takes {} on a rank of stage {stage} ({footprint}), but parallel.memory_mib states {}; ",
+            mebibytes(footprint.total()),
+            mebibytes(self.limit)
+        )?;
+        match &self.other {
+            Some(other) if other.bytes <= self.limit => {
+                let (bytes, flags) = (mebibytes(other.bytes), other.flags.join(" "));
+                write!(f, "the nearest plan that fits takes {bytes}: {flags}")
+            }
+            Some(other) => {
+                let (bytes, flags) = (mebibytes(other.bytes), other.flags.join(" "));
+                write!(
+                    f,
+                    "no plan of as many ranks fits, the smallest takes {bytes}: {flags}; use more ranks, a smaller \
+                     model or a smaller batch"
+                )
+            }
+            None => write!(
+                f,
+                "no plan of as many ranks takes less; use more ranks, a smaller model or a smaller batch"
+            ),
+        }
+    }
+}
+
+impl Config {
+    /// Bytes of a rank of each stage under `plan`, over `vocab` tokens or classes.
+    ///
+    /// # Errors
+    /// A plan that the model cannot follow: see [`check_plan`](Self::check_plan).
+    pub fn footprints(&self, plan: &Plan, vocab: usize) -> Result<Vec<Footprint>, PlanError> {
+        let schedule = plan.pipeline()?;
+        let loads = Parts::of(self, plan, vocab).loads(plan)?;
+        let of = |(stage, load)| plan.footprint(&schedule, stage, load, self.moments());
+        Ok(loads.iter().enumerate().map(of).collect())
+    }
+
+    /// Checks that every rank's part of `plan` fits `parallel.memory_mib`, where that is given. What the program takes
+    /// whatever the plan is, some tens of MiB, is not counted.
+    ///
+    /// # Errors
+    /// A plan that does not fit, with the nearest that does.
+    pub fn check_memory(&self, plan: &Plan, vocab: usize) -> Result<(), Misfit> {
+        let Some(mib) = self.parallel.memory_mib else { return Ok(()) };
+        let limit = (mib * f64::from(1 << 20)) as usize;
+        // One that the model cannot follow is another error, which is told by check_plan.
+        let Ok(footprints) = self.footprints(plan, vocab) else { return Ok(()) };
+        let fullest = footprints.into_iter().enumerate().max_by_key(|(_, footprint)| footprint.total());
+        match fullest {
+            Some(fullest) if fullest.1.total() > limit => {
+                let other = self.nearest(plan, vocab, limit, fullest.1.total());
+                Err(Misfit { fullest, limit, other })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Numbers of optimizer state a parameter.
+    fn moments(&self) -> usize {
+        match self.optimizer.kind {
+            OptimizerKind::AdamW => 2,
+            OptimizerKind::Sgd => usize::from(self.optimizer.momentum > 0.0),
+        }
+    }
+
+    /// Of all plans of as many ranks for the same batch: the one within `limit` with fewest changes, and of those the
+    /// smallest; where there is none, the smallest, if it takes less than `bytes`.
+    fn nearest(&self, plan: &Plan, vocab: usize, limit: usize, bytes: usize) -> Option<Box<Change>> {
+        // Whether it does not fit; then changes and bytes, or where it does not fit bytes and changes.
+        let mut best: Option<((bool, usize, usize), Plan)> = None;
+        for mesh in meshes(&plan.mesh) {
+            let Ok(fresh) = Plan::new(mesh, self.batch(), plan.bucket_bytes) else { continue };
+            if fresh.global_batch() != plan.global_batch() {
+                continue;
+            }
+            let tensor = fresh.mesh.axis("tensor");
+            let on_mesh = Plan {
+                mesh: fresh.mesh,
+                batch_per_worker: fresh.batch_per_worker,
+                sequence: self.parallel.sequence && tensor > 1,
+                ..plan.clone()
+            };
+            if self.check_plan(&on_mesh, vocab).is_err() {
+                continue;
+            }
+            let parts = Parts::of(self, &on_mesh, vocab);
+            for zero in 0..=3 {
+                let Ok(loads) = parts.loads(&Plan { zero, ..on_mesh.clone() }) else { continue };
+                let rows = on_mesh.batch_per_worker;
+                for accumulate in (1..=rows).filter(|micros| rows.is_multiple_of(*micros)) {
+                    let cut = Plan { zero, accumulate, ..on_mesh.clone() };
+                    let Ok(schedule) = cut.pipeline() else { continue };
+                    for recompute in [Recompute::None, Recompute::Block] {
+                        for offload in [false, true] {
+                            let one = Plan { recompute, offload, ..cut.clone() };
+                            let of =
+                                |(stage, load)| one.footprint(&schedule, stage, load, self.moments()).total();
+                            let takes = loads.iter().enumerate().map(of).max().unwrap_or(0);
+                            let changes = flags(plan, &one).len();
+                            let measure = match takes <= limit {
+                                true => (false, changes, takes),
+                                false => (true, takes, changes),
+                            };
+                            if best.as_ref().is_none_or(|(least, _)| measure < *least) {
+                                best = Some((measure, one));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let ((worse, first, second), other) = best?;
+        let takes = if worse { first } else { second };
+        let change = Change { flags: flags(plan, &other), plan: other, bytes: takes };
+        (takes < bytes && !change.flags.is_empty()).then(|| Box::new(change))
+    }
+}
+
+/// The model's parameters and blocks on a mesh, before they are cut into stages.
+struct Parts {
+    made: Vec<Made>,
+    flops: Vec<f64>,
+    blocks: Vec<BlockLoad>,
+}
+
+impl Parts {
+    fn of(config: &Config, plan: &Plan, vocab: usize) -> Self {
+        // The first rank's part is as large as any other's of its stage.
+        let placement = Placement {
+            mesh: plan.mesh.clone(),
+            layout: plan.layout.clone(),
+            sequence: plan.sequence,
+            ..Placement::whole()
+        };
+        let costs = config.model.costs(vocab);
+        let split = plan.mesh.axis("tensor") as f64;
+        // Korthikanti et al. 2022, "Reducing Activation Recomputation", equation 2: of what a layer keeps, 10 numbers a
+        // token and width are of the regions between split layers, whole on every rank unless these are split by time.
+        let whole = match &config.model {
+            _ if plan.sequence => 0.0,
+            ModelConfig::Gpt(gpt) => (10 * gpt.block * gpt.embed) as f64,
+            ModelConfig::EncoderDecoder(model) => (10 * model.block * model.embed) as f64,
+            ModelConfig::Mlp(_) | ModelConfig::Cnn(_) => 0.0,
+        };
+        let inputs = config.model.inputs();
+        let block = |(index, kept): (usize, f64)| {
+            let whole = whole.min(kept);
+            let input = inputs.get(index).copied().unwrap_or(0.0);
+            BlockLoad {
+                parameters: 0,
+                kept: whole + (kept - whole) / split,
+                input: if plan.sequence { input / split } else { input },
+            }
+        };
+        Self {
+            made: config.model.describe(vocab, placement),
+            flops: costs.iter().map(|cost| cost.flops).collect(),
+            blocks: costs.iter().map(|cost| cost.kept).enumerate().map(block).collect(),
+        }
+    }
+
+    /// By stage.
+    fn loads(&self, plan: &Plan) -> Result<Vec<Load>, PlanError> {
+        let cut = plan.cut(&self.flops)?;
+        let load = |stage: usize| {
+            let chunks: Vec<_> = cut.iter().skip(stage).step_by(plan.stages()).cloned().collect();
+            let held = |made: &&Made| {
+                made.blocks.iter().any(|block| chunks.iter().any(|chunk| chunk.contains(block)))
+            };
+            let made = self.made.iter().filter(held).cloned().collect();
+            let units = Units::of_plan(made, &chunks, plan);
+            let len = |unit: usize| units.units[unit].len;
+            let block = |block: usize| BlockLoad {
+                parameters: units.of_block(block).map(len).sum(),
+                ..self.blocks[block]
+            };
+            Load {
+                chunks: chunks.iter().map(|chunk| chunk.clone().map(block).collect()).collect(),
+                units: (0..units.units.len()).map(len).collect(),
+            }
+        };
+        Ok((0..plan.stages()).map(load).collect())
+    }
+}
+
+/// All meshes of the same size with the same replicas, the given one first.
+fn meshes(given: &Mesh) -> Vec<Mesh> {
+    let replica = given.axis("replica");
+    let rest = given.size() / replica;
+    let divisors = |of: usize| (1..=of).filter(move |part| of.is_multiple_of(*part));
+    let mut meshes = vec![given.clone()];
+    for data in divisors(rest) {
+        for tensor in divisors(rest / data) {
+            let axes =
+                [("replica", replica), ("data", data), ("tensor", tensor), ("pipe", rest / data / tensor)];
+            if axes.iter().all(|(axis, size)| given.axis(axis) == *size) {
+                continue;
+            }
+            let longer: Vec<_> = axes.into_iter().filter(|(_, size)| *size > 1).collect();
+            meshes.extend(Mesh::new(&longer));
+        }
+    }
+    meshes
+}
+
+/// What turns `plan` into `other` on the command line.
+fn flags(plan: &Plan, other: &Plan) -> Vec<String> {
+    let mut flags = vec![];
+    if plan.mesh != other.mesh {
+        flags.push(format!("--mesh {}", other.mesh));
+    }
+    if plan.zero != other.zero {
+        flags.push(format!("--zero {}", other.zero));
+    }
+    if plan.accumulate != other.accumulate {
+        flags.push(format!("--micro-batches {}", other.accumulate));
+    }
+    if plan.recompute != other.recompute {
+        let name = if other.recompute == Recompute::Block { "block" } else { "none" };
+        flags.push(format!("--set parallel.recompute={name}"));
+    }
+    if plan.offload != other.offload {
+        flags.push(format!("--set parallel.offload={}", other.offload));
+    }
+    flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(sets: &[&str]) -> Config {
+        let text = "[model]\nkind = \"gpt\"\nlayers = 4\nheads = 4\nembed = 64\nblock = 32\n[data]\npath = \"x\"\n\
+                    [train]\nbatch = 16\naccumulate = 2\n";
+        let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
+        Config::parse(text, "test", &sets).unwrap()
+    }
+
+    fn plan(config: &Config, mesh: &str) -> Plan {
+        let mesh: Mesh = mesh.parse().unwrap();
+        let mut config = config.clone();
+        config.parallel.mesh = Some(mesh.to_string());
+        config.plan(mesh.size()).unwrap()
+    }
+
+    fn fullest(config: &Config, plan: &Plan) -> usize {
+        config.footprints(plan, 100).unwrap().iter().map(Footprint::total).max().unwrap()
+    }
+
+    #[test]
+    fn stages_and_splits_hold_their_part_of_the_parameters() {
+        let config = config(&[]);
+        let of = |mesh: &str| config.footprints(&plan(&config, mesh), 100).unwrap();
+        let whole: usize =
+            config.model.describe(100, Placement::whole()).iter().map(|made| made.spec.len()).sum();
+        let one = of("data=1");
+        // Units end on a cache line.
+        assert!(one[0].parameters >= 4 * whole && one[0].parameters < 4 * whole + 4096, "{one:?}");
+        assert_eq!(one[0].optimizer, 2 * one[0].parameters);
+        let two = of("pipe=2");
+        assert_eq!(two.len(), 2);
+        // Both stages have the table, whose rows the first looks up and the last multiplies with.
+        let table = 4 * 100 * 64;
+        let together = two[0].parameters + two[1].parameters - table;
+        assert!(together >= one[0].parameters && together < one[0].parameters + 4096);
+        let split = of("tensor=2");
+        assert!(split[0].parameters < one[0].parameters * 11 / 20, "{split:?}");
+        assert!(split[0].activations > one[0].activations / 2 && split[0].activations < one[0].activations);
+        let sequence = self::config(&["parallel.sequence=true"]);
+        let sequence = sequence.footprints(&plan(&sequence, "tensor=2"), 100).unwrap();
+        assert_eq!(sequence[0].activations, one[0].activations / 2);
+    }
+
+    #[test]
+    fn every_block_has_an_input() {
+        for text in ["kind = \"gpt\"", "kind = \"encoder-decoder\"", "kind = \"cnn\"", "kind = \"mlp\""] {
+            let kind = if text.contains("cnn") || text.contains("mlp") { "mnist" } else { "text" };
+            let text =
+                format!("[model]\n{text}\n[data]\nkind = \"{kind}\"\npath = \"x\"\n[train]\nbatch = 1\n");
+            let config = Config::parse(&text, "test", &[]).unwrap();
+            assert_eq!(config.model.inputs().len(), config.model.costs(10).len(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_nearest_plan_that_fits_is_named_and_fits() {
+        let free = config(&[]);
+        let given = plan(&free, "data=2");
+        let bytes = fullest(&free, &given);
+        let limited = |bytes: usize| {
+            let mib = format!("parallel.memory_mib={}", bytes as f64 / f64::from(1 << 20));
+            config(&[&mib])
+        };
+        assert_eq!(limited(bytes + 1).check_memory(&given, 100), Ok(()));
+        // A little too much: one change is enough.
+        let short = limited(bytes - 1000);
+        let misfit = short.check_memory(&given, 100).unwrap_err();
+        let change = misfit.other.clone().unwrap();
+        assert_eq!((misfit.fullest.1.total(), change.flags.len()), (bytes, 1), "{misfit}");
+        assert!(change.bytes <= misfit.limit && fullest(&short, &change.plan) == change.bytes);
+        assert_eq!(short.check_memory(&change.plan, 100), Ok(()));
+        assert!(misfit.to_string().contains("the nearest plan that fits takes"), "{misfit}");
+        // One change of another kind would not do: the one with least memory of all single changes is taken.
+        for zero in 0..4 {
+            assert!(fullest(&free, &Plan { zero, ..given.clone() }) >= change.bytes);
+        }
+        let nothing = limited(1 << 20).check_memory(&plan(&free, "data=1"), 100).unwrap_err();
+        assert!(nothing.to_string().contains("the smallest takes"), "{nothing}");
+    }
+
+    #[test]
+    fn meshes_are_all_of_the_same_size() {
+        let names: Vec<String> = meshes(&"data=4".parse().unwrap()).iter().map(Mesh::to_string).collect();
+        assert_eq!(
+            names,
+            ["data=4", "pipe=4", "pipe=2,tensor=2", "tensor=4", "pipe=2,data=2", "data=2,tensor=2"]
+        );
+        assert_eq!(meshes(&"replica=2,data=2".parse().unwrap()).len(), 3);
+        assert_eq!(meshes(&Mesh::data(1)), [Mesh::data(1)]);
+    }
+}
