@@ -101,8 +101,8 @@ impl Plan {
         let both = |numbers: usize| numbers + numbers.div_ceil(shards);
         let gathered = match zero {
             0 => 0,
-            // All units are fetched while the next step begins.
-            1 | 2 => both(all),
+            // Updated units are fetched one ahead of the other.
+            1 | 2 => both(largest(load.units.clone(), 1 + self.prefetch)),
             _ => {
                 let blocks = load.chunks.iter().flatten().map(|block| block.parameters);
                 let here = largest(blocks.collect(), 1 + self.prefetch);

@@ -61,7 +61,7 @@ impl<const N: usize> Backward<Flex, N> for Custom {
 pub(crate) fn value<const D: usize>(tensor: Tensor<D>) -> Value {
     let foreign = "the engine's tensors live on the Flex backend";
     match tensor.is_autodiff() {
-        true => Value::Tracked(tensor.try_into_primitive::<Autodiff<Flex>>().ok().expect(foreign)),
+        true => Value::Tracked(tensor.try_into_primitive::<Autodiff<Flex>>().expect(foreign)),
         false => Value::Plain(plain(tensor)),
     }
 }
@@ -69,7 +69,7 @@ pub(crate) fn value<const D: usize>(tensor: Tensor<D>) -> Value {
 /// The primitive of a tensor's numbers, whether it is recorded or not; panics as [`value`].
 pub(crate) fn plain<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
     let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
-    tensor.try_into_primitive::<Flex>().ok().expect("the engine's tensors live on the Flex backend")
+    tensor.try_into_primitive::<Flex>().expect("the engine's tensors live on the Flex backend")
 }
 
 /// Runs `forward` on the numbers of `inputs` and records what it returns for backward, if any input is recorded.
@@ -95,7 +95,7 @@ pub(crate) fn custom<const N: usize, const D: usize>(
         primitive
     });
     let (output, back) = forward(primitives);
-    let guards: [_; N] = guards.try_into().ok().expect("a guard for every input");
+    let guards: [_; N] = guards.try_into().expect("a guard for every input");
     let prepared = Backward::<Flex, N>::prepare::<NoCheckpointing>(Custom, guards);
     let output = match prepared.compute_bound().stateful() {
         OpsKind::Tracked(op) => op.finish(State(Arc::new(Mutex::new(Some(back)))), output),

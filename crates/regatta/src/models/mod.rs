@@ -23,6 +23,8 @@ use burn::tensor::{Int, Tensor};
 
 /// One micro-batch on the device.
 #[derive(Debug, Clone)]
+// A handful are alive at once, so their size does not matter.
+#[allow(clippy::large_enum_variant)]
 pub enum Batch {
     /// Token ids and the ids that follow them.
     Text {
@@ -61,6 +63,7 @@ impl Batch {
 
 /// What flows from block to block.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)]
 pub enum Activation {
     /// Into the first block: it reads the batch.
     Start,

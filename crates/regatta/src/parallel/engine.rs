@@ -49,12 +49,15 @@ pub struct Engine<M> {
     kept: HashMap<(usize, usize), Vec<Kept>>,
     /// Gradients for a chunk of this stage from the next one, where both are here.
     handed_back: HashMap<(usize, usize), Vec<FlexTensor>>,
-    deferred: HashMap<(usize, usize), Vec<(usize, Vec<Deferred>)>>,
+    deferred: HashMap<(usize, usize), Vec<Left>>,
     in_flight: usize,
     peak_in_flight: usize,
     /// When this rank did what in the last step.
     pub timeline: Timeline,
 }
+
+/// A block, and the gradients of its weights that its backward left for later.
+type Left = (usize, Vec<Deferred>);
 
 /// What is kept of a block from forward for backward.
 struct Kept {
@@ -63,6 +66,7 @@ struct Kept {
     output: Option<Output>,
 }
 
+#[allow(clippy::large_enum_variant)]
 enum Output {
     Activation(Activation),
     Loss(Tensor<1>),

@@ -18,10 +18,13 @@ pub(crate) struct Links {
     sent: VecDeque<Pending<Buffer<f32>>>,
 }
 
+/// The chunk and micro-batch of a message, and the message.
+type Awaited = ((usize, usize), Pending<Buffer<f32>>);
+
 struct Incoming {
     /// Yet to come and not yet awaited, in the order in which they are sent: chunk and micro-batch.
     rest: VecDeque<(usize, usize)>,
-    awaited: VecDeque<((usize, usize), Pending<Buffer<f32>>)>,
+    awaited: VecDeque<Awaited>,
     arrived: HashMap<(usize, usize), Buffer<f32>>,
 }
 
