@@ -214,8 +214,8 @@ mod tests {
     fn buffers_are_of_what_is_on_its_way() {
         let working = |plan: Plan| footprint(&plan, 2).working / NUMBER;
         assert_eq!(working(plan("data=2", 0)), 0);
-        assert_eq!(working(plan("data=2", 1)), (800 + 400) + 400);
-        assert_eq!(working(plan("data=2", 2)), (800 + 400) + (800 + 400));
+        assert_eq!(working(plan("data=2", 1)), (600 + 300) + 400);
+        assert_eq!(working(plan("data=2", 2)), (600 + 300) + (800 + 400));
         // One block and the next are there, each in its place and in the buffer that it came in.
         assert_eq!(working(plan("data=2", 3)), 600 + (600 + 300) + (800 + 400));
         assert_eq!(working(Plan { prefetch: 0, ..plan("data=2", 3) }), 400 + (400 + 200) + (800 + 400));
