@@ -24,7 +24,7 @@ plans=("--mesh data=2" "--mesh tensor=2" "--mesh tensor=2 --set parallel.sequenc
 for model in ${MODELS:-gpt encoder-decoder}; do
   for optimizer in "sgd 0.1 --set optimizer.constant=true" "adamw 0.001"; do
     set -- $optimizer
-    more=(--set optimizer.kind="$1" --set optimizer.lr="$2" "${@:3}")
+    more=(--set optimizer.warmup=0 --set optimizer.kind="$1" --set optimizer.lr="$2" "${@:3}")
     rm -rf "$out/one"; run "$out/$model.toml" "$out/one" --workers 1 "${more[@]}"
     for plan in "${plans[@]}"; do
       rm -rf "$out/a" "$out/b"
