@@ -15,12 +15,11 @@ mod generate;
 pub mod layers;
 pub mod models;
 pub mod parallel;
-pub mod random;
-mod simd;
 pub mod train;
 
 pub use error::{Error, Result};
 pub use face::{DistributedOptimizer, all_reduce, broadcast_parameters, init, local_rank, rank, size};
 pub use generate::Generator;
 pub use regatta_comm as comm;
+pub use regatta_kernel::random;
 pub use regatta_plan as plan;

@@ -2,6 +2,7 @@
 //! al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4.2.2).
 
 use super::custom::{Back, custom, numbers, tensor_of, value};
+use super::work::Work;
 use burn::backend::{Shape, TensorMetadata, flex::FlexTensor};
 use burn::tensor::Tensor;
 use regatta_comm::{Element, Error, Group, ReduceOp, Result};
@@ -128,7 +129,7 @@ pub(crate) fn copy_to_split<const D: usize>(x: Tensor<D>, axis: &Axis) -> Tensor
         return x;
     }
     let axis = axis.clone();
-    custom([value(x)], |[x]| {
+    custom(Work::none("enter split layers"), [value(x)], |[x]| {
         let back: Back<1> = Box::new(move |gradient, [wanted]| [wanted.map(|_| axis.sum(&gradient))]);
         (x, back)
     })
@@ -137,13 +138,15 @@ pub(crate) fn copy_to_split<const D: usize>(x: Tensor<D>, axis: &Axis) -> Tensor
 /// All-reduce forward, identity backward: where split layers' partial sums meet (Megatron's g).
 pub(crate) fn sum_of_split<const D: usize>(x: Tensor<D>, axis: &Axis) -> Tensor<D> {
     let axis = axis.clone();
-    custom([value(x)], |[x]| (axis.sum(&x), Box::new(|gradient, _| [Some(gradient)])))
+    custom(Work::none("leave split layers"), [value(x)], |[x]| {
+        (axis.sum(&x), Box::new(|gradient, _| [Some(gradient)]))
+    })
 }
 
 /// All-gather of the sequence forward, reduce-scatter backward: from a region split by `time` into split layers.
 pub(crate) fn gather_time(x: Tensor<3>, axis: &Axis) -> Tensor<3> {
     let axis = axis.clone();
-    custom([value(x)], |[x]| {
+    custom(Work::none("enter split layers"), [value(x)], |[x]| {
         let output = axis.gather(&x);
         (output, Box::new(move |gradient, [wanted]| [wanted.map(|_| axis.scatter(&gradient))]))
     })
@@ -152,7 +155,7 @@ pub(crate) fn gather_time(x: Tensor<3>, axis: &Axis) -> Tensor<3> {
 /// Reduce-scatter to the sequence's parts forward, all-gather backward: from split layers into a region split by `time`.
 pub(crate) fn scatter_time(x: Tensor<3>, axis: &Axis) -> Tensor<3> {
     let axis = axis.clone();
-    custom([value(x)], |[x]| {
+    custom(Work::none("leave split layers"), [value(x)], |[x]| {
         let output = axis.scatter(&x);
         (output, Box::new(move |gradient, [wanted]| [wanted.map(|_| axis.gather(&gradient))]))
     })
@@ -163,7 +166,8 @@ pub(crate) fn scatter_time(x: Tensor<3>, axis: &Axis) -> Tensor<3> {
 pub(crate) fn rows_of(table: Tensor<2>, ids: Tensor<2, burn::tensor::Int>, first: usize) -> Tensor<3> {
     let [batch, time] = ids.dims();
     let ids = super::custom::integers(ids);
-    custom([value(table)], |[table]| {
+    let bytes = 8.0 * (ids.len() * table.dims()[1]) as f64;
+    custom(Work::new("embedding", 0.0, bytes), [value(table)], |[table]| {
         let [rows, width] = [table.shape()[0], table.shape()[1]];
         let here = move |id: i64| usize::try_from(id).ok()?.checked_sub(first).filter(|row| *row < rows);
         let mut out = vec![0.0f32; ids.len() * width];

@@ -1,13 +1,14 @@
 //! Operations with a forward and a backward pass of their own, on the numbers of Flex tensors.
 
+use super::work::Work;
 use burn::backend::autodiff::{
     NodeId,
     checkpoint::{base::Checkpointer, strategy::NoCheckpointing},
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
-use burn::backend::{Autodiff, Flex, Shape, TensorMetadata, flex::FlexTensor, tensor::FloatTensor};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::backend::{Autodiff, DType, Flex, Shape, TensorMetadata, flex::FlexTensor, tensor::FloatTensor};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -72,11 +73,24 @@ pub(crate) fn plain<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
     tensor.try_into_primitive::<Flex>().expect("the engine's tensors live on the Flex backend")
 }
 
+/// Whether operations on `tensor` can be fused ones: it is f32 on Flex. Elsewhere they are made of Burn's own.
+#[allow(dead_code)]
+pub(crate) fn fused<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
+}
+
 /// Runs `forward` on the numbers of `inputs` and records what it returns for backward, if any input is recorded.
+/// Measured as `work` where somebody records.
 pub(crate) fn custom<const N: usize, const D: usize>(
+    work: Work,
     inputs: [Value; N],
     forward: impl FnOnce([FlexTensor; N]) -> (FlexTensor, Back<N>),
 ) -> Tensor<D> {
+    let forward = move |inputs| {
+        let (output, back) = work.forward(|| forward(inputs));
+        let back: Back<N> = Box::new(move |gradient, wanted| work.backward(|| back(gradient, wanted)));
+        (output, back)
+    };
     if inputs.iter().all(|input| matches!(input, Value::Plain(_))) {
         let (output, _) = forward(inputs.map(|input| match input {
             Value::Plain(primitive) => primitive,

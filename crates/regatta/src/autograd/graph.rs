@@ -1,6 +1,7 @@
 //! The graph of one block: its inputs cut off from what came before, and backward from gradients that came from after.
 
 use super::custom::{Back, custom, value};
+use super::work::Work;
 use burn::backend::{Shape, flex::FlexTensor};
 use burn::tensor::{Gradients, Tensor};
 
@@ -17,7 +18,7 @@ pub(crate) fn detached<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
 /// A scalar whose backward pass gives `output` the gradient `gradient`, in the place of the ones that Burn begins
 /// with. Costs nothing.
 pub(crate) fn seed<const D: usize>(output: Tensor<D>, gradient: FlexTensor) -> Tensor<1> {
-    custom([value(output)], |_| {
+    custom(Work::none("seed"), [value(output)], |_| {
         let root = super::custom::tensor_of(vec![0.0], Shape::from([1]));
         let back: Back<1> = Box::new(move |_, _| [Some(gradient)]);
         (root, back)

@@ -2,6 +2,7 @@
 //! (Qi et al. 2023, "Zero Bubble Pipeline Parallelism", section 2).
 
 use super::custom::{Back, custom, numbers, tensor_of, value};
+use super::work::Work;
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, Shape, TensorMetadata, autodiff::NodeId, flex::FlexTensor};
 use burn::tensor::Tensor;
@@ -45,8 +46,9 @@ fn defer(node: NodeId, compute: impl FnOnce() -> FlexTensor + 'static) -> Option
 
 /// `x * weight + bias` for `x` `[.., input]`, `weight` `[input, output]` and `bias` `[output]`.
 pub(crate) fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    let work = work(&x, &weight, 1);
     match bias {
-        None => custom([value(x), value(weight)], |[x, weight]| {
+        None => custom(work, [value(x), value(weight)], |[x, weight]| {
             let output = product(&x, &weight, None);
             let back: Back<2> = Box::new(move |gradient, [of_x, of_weight]| {
                 [
@@ -56,7 +58,7 @@ pub(crate) fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Opti
             });
             (output, back)
         }),
-        Some(bias) => custom([value(x), value(weight), value(bias)], |[x, weight, bias]| {
+        Some(bias) => custom(work, [value(x), value(weight), value(bias)], |[x, weight, bias]| {
             let output = product(&x, &weight, Some(&bias));
             let back: Back<3> = Box::new(move |gradient, [of_x, of_weight, of_bias]| {
                 [
@@ -72,7 +74,7 @@ pub(crate) fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Opti
 
 /// `x` times the transpose of `table`: `x` `[.., input]` and `table` `[output, input]` to `[.., output]`.
 pub(crate) fn linear_by_rows<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> Tensor<D> {
-    custom([value(x), value(table)], |[x, table]| {
+    custom(work(&x, &table, 0), [value(x), value(table)], |[x, table]| {
         let output = product(&x, &table.transpose(0, 1), None);
         let back: Back<2> = Box::new(move |gradient, [of_x, of_table]| {
             [
@@ -82,6 +84,12 @@ pub(crate) fn linear_by_rows<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> 
         });
         (output, back)
     })
+}
+
+/// The product of `x`'s rows with a matrix of which dimension `columns` is what comes out.
+fn work<const D: usize>(x: &Tensor<D>, matrix: &Tensor<2>, columns: usize) -> Work {
+    let rows = x.dims()[..D - 1].iter().product();
+    Work::product("linear", rows, x.dims()[D - 1], matrix.dims()[columns])
 }
 
 /// A tensor's rows and their length.

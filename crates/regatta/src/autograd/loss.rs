@@ -3,6 +3,7 @@
 
 use super::axis::Axis;
 use super::custom::{Back, custom, integers, numbers, tensor_of, value};
+use super::work::Work;
 use burn::backend::{Shape, TensorMetadata};
 use burn::tensor::{Int, Tensor};
 use regatta_comm::ReduceOp;
@@ -20,7 +21,8 @@ pub(crate) fn cross_entropy(
 ) -> Tensor<1> {
     let targets = integers(targets);
     let (axis, first) = split.map_or((None, 0), |(axis, first)| (Some(axis), first));
-    custom([value(logits)], |[logits]| {
+    let elements: f64 = logits.dims().iter().map(|&size| size as f64).product();
+    custom(Work::new("cross entropy", 4.0 * elements, 8.0 * elements), [value(logits)], |[logits]| {
         let classes = logits.shape()[1];
         let here =
             move |target: i64| usize::try_from(target).ok()?.checked_sub(first).filter(|c| *c < classes);

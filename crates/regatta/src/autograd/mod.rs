@@ -9,6 +9,7 @@ mod hook;
 mod linear;
 mod loss;
 mod memory;
+mod work;
 
 pub use axis::Axis;
 pub(crate) use axis::{copy_to_split, gather_time, rows_of, scatter_time, sum_of_split};
@@ -19,6 +20,7 @@ pub(crate) use linear::{Deferred, deferring, linear, linear_by_rows};
 pub use loss::IGNORED;
 pub(crate) use loss::cross_entropy;
 pub use memory::{Memory, keep_freed_memory, to_vec, view};
+pub use work::{Cost, Measured, recording};
 
 use burn::tensor::Device;
 

@@ -587,7 +587,8 @@ impl<M: Model> Engine<M> {
             let counted = self.leads(unit);
             for segment in units.segments(unit, range).filter(|_| counted) {
                 if self.first_of_tensor(segment.param) {
-                    squares += crate::train::sum_of_squares(&self.gradients.own(unit)[segment.within]);
+                    squares +=
+                        regatta_kernel::optimizer::sum_of_squares(&self.gradients.own(unit)[segment.within]);
                 }
             }
         }

@@ -22,7 +22,6 @@ pub use dataset::{Dataset, Datasets, HostBatch};
 pub use evaluate::Score;
 pub use fit::{Change, Misfit};
 pub use optimizer::FlatOptimizer;
-pub(crate) use optimizer::sum_of_squares;
 pub(crate) use rank::Rank;
 pub use run::{Job, Observer, Silent, StepReport, train};
 pub(crate) use saving::{check_model, load};

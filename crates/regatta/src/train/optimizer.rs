@@ -3,8 +3,8 @@
 use super::config::{OptimizerConfig, OptimizerKind};
 use crate::error::{Error, Result};
 use crate::parallel::Units;
-use crate::simd::multiversion;
 use memmap2::MmapMut;
+use regatta_kernel::optimizer::{AdamW, adamw, momentum, sgd};
 use std::fs::OpenOptions;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
@@ -173,118 +173,5 @@ impl FlatOptimizer {
     /// Sets the number of updates made.
     pub fn set_updates(&mut self, updates: u64) {
         self.updates = updates;
-    }
-}
-
-/// Numbers of one AdamW update (Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2).
-#[derive(Clone, Copy)]
-struct AdamW {
-    scale: f32,
-    /// `1 - lr * weight_decay`
-    decay: f32,
-    beta1: f32,
-    beta2: f32,
-    /// `lr / (1 - beta1^t)`
-    step: f32,
-    /// `1 / sqrt(1 - beta2^t)`
-    root: f32,
-    eps: f32,
-}
-
-multiversion! {
-    fn adamw(parameters: &mut [f32], gradients: &[f32], first: &mut [f32], second: &mut [f32], rule: AdamW) {
-        let rest1 = 1.0 - rule.beta1;
-        let rest2 = 1.0 - rule.beta2;
-        let state = first.iter_mut().zip(second);
-        for ((p, g), (m, v)) in parameters.iter_mut().zip(gradients).zip(state) {
-            let g = g * rule.scale;
-            *m = rule.beta1 * *m + rest1 * g;
-            *v = rule.beta2 * *v + rest2 * g * g;
-            *p = *p * rule.decay - rule.step * *m / (v.sqrt() * rule.root + rule.eps);
-        }
-    }
-}
-
-multiversion! {
-    fn sgd(parameters: &mut [f32], gradients: &[f32], scale: f32, decay: f32, lr: f32) {
-        for (p, g) in parameters.iter_mut().zip(gradients) {
-            *p = *p * decay - lr * (g * scale);
-        }
-    }
-}
-
-multiversion! {
-    fn momentum(
-        parameters: &mut [f32], gradients: &[f32], velocity: &mut [f32], scale: f32, decay: f32, mu: f32, lr: f32,
-    ) {
-        for ((p, g), v) in parameters.iter_mut().zip(gradients).zip(velocity) {
-            *v = mu * *v + g * scale;
-            *p = *p * decay - lr * *v;
-        }
-    }
-}
-
-multiversion! {
-    /// The sum of the squares of `values`.
-    pub fn sum_of_squares(values: &[f32]) -> f64 {
-        // Sixteen sums side by side: vectorises, and loses less precision than one.
-        let mut sums = [0.0f64; 16];
-        let chunks = values.chunks_exact(16);
-        let rest: f64 = chunks.remainder().iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        for chunk in chunks {
-            for (sum, &x) in sums.iter_mut().zip(chunk) {
-                *sum += f64::from(x) * f64::from(x);
-            }
-        }
-        sums.iter().sum::<f64>() + rest
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn plain_adamw(p: &mut f64, g: f64, m: &mut f64, v: &mut f64, t: i32, lr: f64, decay: f64) {
-        let (b1, b2, eps) = (0.9, 0.99, 1e-8);
-        *m = b1 * *m + (1.0 - b1) * g;
-        *v = b2 * *v + (1.0 - b2) * g * g;
-        let (mh, vh) = (*m / (1.0 - b1.powi(t)), *v / (1.0 - b2.powi(t)));
-        *p -= lr * decay * *p + lr * mh / (vh.sqrt() + eps);
-    }
-
-    proptest! {
-        #[test]
-        fn adamw_agrees_with_the_paper_in_f64(gradients in prop::collection::vec(-3.0f64..3.0, 1..40), start in -2.0f64..2.0) {
-            let (mut p, mut m, mut v) = (vec![start as f32; 3], vec![0.0f32; 3], vec![0.0f32; 3]);
-            let (mut pd, mut md, mut vd) = (start, 0.0, 0.0);
-            for (t, &g) in gradients.iter().enumerate() {
-                let t = t as i32 + 1;
-                let rule = AdamW {
-                    scale: 1.0, decay: 1.0 - 0.01 * 0.1, beta1: 0.9, beta2: 0.99,
-                    step: (0.01 / (1.0 - 0.9f64.powi(t))) as f32,
-                    root: (1.0 / (1.0 - 0.99f64.powi(t)).sqrt()) as f32, eps: 1e-8,
-                };
-                adamw(&mut p, &[g as f32; 3], &mut m, &mut v, rule);
-                plain_adamw(&mut pd, g, &mut md, &mut vd, t, 0.01, 0.1);
-            }
-            prop_assert!((f64::from(p[2]) - pd).abs() < 2e-4, "{} {pd}", p[2]);
-        }
-
-        #[test]
-        fn squares_sum_up(values in prop::collection::vec(-10.0f32..10.0, 0..100)) {
-            let plain: f64 = values.iter().map(|&x| f64::from(x).powi(2)).sum();
-            prop_assert!((sum_of_squares(&values) - plain).abs() <= 1e-9 * plain.max(1.0));
-        }
-    }
-
-    #[test]
-    fn sgd_and_momentum_by_hand() {
-        let mut p = [1.0f32, 2.0];
-        sgd(&mut p, &[0.5, -1.0], 2.0, 1.0, 0.1);
-        assert_eq!(p, [0.9, 2.2]);
-        let (mut p, mut v) = ([1.0f32], [1.0f32]);
-        momentum(&mut p, &[1.0], &mut v, 1.0, 1.0, 0.5, 0.1);
-        assert_eq!((p, v), ([0.85], [1.5]));
     }
 }
