@@ -7,7 +7,18 @@
 //!
 //! Tensors are row-major; a shape in the documentation as `[rows, width]` is the order of the slice's elements.
 
+pub mod activation;
+pub mod bias;
+pub mod dropout;
+pub mod embedding;
+pub mod loss;
 pub mod math;
+pub mod matmul;
+pub mod norm;
 pub mod optimizer;
+mod parallel;
 pub mod random;
 mod simd;
+
+#[cfg(test)]
+mod testing;

@@ -65,7 +65,7 @@ pub fn sigmoid(x: f32) -> f32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -85,7 +85,7 @@ mod tests {
     }
 
     /// Phi by its Taylor series around 0 and by its continued fraction far out.
-    fn phi(x: f64) -> f64 {
+    pub(crate) fn phi(x: f64) -> f64 {
         let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
         if x.abs() < 3.0 {
             let (mut term, mut sum) = (x, x);

@@ -6,15 +6,15 @@
 /// Write the body as plain loops over slices, and sums that are to be fast as several side by side: the compiler keeps the
 /// order of floating-point operations.
 macro_rules! vectorized {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$gen:ident: $bound:ident>)? ($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name($($arg: $type),*) $(-> $ret)? {
+        $vis fn $name $(<$gen: $bound>)? ($($arg: $type),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body($($arg: $type),*) $(-> $ret)? $body
+            fn body $(<$gen: $bound>)? ($($arg: $type),*) $(-> $ret)? $body
             // Detecting costs a load where the build already knows, and one look at a flag elsewhere.
-            pulp::Arch::new().dispatch(#[inline(always)] move || body($($arg),*))
+            pulp::Arch::new().dispatch(move || body $(::<$gen>)? ($($arg),*))
         }
     };
 }

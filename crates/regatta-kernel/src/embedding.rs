@@ -1,0 +1,59 @@
+//! Rows of a table by their numbers.
+
+use crate::simd::vectorized;
+
+/// Copies the rows of `table` `[rows, width]` that `ids` name to `out` `[ids, width]`; zeros where there is no such row.
+pub fn gather(table: &[f32], ids: &[Option<usize>], width: usize, out: &mut [f32]) {
+    assert_eq!(out.len(), ids.len() * width, "a row for every id");
+    for (id, out) in ids.iter().zip(out.chunks_exact_mut(width.max(1))) {
+        match id {
+            Some(row) => out.copy_from_slice(&table[row * width..][..width]),
+            None => out.fill(0.0),
+        }
+    }
+}
+
+vectorized! {
+    /// Adds each row of `gradients` `[ids, width]` to the row of `sums` `[rows, width]` that it came from, in the order of
+    /// `ids`.
+    pub fn scatter_add(gradients: &[f32], ids: &[Option<usize>], width: usize, sums: &mut [f32]) {
+        for (id, gradient) in ids.iter().zip(gradients.chunks_exact(width.max(1))) {
+            if let Some(row) = id {
+                let sums = &mut sums[row * width..][..width];
+                sums.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{close, values, wide};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn agree_with_plain_loops(
+            rows in 1usize..20, width in 1usize..40, picks in prop::collection::vec(prop::option::of(0usize..1000), 0..50), seed: u64,
+        ) {
+            let ids: Vec<Option<usize>> = picks.iter().map(|id| id.map(|id| id % rows)).collect();
+            let table = values(seed, rows * width, 1.0);
+            let mut out = vec![9.0; ids.len() * width];
+            gather(&table, &ids, width, &mut out);
+            for (i, x) in out.iter().enumerate() {
+                prop_assert_eq!(*x, ids[i / width].map_or(0.0, |row| table[row * width + i % width]));
+            }
+            let g = values(seed ^ 1, out.len(), 1.0);
+            let before = values(seed ^ 2, table.len(), 1.0);
+            let (mut sums, mut wanted) = (before.clone(), wide(&before));
+            scatter_add(&g, &ids, width, &mut sums);
+            for (i, g) in g.iter().enumerate() {
+                if let Some(row) = ids[i / width] {
+                    wanted[row * width + i % width] += f64::from(*g);
+                }
+            }
+            close(&sums, wanted, 1e-5);
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! What the kernels' tests share.
+
+use crate::random::Stream;
+
+/// Normally distributed numbers.
+pub(crate) fn values(seed: u64, len: usize, deviation: f32) -> Vec<f32> {
+    Stream::new(seed).normal(len, deviation)
+}
+
+/// Asserts that the largest difference is at most `bound` times the largest number.
+#[track_caller]
+pub(crate) fn close(found: &[f32], wanted: impl IntoIterator<Item = f64>, bound: f64) {
+    let wanted: Vec<f64> = wanted.into_iter().collect();
+    assert_eq!(found.len(), wanted.len());
+    let largest = wanted.iter().fold(1e-2f64, |most, x| most.max(x.abs()));
+    for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+        let error = (f64::from(*found) - wanted).abs() / largest;
+        assert!(error <= bound, "element {i} is {found} and not {wanted}: {error:.1e} of {largest}");
+    }
+}
+
+/// The slope of `f` at `x` by finite differences.
+pub(crate) fn slope_of(f: impl Fn(f64) -> f64, x: f64) -> f64 {
+    // Fourth order: the error is about h^4.
+    let h = 1e-3;
+    (8.0 * (f(x + h) - f(x - h)) - (f(x + 2.0 * h) - f(x - 2.0 * h))) / (12.0 * h)
+}
+
+/// The gradient by finite differences of a scalar function of all of `x`.
+pub(crate) fn gradient_of(f: impl Fn(&[f64]) -> f64, x: &[f64]) -> Vec<f64> {
+    let at = |i: usize| {
+        let along = |value: f64| {
+            let mut moved = x.to_vec();
+            moved[i] = value;
+            f(&moved)
+        };
+        slope_of(along, x[i])
+    };
+    (0..x.len()).map(at).collect()
+}
+
+pub(crate) fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().copied().map(f64::from).collect()
+}
