@@ -122,7 +122,7 @@ fn agree(place: &Place, rule: Rule, common: &str, plans: &[Spread]) {
 }
 
 /// Every axis and every way to save memory, alone and together.
-const PLANS: [Spread; 21] = [
+const PLANS: [Spread; 23] = [
     ("data=2", ""),
     ("data=2", "--zero 1"),
     ("data=2", "--zero 2"),
@@ -144,6 +144,8 @@ const PLANS: [Spread; 21] = [
     ("data=1", "--set parallel.recompute=block"),
     ("data=1", "--set parallel.offload=true"),
     ("data=2", "--zero 3 --set parallel.recompute=block --set parallel.offload=true"),
+    ("data=2,pipe=2", "--zero 3 --set parallel.recompute=all"),
+    ("tensor=2,pipe=2", "--schedule interleaved --set parallel.recompute=all"),
 ];
 
 #[test]
@@ -229,6 +231,22 @@ fn a_plan_run_twice_gives_the_same_bits() {
         assert_eq!(losses(&first), losses(&again), "{spread:?}");
         assert_eq!(first["parameter_hash"], again["parameter_hash"], "{spread:?}");
         assert_eq!(first["val_loss"], again["val_loss"], "{spread:?}");
+    }
+}
+
+#[test]
+fn recomputation_changes_no_bit() {
+    let place = place(GPT);
+    for (n, mesh) in ["data=1", "pipe=2", "tensor=2,pipe=2"].into_iter().enumerate() {
+        let of = |recompute: &str| {
+            let more = format!("--set model.dropout=0.1 --set parallel.recompute={recompute}");
+            run(&place, &format!("{n}-{recompute}"), (mesh, &more))
+        };
+        let kept = of("none");
+        for again in [of("block"), of("all")] {
+            assert_eq!(losses(&again), losses(&kept), "{mesh}");
+            assert_eq!(again["parameter_hash"], kept["parameter_hash"], "{mesh}");
+        }
     }
 }
 
@@ -319,7 +337,7 @@ fn plans_that_cannot_be_are_refused_before_anything_runs() {
         ("tensor=2", "--set parallel.sequence=true --set parallel.layout.mlp=none", "the dimension mlp"),
         ("tensor=2", "--set parallel.layout.mlp=date", "there is no axis `date`"),
         ("tensor=2", "--set parallel.layout.embed=tensor", "both laid on the axis tensor"),
-        ("data=2", "--set parallel.recompute=all", "parallel.recompute"),
+        ("data=2", "--set parallel.recompute=always", "parallel.recompute"),
     ] {
         let error = refused(&gpt, (mesh, more));
         assert!(error.contains(wanted), "{mesh} {more}: {error}");

@@ -185,6 +185,8 @@ fn products_of_axes_add_up() {
         ("data=2,pipe=2", &["parallel.zero=1", "train.accumulate=2"]),
         ("data=2,pipe=2", &["parallel.zero=3", "train.accumulate=2", "parallel.schedule=interleaved"]),
         ("pipe=2,tensor=2", &["train.accumulate=2", "parallel.recompute=block", "parallel.sequence=true"]),
+        ("data=2,pipe=2", &["parallel.zero=3", "train.accumulate=2", "parallel.recompute=all"]),
+        ("pipe=2,tensor=2", &["train.accumulate=2", "parallel.recompute=all", "parallel.sequence=true"]),
         ("replica=2,data=2", &["parallel.zero=1"]),
         ("replica=2,data=2", &[]),
     ] {

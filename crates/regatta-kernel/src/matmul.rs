@@ -25,6 +25,11 @@ impl<'a> Matrix<'a> {
         Self { data, rows, columns, strides: [columns, 1] }
     }
 
+    /// How many columns it has.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
     /// The transposed matrix, in the same memory.
     pub fn transposed(self) -> Self {
         let [row, column] = self.strides;

@@ -139,6 +139,9 @@ pub enum Recompute {
     /// The input of every block; the rest is computed again (Chen et al. 2016, "Training Deep Nets with Sublinear Memory
     /// Cost").
     Block,
+    /// The input of every chunk of the pipeline: its blocks run again before they go backward, and keep their inputs for
+    /// so long (Huang et al. 2019, "GPipe", section 2.3).
+    All,
 }
 
 /// How a job is spread: printed at the start, kept in every checkpoint and summary.
@@ -279,8 +282,10 @@ impl fmt::Display for Plan {
         if self.sequence {
             write!(f, ", norm regions split by time")?;
         }
-        if self.recompute == Recompute::Block {
-            write!(f, ", blocks computed again in backward")?;
+        match self.recompute {
+            Recompute::None => {}
+            Recompute::Block => write!(f, ", blocks computed again in backward")?,
+            Recompute::All => write!(f, ", stages and blocks computed again in backward")?,
         }
         if self.offload {
             write!(f, ", optimizer state in a file")?;

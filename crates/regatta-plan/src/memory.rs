@@ -123,21 +123,25 @@ impl Plan {
     /// Most numbers of activations at once.
     fn activations(&self, schedule: &Schedule, stage: usize, load: &Load) -> usize {
         let rows = self.micro_batch() as f64;
-        let again = self.recompute == Recompute::Block;
         let end = |chunk: usize| schedule.virtual_stage(stage, chunk) + 1 == schedule.virtual_stages();
         // Of a micro-batch between its forward and its backward; and beside that, while it goes backward.
         let costs = |chunk: usize| -> (f64, f64) {
             let blocks = load.chunks.get(chunk).map_or(&[][..], |blocks| blocks);
-            if !again {
+            if self.recompute == Recompute::None {
                 return (blocks.iter().map(|block| block.kept).sum(), 0.0);
             }
-            // What the loss is computed from is never computed again: its backward follows at once.
+            // What the loss is computed from is not computed again just before its backward.
             let (last, others) = match blocks.split_last().filter(|_| end(chunk)) {
                 Some((last, others)) => (last.kept, others),
                 None => (0.0, blocks),
             };
-            let inputs: f64 = others.iter().map(|block| block.input).sum();
-            (inputs + last, others.iter().map(|block| block.kept).fold(0.0, f64::max))
+            let inputs = others.iter().map(|block| block.input).sum::<f64>() + last;
+            let beside = others.iter().map(|block| block.kept).fold(0.0, f64::max);
+            if self.recompute == Recompute::Block {
+                return (inputs, beside);
+            }
+            let first = blocks.first().map_or(0.0, |block| block.input);
+            (first, inputs + beside)
         };
         let costs: Vec<(f64, f64)> = (0..schedule.chunks).map(costs).collect();
         let (mut held, mut peak) = (0.0f64, 0.0f64);
@@ -249,6 +253,10 @@ mod tests {
         let again = |mesh: &str| Plan { recompute: Recompute::Block, ..of(mesh, ScheduleKind::OneFOneB) };
         assert_eq!(bytes(&again("pipe=2"), 0), (2 * (1 + 1) + 10) * 4);
         assert_eq!(bytes(&again("pipe=2"), 1), (1 + 10 + 10) * 4);
+        // From the input of the stage: inputs of both blocks only while they go backward.
+        let all = |mesh: &str| Plan { recompute: Recompute::All, ..again(mesh) };
+        assert_eq!(bytes(&all("pipe=2"), 0), (2 + (1 + 1) + 10) * 4);
+        assert_eq!(bytes(&all("pipe=2"), 1), (1 + (1 + 10) + 10) * 4);
         // Half the samples in a micro-batch, half the numbers.
         let halves = Plan { accumulate: 8, ..of("data=1", ScheduleKind::OneFOneB) };
         assert_eq!(bytes(&halves, 0), one / 2);

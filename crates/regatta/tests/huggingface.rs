@@ -10,7 +10,7 @@ use regatta::checkpoint::{
 };
 use regatta::data::tokenizer::Tokenizer;
 use regatta::layers::Init;
-use regatta::models::{Gelu, Gpt, GptConfig};
+use regatta::models::{ActivationFunction, Gpt, GptConfig};
 use regatta::plan::{Batch, Mesh, Piece, Plan};
 use regatta::train::{Config, ModelConfig};
 use safetensors::{Dtype, tensor::TensorView};
@@ -158,8 +158,18 @@ fn save(run: &Path, gpt: &GptConfig) -> Gpt {
     model
 }
 
-fn gpt(bias: bool, tied: bool, gelu: Gelu) -> GptConfig {
-    GptConfig { layers: 2, heads: 3, embed: 24, block: 16, dropout: 0.0, bias, tied, gelu }
+fn gpt(bias: bool, tied: bool, activation: ActivationFunction) -> GptConfig {
+    GptConfig {
+        layers: 2,
+        heads: 3,
+        embed: 24,
+        block: 16,
+        dropout: 0.0,
+        bias,
+        tied,
+        activation,
+        ..GptConfig::default()
+    }
 }
 
 #[test]
@@ -168,11 +178,16 @@ fn what_torch_made_computes_the_same_here() {
         return;
     }
     for (options, tied, gelu, bound) in [
-        ("", true, Gelu::Tanh, 1),
-        (", \"activation_function\": \"gelu\", \"tie_word_embeddings\": false", false, Gelu::Erf, 1),
-        (", \"dtype\": \"bfloat16\"", true, Gelu::Tanh, 1),
-        (", \"dtype\": \"float16\", \"base\": true", true, Gelu::Tanh, 1),
-        (", \"max_shard_size\": \"10KB\"", true, Gelu::Tanh, 2),
+        ("", true, ActivationFunction::GeluTanh, 1),
+        (
+            ", \"activation_function\": \"gelu\", \"tie_word_embeddings\": false",
+            false,
+            ActivationFunction::Gelu,
+            1,
+        ),
+        (", \"dtype\": \"bfloat16\"", true, ActivationFunction::GeluTanh, 1),
+        (", \"dtype\": \"float16\", \"base\": true", true, ActivationFunction::GeluTanh, 1),
+        (", \"max_shard_size\": \"10KB\"", true, ActivationFunction::GeluTanh, 2),
     ] {
         let place = tempfile::tempdir().unwrap();
         let (from, run) = (place.path().join("hf"), place.path().join("run"));
@@ -201,7 +216,7 @@ fn what_we_made_computes_the_same_in_torch() {
     if !have_python() {
         return;
     }
-    for gpt in [gpt(true, true, Gelu::Tanh), gpt(false, false, Gelu::Erf)] {
+    for gpt in [gpt(true, true, ActivationFunction::GeluTanh), gpt(false, false, ActivationFunction::Gelu)] {
         let place = tempfile::tempdir().unwrap();
         let model = save(place.path(), &gpt);
         let out = place.path().join("hf");
@@ -221,7 +236,7 @@ fn tokens_are_the_same_in_transformers() {
     let tokenizer = Tokenizer::train_bpe([text, text].into_iter(), 280).unwrap();
     let path = place.path().join("tokenizer.json");
     tokenizer.save(&path).unwrap();
-    save(place.path(), &gpt(true, true, Gelu::Erf));
+    save(place.path(), &gpt(true, true, ActivationFunction::Gelu));
     let out = place.path().join("hf");
     let checkpoint = Checkpoint::find(&Location::of_run(place.path()), Which::Last).unwrap();
     assert!(export(&checkpoint, Some(&path), &out).unwrap().tokenizer);
@@ -236,7 +251,7 @@ fn tokens_are_the_same_in_transformers() {
 /// Without Python: out and in again gives the same numbers.
 #[test]
 fn there_and_back() {
-    for gpt in [gpt(true, true, Gelu::Tanh), gpt(false, false, Gelu::Erf)] {
+    for gpt in [gpt(true, true, ActivationFunction::GeluTanh), gpt(false, false, ActivationFunction::Gelu)] {
         let place = tempfile::tempdir().unwrap();
         let (run, out, back) = (place.path().join("run"), place.path().join("hf"), place.path().join("back"));
         let model = save(&run, &gpt);
@@ -260,7 +275,7 @@ fn there_and_back() {
 fn exported() -> tempfile::TempDir {
     let place = tempfile::tempdir().unwrap();
     let run = place.path().join("run");
-    save(&run, &gpt(true, true, Gelu::Tanh));
+    save(&run, &gpt(true, true, ActivationFunction::GeluTanh));
     let checkpoint = Checkpoint::find(&Location::of_run(&run), Which::Last).unwrap();
     export(&checkpoint, None, &place.path().join("hf")).unwrap();
     place

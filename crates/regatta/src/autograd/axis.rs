@@ -3,7 +3,7 @@
 
 use super::custom::{Back, custom, numbers, tensor_of, value};
 use super::work::Work;
-use burn::backend::{Shape, TensorMetadata, flex::FlexTensor};
+use burn::backend::{TensorMetadata, flex::FlexTensor};
 use burn::tensor::Tensor;
 use regatta_comm::{Element, Error, Group, ReduceOp, Result};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -158,38 +158,5 @@ pub(crate) fn scatter_time(x: Tensor<3>, axis: &Axis) -> Tensor<3> {
     custom(Work::none("leave split layers"), [value(x)], |[x]| {
         let output = axis.scatter(&x);
         (output, Box::new(move |gradient, [wanted]| [wanted.map(|_| axis.gather(&gradient))]))
-    })
-}
-
-/// The rows of `table` `[rows, width]` that `ids` `[batch, time]` name, counted from row `first` of the whole table;
-/// zeros for ids whose row is not here.
-pub(crate) fn rows_of(table: Tensor<2>, ids: Tensor<2, burn::tensor::Int>, first: usize) -> Tensor<3> {
-    let [batch, time] = ids.dims();
-    let ids = super::custom::integers(ids);
-    let bytes = 8.0 * (ids.len() * table.dims()[1]) as f64;
-    custom(Work::new("embedding", 0.0, bytes), [value(table)], |[table]| {
-        let [rows, width] = [table.shape()[0], table.shape()[1]];
-        let here = move |id: i64| usize::try_from(id).ok()?.checked_sub(first).filter(|row| *row < rows);
-        let mut out = vec![0.0f32; ids.len() * width];
-        let numbers_of_table = numbers(&table);
-        for (id, out) in ids.iter().zip(out.chunks_exact_mut(width)) {
-            if let Some(row) = here(*id) {
-                out.copy_from_slice(&numbers_of_table[row * width..][..width]);
-            }
-        }
-        let output = tensor_of(out, Shape::from([batch, time, width]));
-        let back: Back<1> = Box::new(move |gradient, [wanted]| {
-            [wanted.map(|_| {
-                let mut sums = vec![0.0f32; rows * width];
-                for (id, gradient) in ids.iter().zip(numbers(&gradient).chunks_exact(width)) {
-                    if let Some(row) = here(*id) {
-                        let sums = &mut sums[row * width..][..width];
-                        sums.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
-                    }
-                }
-                tensor_of(sums, Shape::from([rows, width]))
-            })]
-        });
-        (output, back)
     })
 }

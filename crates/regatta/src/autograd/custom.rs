@@ -74,7 +74,6 @@ pub(crate) fn plain<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
 }
 
 /// Whether operations on `tensor` can be fused ones: it is f32 on Flex. Elsewhere they are made of Burn's own.
-#[allow(dead_code)]
 pub(crate) fn fused<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
 }
@@ -136,6 +135,16 @@ pub(crate) fn numbers(tensor: &FlexTensor) -> Cow<'_, [f32]> {
         Some(slice) => Cow::Borrowed(slice),
         None => Cow::Owned(tensor.to_contiguous().as_slice::<f32>().map(<[f32]>::to_vec).unwrap_or_default()),
     }
+}
+
+/// Changes a tensor's f32 numbers, in row-major order: in place where nobody else looks at them.
+pub(crate) fn in_place(tensor: FlexTensor, change: impl FnOnce(&mut [f32])) -> FlexTensor {
+    let whole = tensor.layout().start_offset() == 0
+        && tensor.as_slice::<f32>().is_some_and(|values| values.len() == tensor.storage::<f32>().len());
+    // Else it is a part of a larger buffer, or in another order.
+    let mut tensor = if whole { tensor } else { tensor_of(numbers(&tensor).into_owned(), tensor.shape()) };
+    change(tensor.storage_mut());
+    tensor
 }
 
 /// A tensor of `values` in row-major order.

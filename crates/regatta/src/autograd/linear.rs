@@ -1,11 +1,13 @@
 //! The linear layer, whose weight gradient may be computed later: the zero-bubble schedule fills waiting time with it
 //! (Qi et al. 2023, "Zero Bubble Pipeline Parallelism", section 2).
 
-use super::custom::{Back, custom, numbers, tensor_of, value};
+use super::custom::{Back, custom, fused, in_place, numbers, tensor_of, value};
 use super::work::Work;
-use burn::backend::ops::FloatTensorOps;
-use burn::backend::{Flex, Shape, TensorMetadata, autodiff::NodeId, flex::FlexTensor};
+use burn::backend::{Shape, TensorMetadata, autodiff::NodeId, flex::FlexTensor};
 use burn::tensor::Tensor;
+use regatta_kernel::activation::{self, Activation, bias_forward};
+use regatta_kernel::bias;
+use regatta_kernel::matmul::{Matrix, new_product};
 use std::cell::RefCell;
 
 /// The gradient of a parameter that has yet to be computed.
@@ -44,46 +46,130 @@ fn defer(node: NodeId, compute: impl FnOnce() -> FlexTensor + 'static) -> Option
     })
 }
 
-/// `x * weight + bias` for `x` `[.., input]`, `weight` `[input, output]` and `bias` `[output]`.
-pub(crate) fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<D> {
+/// `activation(x * weight + bias)` for `x` `[.., input]`, `weight` `[input, output]` and `bias` `[output]`. Bias and
+/// activation are the product's epilogue, and backward begins with the activation's slope in place.
+pub(crate) fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    activation: Activation,
+) -> Tensor<D> {
+    if !fused(&x) {
+        let sums = x.matmul(weight.unsqueeze());
+        let sums = match bias {
+            Some(bias) => sums + bias.unsqueeze(),
+            None => sums,
+        };
+        return activate(sums, activation);
+    }
     let work = work(&x, &weight, 1);
     match bias {
         None => custom(work, [value(x), value(weight)], |[x, weight]| {
-            let output = product(&x, &weight, None);
+            let (output, layer) = Layer::forward(x, weight, None, activation);
             let back: Back<2> = Box::new(move |gradient, [of_x, of_weight]| {
-                [
-                    of_x.map(|_| by_input(&gradient, &weight)),
-                    of_weight.and_then(|node| by_weight(node, x, gradient)),
-                ]
+                let [x, weight, _] = layer.backward(gradient, [of_x, of_weight, None]);
+                [x, weight]
             });
             (output, back)
         }),
         Some(bias) => custom(work, [value(x), value(weight), value(bias)], |[x, weight, bias]| {
-            let output = product(&x, &weight, Some(&bias));
-            let back: Back<3> = Box::new(move |gradient, [of_x, of_weight, of_bias]| {
-                [
-                    of_x.map(|_| by_input(&gradient, &weight)),
-                    of_weight.and_then(|node| by_weight(node, x, gradient.clone())),
-                    of_bias.and_then(|node| defer(node, move || column_sums(&gradient))),
-                ]
-            });
-            (output, back)
+            let (output, layer) = Layer::forward(x, weight, Some(&bias), activation);
+            (output, Box::new(move |gradient, wanted| layer.backward(gradient, wanted)))
         }),
     }
 }
 
 /// `x` times the transpose of `table`: `x` `[.., input]` and `table` `[output, input]` to `[.., output]`.
 pub(crate) fn linear_by_rows<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> Tensor<D> {
+    if !fused(&x) {
+        return x.matmul(table.transpose().unsqueeze());
+    }
     custom(work(&x, &table, 0), [value(x), value(table)], |[x, table]| {
-        let output = product(&x, &table.transpose(0, 1), None);
+        let (x_data, table_data) = (numbers(&x), numbers(&table));
+        let (rows, weights) = (matrix(&x, &x_data), matrix(&table, &table_data));
+        let shape = with_last(&x, table.shape()[0]);
+        let output = tensor_of(new_product(rows, weights.transposed()), shape);
+        drop((x_data, table_data));
         let back: Back<2> = Box::new(move |gradient, [of_x, of_table]| {
-            [
-                of_x.map(|_| by_input(&gradient, &table.transpose(0, 1))),
-                of_table.and_then(|node| by_weight(node, gradient, x)),
-            ]
+            let of_x = of_x.map(|_| {
+                let (gradient_data, table_data) = (numbers(&gradient), numbers(&table));
+                let rows = new_product(matrix(&gradient, &gradient_data), matrix(&table, &table_data));
+                tensor_of(rows, with_last(&gradient, table.shape()[1]))
+            });
+            [of_x, of_table.and_then(|node| by_weight(node, gradient, x))]
         });
         (output, back)
     })
+}
+
+/// Burn's own operation for an activation.
+pub(crate) fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
+    match activation {
+        Activation::Identity => x,
+        Activation::Relu => relu(x),
+        Activation::Gelu => gelu(x),
+        Activation::GeluTanh => gelu_approximate(x),
+        Activation::Silu => silu(x),
+    }
+}
+
+/// What backward needs.
+struct Layer {
+    x: FlexTensor,
+    weight: FlexTensor,
+    /// The activation's inputs, if there is one.
+    sums: Option<Vec<f32>>,
+    activation: Activation,
+}
+
+impl Layer {
+    fn forward(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: Option<&FlexTensor>,
+        activation: Activation,
+    ) -> (FlexTensor, Self) {
+        let shape = with_last(&x, weight.shape()[1]);
+        let mut sums = {
+            let (x_data, weight_data) = (numbers(&x), numbers(&weight));
+            new_product(matrix(&x, &x_data), matrix(&weight, &weight_data))
+        };
+        let bias = bias.map(numbers);
+        if activation == Activation::Identity {
+            if let Some(bias) = bias {
+                bias::add(&mut sums, &bias);
+            }
+            return (tensor_of(sums, shape), Self { x, weight, sums: None, activation });
+        }
+        let mut output = vec![0.0; sums.len()];
+        bias_forward(activation, &mut sums, bias.as_deref(), &mut output);
+        (tensor_of(output, shape), Self { x, weight, sums: Some(sums), activation })
+    }
+
+    fn backward(
+        self,
+        gradient: FlexTensor,
+        [of_x, of_weight, of_bias]: [Option<NodeId>; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        let gradient = match &self.sums {
+            Some(sums) => {
+                in_place(gradient, |gradient| activation::backward(self.activation, sums, gradient))
+            }
+            None => gradient,
+        };
+        let of_x = of_x.map(|_| {
+            let (gradient_data, weight_data) = (numbers(&gradient), numbers(&self.weight));
+            let weight = matrix(&self.weight, &weight_data).transposed();
+            let rows = new_product(matrix(&gradient, &gradient_data), weight);
+            tensor_of(rows, with_last(&gradient, self.weight.shape()[0]))
+        });
+        [
+            of_x,
+            of_weight.and_then(|node| by_weight(node, self.x, gradient.clone())),
+            of_bias.and_then(|node| defer(node, move || column_sums(&gradient))),
+        ]
+    }
 }
 
 /// The product of `x`'s rows with a matrix of which dimension `columns` is what comes out.
@@ -92,53 +178,34 @@ fn work<const D: usize>(x: &Tensor<D>, matrix: &Tensor<2>, columns: usize) -> Wo
     Work::product("linear", rows, x.dims()[D - 1], matrix.dims()[columns])
 }
 
-/// A tensor's rows and their length.
-fn rows(tensor: &FlexTensor) -> [usize; 2] {
-    let shape = tensor.shape();
-    let width = shape.last().copied().unwrap_or(1);
-    [shape.num_elements() / width.max(1), width]
+/// The tensor's rows as a matrix; `data` are its numbers.
+fn matrix<'a>(tensor: &FlexTensor, data: &'a [f32]) -> Matrix<'a> {
+    let width = tensor.shape().last().copied().unwrap_or(1);
+    Matrix::new(data, data.len() / width.max(1), width)
 }
 
-fn flat(tensor: &FlexTensor) -> FlexTensor {
-    tensor.to_contiguous().reshape(Shape::from(rows(tensor)))
-}
-
-fn product(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
-    let mut shape = x.shape().to_vec();
-    let outputs = weight.shape()[1];
-    if let Some(last) = shape.last_mut() {
-        *last = outputs;
+/// The tensor's shape with another last dimension.
+fn with_last(tensor: &FlexTensor, last: usize) -> Shape {
+    let mut shape = tensor.shape().to_vec();
+    if let Some(width) = shape.last_mut() {
+        *width = last;
     }
-    let mut output = Flex::float_matmul(flat(x), weight.clone());
-    if let Some(bias) = bias {
-        let bias = numbers(bias);
-        let sums = output.storage_mut::<f32>();
-        for row in sums.chunks_exact_mut(outputs.max(1)) {
-            row.iter_mut().zip(bias.iter()).for_each(|(sum, b)| *sum += b);
-        }
-    }
-    output.reshape(Shape::from(shape))
+    Shape::from(shape)
 }
 
-fn by_input(gradient: &FlexTensor, weight: &FlexTensor) -> FlexTensor {
-    let mut shape = gradient.shape().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = weight.shape()[0];
-    }
-    Flex::float_matmul(flat(gradient), weight.transpose(0, 1)).reshape(Shape::from(shape))
-}
-
-fn by_weight(node: NodeId, x: FlexTensor, gradient: FlexTensor) -> Option<FlexTensor> {
-    defer(node, move || Flex::float_matmul(flat(&x).transpose(0, 1), flat(&gradient)))
+/// `left`'s columns times `right`'s rows: a weight's gradient.
+fn by_weight(node: NodeId, left: FlexTensor, right: FlexTensor) -> Option<FlexTensor> {
+    defer(node, move || {
+        let (left_data, right_data) = (numbers(&left), numbers(&right));
+        let (left, right) = (matrix(&left, &left_data), matrix(&right, &right_data));
+        let shape = [left.columns(), right.columns()];
+        tensor_of(new_product(left.transposed(), right), shape)
+    })
 }
 
 fn column_sums(gradient: &FlexTensor) -> FlexTensor {
-    let [_, width] = rows(gradient);
-    let mut sums = vec![0.0f32; width];
-    for row in numbers(gradient).chunks_exact(width.max(1)) {
-        sums.iter_mut().zip(row).for_each(|(sum, g)| *sum += g);
-    }
-    tensor_of(sums, [width])
+    let width = gradient.shape().last().copied().unwrap_or(1);
+    tensor_of(bias::column_sums(&numbers(gradient), width), [width])
 }
 
 #[cfg(test)]
@@ -159,7 +226,7 @@ mod tests {
         let scale = tensor([2, 3, 4], 4);
         let burn = x.clone().matmul(weight.clone().unsqueeze()) + bias.clone().unsqueeze();
         let mut wanted = (burn.clone() * scale.clone()).sum().backward();
-        let ours = || linear(x.clone(), weight.clone(), Some(bias.clone()));
+        let ours = || linear(x.clone(), weight.clone(), Some(bias.clone()), Activation::Identity);
         let mut found = (ours() * scale.clone()).sum().backward();
         let close = |a: Vec<f32>, b: Vec<f32>| {
             assert_eq!(a.len(), b.len());

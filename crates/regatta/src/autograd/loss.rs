@@ -2,70 +2,101 @@
 //! gathered (Shoeybi et al. 2019, "Megatron-LM", section 3).
 
 use super::axis::Axis;
-use super::custom::{Back, custom, integers, numbers, tensor_of, value};
+use super::custom::{Back, custom, fused, in_place, integers, numbers, tensor_of, value};
 use super::work::Work;
-use burn::backend::{Shape, TensorMetadata};
-use burn::tensor::{Int, Tensor};
+use burn::backend::Shape;
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{FloatDType, Int, Tensor};
 use regatta_comm::ReduceOp;
+use regatta_kernel::loss::{Backward, Sums, largest, sums};
 
 /// A class that counts for nothing, as padding.
 pub const IGNORED: i64 = -1;
 
-/// Mean cross entropy (natural logarithm) of `logits` `[samples, classes]` against `targets` `[samples]`, as `[1]`.
-/// With an axis, `logits` are this rank's classes, from class `first` on. Samples whose target is [`IGNORED`] count for
-/// nothing; the mean is over the others.
+/// Mean cross entropy (natural logarithm) of `logits` `[samples, classes]` against `targets` `[samples]`, as `[1]`, with
+/// label smoothing. With an axis, `logits` are this rank's classes, from class `first` of `all` on. Samples whose target
+/// is [`IGNORED`] count for nothing; the mean is over the others.
 pub(crate) fn cross_entropy(
     logits: Tensor<2>,
     targets: Tensor<1, Int>,
-    split: Option<(&Axis, usize)>,
+    smoothing: f32,
+    split: Option<(&Axis, usize, usize)>,
 ) -> Tensor<1> {
+    if !fused(&logits) {
+        return decomposed(logits, targets, smoothing);
+    }
+    let [rows, classes] = logits.dims();
     let targets = integers(targets);
-    let (axis, first) = split.map_or((None, 0), |(axis, first)| (Some(axis), first));
-    let elements: f64 = logits.dims().iter().map(|&size| size as f64).product();
+    let (axis, first, all_classes) =
+        split.map_or((None, 0, classes), |(axis, first, all)| (Some(axis), first, all));
+    let here =
+        |target: &i64| usize::try_from(*target).ok()?.checked_sub(first).filter(|class| *class < classes);
+    let places: Vec<Option<usize>> = targets.iter().map(here).collect();
+    let counts: Vec<bool> = targets.iter().map(|target| *target != IGNORED).collect();
+    let counted = counts.iter().filter(|counts| **counts).count().max(1);
+    let elements = (rows * classes) as f64;
     custom(Work::new("cross entropy", 4.0 * elements, 8.0 * elements), [value(logits)], |[logits]| {
-        let classes = logits.shape()[1];
-        let here =
-            move |target: i64| usize::try_from(target).ok()?.checked_sub(first).filter(|c| *c < classes);
-        let values = numbers(&logits);
-        let mut largest: Vec<f32> = values.chunks_exact(classes).map(row_max).collect();
-        if let Some(axis) = axis {
-            axis.reduce(&mut largest, ReduceOp::Max);
-        }
-        // Beside each other, so that one all-reduce carries both: the sums of exponentials and the targets' logits.
-        let samples = targets.len();
-        let mut sums = vec![0.0f32; 2 * samples];
-        let mut exponentials = Vec::with_capacity(values.len());
-        for (index, row) in values.chunks_exact(classes).enumerate() {
-            let begin = exponentials.len();
-            exponentials.extend(row.iter().map(|x| (x - largest[index]).exp()));
-            sums[index] = exponentials[begin..].iter().sum();
-            sums[samples + index] = here(targets[index]).map_or(0.0, |class| row[class]);
+        let mut most = vec![0.0f32; rows];
+        let mut all = vec![Sums::default(); rows];
+        {
+            let values = numbers(&logits);
+            largest(&values, classes, &mut most);
+            if let Some(axis) = axis {
+                axis.reduce(&mut most, ReduceOp::Max);
+            }
+            sums(&values, classes, &most, &places, smoothing > 0.0, &mut all);
         }
         if let Some(axis) = axis {
-            axis.reduce(&mut sums, ReduceOp::Sum);
+            add_up(axis, &mut all, smoothing > 0.0);
         }
-        let counted = targets.iter().filter(|target| **target != IGNORED).count().max(1);
-        let loss =
-            |index: usize| f64::from(sums[index].ln()) + f64::from(largest[index] - sums[samples + index]);
-        let total: f64 = (0..samples).filter(|&index| targets[index] != IGNORED).map(loss).sum();
-        let shape = logits.shape();
+        let loss = |row: usize| all[row].loss(most[row], smoothing, all_classes);
+        let total: f64 = (0..rows).filter(|&row| counts[row]).map(loss).sum();
         let back: Back<1> = Box::new(move |gradient, [wanted]| {
             [wanted.map(|_| {
                 let scale = numbers(&gradient)[0] / counted as f32;
-                for (index, row) in exponentials.chunks_exact_mut(classes).enumerate() {
-                    let factor = if targets[index] == IGNORED { 0.0 } else { scale / sums[index] };
-                    row.iter_mut().for_each(|p| *p *= factor);
-                    if let Some(class) = here(targets[index]) {
-                        row[class] -= scale;
-                    }
-                }
-                tensor_of(exponentials, shape)
+                let scales: Vec<f32> =
+                    counts.iter().map(|counts| if *counts { scale } else { 0.0 }).collect();
+                let backward = Backward {
+                    classes,
+                    all_classes,
+                    smoothing,
+                    largest: &most,
+                    sums: &all,
+                    targets: &places,
+                    scales: &scales,
+                };
+                in_place(logits, |logits| backward.run(logits))
             })]
         });
         (tensor_of(vec![(total / counted as f64) as f32], Shape::from([1])), back)
     })
 }
 
-fn row_max(row: &[f32]) -> f32 {
-    row.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+/// Adds up what the ranks of `axis` have of each row, beside each other, so that one all-reduce carries it.
+fn add_up(axis: &Axis, all: &mut [Sums], smooth: bool) {
+    let mut beside: Vec<f32> = all.iter().map(|sums| sums.exponentials).collect();
+    beside.extend(all.iter().map(|sums| sums.target));
+    if smooth {
+        beside.extend(all.iter().map(|sums| sums.logits));
+    }
+    axis.reduce(&mut beside, ReduceOp::Sum);
+    let rows = all.len();
+    for (row, sums) in all.iter_mut().enumerate() {
+        sums.exponentials = beside[row];
+        sums.target = beside[rows + row];
+        sums.logits = beside.get(2 * rows + row).copied().unwrap_or(0.0);
+    }
+}
+
+/// By Burn's operations; narrow numbers are summed as f32.
+fn decomposed(logits: Tensor<2>, targets: Tensor<1, Int>, smoothing: f32) -> Tensor<1> {
+    let [rows, _] = logits.dims();
+    let logs = log_softmax(logits.cast(FloatDType::F32), 1);
+    let ignored = targets.clone().equal_elem(IGNORED);
+    let counted = ignored.clone().bool_not().int().sum().into_scalar::<i64>().max(1);
+    let at = targets.clamp_min(0).reshape([rows, 1]);
+    let of_target = logs.clone().gather(1, at).reshape([rows]);
+    let smooth = logs.mean_dim(1).reshape([rows]).mul_scalar(smoothing);
+    let each = of_target.mul_scalar(1.0 - smoothing) + smooth;
+    each.mask_fill(ignored, 0.0).sum().mul_scalar(-1.0 / counted as f64)
 }

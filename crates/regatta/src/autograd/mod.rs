@@ -4,22 +4,28 @@
 
 mod axis;
 mod custom;
+mod embedding;
 mod graph;
 mod hook;
 mod linear;
 mod loss;
 mod memory;
+mod norm;
+mod residual;
 mod work;
 
 pub use axis::Axis;
-pub(crate) use axis::{copy_to_split, gather_time, rows_of, scatter_time, sum_of_split};
+pub(crate) use axis::{copy_to_split, gather_time, scatter_time, sum_of_split};
 pub(crate) use custom::{numbers, plain, tensor_of};
+pub(crate) use embedding::{add_positions, rows_of};
 pub(crate) use graph::{backward, detached, leaf, seed};
 pub(crate) use hook::{Gradient, GradientHook, Ladder, hook_at};
 pub(crate) use linear::{Deferred, deferring, linear, linear_by_rows};
 pub use loss::IGNORED;
 pub(crate) use loss::cross_entropy;
 pub use memory::{Memory, keep_freed_memory, to_vec, view};
+pub(crate) use norm::normalise;
+pub(crate) use residual::{Drops, drop_elements, residual};
 pub use work::{Cost, Measured, recording};
 
 use burn::tensor::Device;

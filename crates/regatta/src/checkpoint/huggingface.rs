@@ -7,7 +7,7 @@ mod names;
 pub use export::{Exported, export};
 pub use import::{Imported, import};
 
-use crate::models::{Gelu, GptConfig};
+use crate::models::{ActivationFunction, GptConfig, NormKind};
 use serde::{Deserialize, Serialize};
 
 /// Burn's, PyTorch's and GPT-2's term against division by zero in layer norms.
@@ -78,9 +78,11 @@ impl Gpt2Config {
             n_embd: gpt.embed,
             n_positions: gpt.block,
             vocab_size: vocab,
-            activation_function: match gpt.gelu {
-                Gelu::Erf => "gelu".into(),
-                Gelu::Tanh => "gelu_new".into(),
+            activation_function: match gpt.activation {
+                ActivationFunction::Gelu => "gelu".into(),
+                ActivationFunction::GeluTanh => "gelu_new".into(),
+                ActivationFunction::Silu => "silu".into(),
+                ActivationFunction::Relu => "relu".into(),
             },
             tie_word_embeddings: gpt.tied,
             attn_pdrop: gpt.dropout,
@@ -99,10 +101,15 @@ impl Gpt2Config {
         if self.model_type != "gpt2" {
             return refuse("model_type", format!("{:?}", self.model_type), "\"gpt2\" alone");
         }
-        let gelu = match self.activation_function.as_str() {
-            "gelu" | "gelu_python" => Gelu::Erf,
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Gelu::Tanh,
-            other => return refuse("activation_function", format!("{other:?}"), "\"gelu\" or \"gelu_new\""),
+        let activation = match self.activation_function.as_str() {
+            "gelu" | "gelu_python" => ActivationFunction::Gelu,
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => ActivationFunction::GeluTanh,
+            "silu" | "swish" => ActivationFunction::Silu,
+            "relu" => ActivationFunction::Relu,
+            other => {
+                let can = "\"gelu\", \"gelu_new\", \"silu\" or \"relu\"";
+                return refuse("activation_function", format!("{other:?}"), can);
+            }
         };
         for (key, size) in [
             ("n_layer", self.n_layer),
@@ -145,7 +152,9 @@ impl Gpt2Config {
             dropout: self.resid_pdrop,
             bias: true,
             tied: self.tie_word_embeddings,
-            gelu,
+            activation,
+            norm: NormKind::Layer,
+            label_smoothing: 0.0,
         })
     }
 }

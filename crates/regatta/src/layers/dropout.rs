@@ -1,8 +1,16 @@
 //! Dropout whose masks are a function of (seed, step, micro-step, worker, place, element of the whole tensor).
 
+use crate::autograd::{Drops, drop_elements, residual};
 use crate::random::Stream;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
+use regatta_kernel::dropout::Dropout;
 use std::ops::Range;
+
+/// What is dropped of part `part` of a tensor that is `whole` long along dimension 1; nothing without noise.
+fn drops(rate: f64, noise: Option<Stream>, part: Range<usize>, whole: usize) -> Option<Drops> {
+    let noise = noise.filter(|_| rate > 0.0)?;
+    Some(Drops { dropout: Dropout { noise, rate: rate as f32 }, part, whole })
+}
 
 /// Zeroes each element with probability `rate` and scales the others by `1 / (1 - rate)` (Srivastava et al. 2014), with
 /// random numbers of `noise`; identity without. `part` says which part of dimension 1 of the whole tensor `x` is, and
@@ -14,19 +22,22 @@ pub fn dropout_part<const D: usize>(
     part: Range<usize>,
     whole: usize,
 ) -> Tensor<D> {
-    let Some(noise) = noise.filter(|_| rate > 0.0) else { return x };
-    let keep = (1.0 / (1.0 - rate)) as f32;
-    let rate = rate as f32;
-    let shape = x.dims();
-    let rest: usize = shape[2.min(D)..].iter().product();
-    let mut mask = Vec::with_capacity(shape.iter().product());
-    for outer in 0..shape[0] {
-        let begin = (outer * whole + part.start) * rest;
-        let indices = begin as u64..(begin + part.len() * rest) as u64;
-        mask.extend(indices.map(|i| if noise.uniform(i) < rate { 0.0 } else { keep }));
+    match drops(rate, noise, part, whole) {
+        Some(drops) => drop_elements(x, drops),
+        None => x,
     }
-    let mask = Tensor::<D>::from_data(TensorData::new(mask, shape), &x.device());
-    x * mask
+}
+
+/// `x + y`, with [`dropout_part`] of `y`.
+pub fn residual_part<const D: usize>(
+    x: Tensor<D>,
+    y: Tensor<D>,
+    rate: f64,
+    noise: Option<Stream>,
+    part: Range<usize>,
+    whole: usize,
+) -> Tensor<D> {
+    residual(x, y, drops(rate, noise, part, whole))
 }
 
 /// [`dropout_part`] of a whole tensor of two or more dimensions.

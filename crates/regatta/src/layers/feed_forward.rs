@@ -2,18 +2,35 @@
 
 use super::{Deviations, Init, Linear, Split};
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu, gelu_approximate};
+use regatta_kernel::activation::Activation;
 use serde::{Deserialize, Serialize};
 
-/// Which GELU (Hendrycks & Gimpel 2016, "Gaussian Error Linear Units").
+/// Which function is between the two layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Gelu {
-    /// By the error function.
+#[serde(rename_all = "kebab-case")]
+pub enum ActivationFunction {
+    /// GELU by the error function (Hendrycks & Gimpel 2016, "Gaussian Error Linear Units").
     #[default]
-    Erf,
-    /// By the hyperbolic tangent, as in GPT-2.
-    Tanh,
+    #[serde(alias = "erf")]
+    Gelu,
+    /// GELU by the hyperbolic tangent, as in GPT-2.
+    #[serde(alias = "tanh")]
+    GeluTanh,
+    /// SiLU (Elfwing et al. 2018).
+    Silu,
+    /// The rectifier.
+    Relu,
+}
+
+impl From<ActivationFunction> for Activation {
+    fn from(function: ActivationFunction) -> Self {
+        match function {
+            ActivationFunction::Gelu => Self::Gelu,
+            ActivationFunction::GeluTanh => Self::GeluTanh,
+            ActivationFunction::Silu => Self::Silu,
+            ActivationFunction::Relu => Self::Relu,
+        }
+    }
 }
 
 /// Up to four times the width, and down again.
@@ -31,11 +48,13 @@ pub(crate) fn feed_forward_layers(
 }
 
 /// Of `x` `[batch, time, embed]`, the same.
-pub(crate) fn feed_forward(x: Tensor<3>, up: &Linear, down: &Linear, act: Gelu, split: &Split) -> Tensor<3> {
-    let hidden = up.forward(split.enter(x));
-    let hidden = match act {
-        Gelu::Erf => gelu(hidden),
-        Gelu::Tanh => gelu_approximate(hidden),
-    };
+pub(crate) fn feed_forward(
+    x: Tensor<3>,
+    up: &Linear,
+    down: &Linear,
+    function: ActivationFunction,
+    split: &Split,
+) -> Tensor<3> {
+    let hidden = up.activated(split.enter(x), function.into());
     down.add_bias(split.leave(down.sum(hidden)))
 }

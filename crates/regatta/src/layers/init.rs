@@ -4,7 +4,6 @@ use super::split::Split;
 use crate::autograd::{Axis, train_device};
 use crate::random::Stream;
 use burn::module::{Param, ParamId};
-use burn::nn::{LayerNorm, LayerNormConfig};
 use burn::tensor::{Tensor, TensorData};
 use regatta_plan::{Dim, Layout, Mesh, TensorSpec};
 use std::ops::Range;
@@ -180,14 +179,6 @@ impl Init {
         };
         self.shared.made.lock().unwrap_or_else(PoisonError::into_inner).push(made);
         Param::initialized(ParamId::new(), tensor.require_grad())
-    }
-
-    /// Layer norm over the last dimension.
-    pub fn layer_norm(&self, width: usize, bias: bool) -> LayerNorm {
-        let mut norm = LayerNormConfig::new(width).with_bias(bias).init(&train_device());
-        norm.gamma = self.param_of_region("gamma", [&[("embed", width)]], Fill::Constant(1.0));
-        norm.beta = bias.then(|| self.param_of_region("beta", [&[("embed", width)]], Fill::Constant(0.0)));
-        norm
     }
 }
 

@@ -4,6 +4,7 @@ use super::{Fill, Init};
 use crate::autograd::linear;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
+use regatta_kernel::activation::Activation;
 
 /// `x * weight + bias`; weight `[input, output]` as this rank holds it.
 #[derive(Module, Debug)]
@@ -35,12 +36,17 @@ impl Linear {
 
     /// Of `[.., input]`, `[.., output]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        linear(x, self.weight.val(), self.bias.as_ref().map(Param::val))
+        self.activated(x, Activation::Identity)
+    }
+
+    /// With an activation function behind it.
+    pub fn activated<const D: usize>(&self, x: Tensor<D>, activation: Activation) -> Tensor<D> {
+        linear(x, self.weight.val(), self.bias.as_ref().map(Param::val), activation)
     }
 
     /// Without the bias.
     pub fn sum<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        linear(x, self.weight.val(), None)
+        linear(x, self.weight.val(), None, Activation::Identity)
     }
 
     /// The rest of the layer.

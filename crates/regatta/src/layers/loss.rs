@@ -4,5 +4,5 @@ use burn::tensor::{Int, Tensor};
 
 /// Mean cross entropy (natural logarithm) of `logits` `[samples, classes]` against `targets` `[samples]`.
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
-    crate::autograd::cross_entropy(logits, targets, None)
+    crate::autograd::cross_entropy(logits, targets, 0.0, None)
 }

@@ -4,11 +4,10 @@
 use super::gpt::{DEVIATION, held};
 use super::{Activation, Batch, BlockCost, Model};
 use crate::layers::{
-    Attention, Context, CrossAttention, Deviations, Fill, Gelu, Init, Linear, Split, Vocabulary,
-    dropout_part, feed_forward, feed_forward_layers,
+    ActivationFunction, Attention, Context, CrossAttention, Deviations, Fill, Init, Linear, Norm, NormKind,
+    Split, Vocabulary, dropout_part, feed_forward, feed_forward_layers, residual_part,
 };
 use burn::module::{Module, Param};
-use burn::nn::LayerNorm;
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +29,13 @@ pub struct EncoderDecoderConfig {
     pub dropout: f64,
     /// Biases in linear layers and norms.
     pub bias: bool,
-    /// Which GELU.
-    pub gelu: Gelu,
+    /// The function inside of feed-forward layers.
+    #[serde(alias = "gelu")]
+    pub activation: ActivationFunction,
+    /// Which norm.
+    pub norm: NormKind,
+    /// Part of the targets' probability that is spread over all tokens in the loss, 0 to below 1.
+    pub label_smoothing: f64,
 }
 
 impl Default for EncoderDecoderConfig {
@@ -44,7 +48,9 @@ impl Default for EncoderDecoderConfig {
             block: 64,
             dropout: 0.0,
             bias: false,
-            gelu: Gelu::Erf,
+            activation: ActivationFunction::Gelu,
+            norm: NormKind::Layer,
+            label_smoothing: 0.0,
         }
     }
 }
@@ -57,9 +63,9 @@ pub struct EncoderDecoder {
     source_positions: Option<Param<Tensor<2>>>,
     target_positions: Option<Param<Tensor<2>>>,
     encoder: Vec<Option<EncoderLayer>>,
-    encoder_norm: Option<LayerNorm>,
+    encoder_norm: Option<Norm>,
     decoder: Vec<Option<DecoderLayer>>,
-    norm: Option<LayerNorm>,
+    norm: Option<Norm>,
     #[module(skip)]
     shape: Shape,
 }
@@ -74,20 +80,20 @@ struct Shape {
 
 #[derive(Module, Debug)]
 struct EncoderLayer {
-    norm1: LayerNorm,
+    norm1: Norm,
     attention: Attention,
-    norm2: LayerNorm,
+    norm2: Norm,
     up: Linear,
     down: Linear,
 }
 
 #[derive(Module, Debug)]
 struct DecoderLayer {
-    norm1: LayerNorm,
+    norm1: Norm,
     attention: Attention,
-    norm2: LayerNorm,
+    norm2: Norm,
     cross: CrossAttention,
-    norm3: LayerNorm,
+    norm3: Norm,
     up: Linear,
     down: Linear,
 }
@@ -98,7 +104,7 @@ impl EncoderDecoder {
         let (width, bias, heads) = (config.embed, config.bias, config.heads);
         let depth = config.encoder_layers + config.decoder_layers;
         let deviations = Deviations { input: DEVIATION, residual: DEVIATION / (2.0 * depth as f32).sqrt() };
-        let norm = |init: &Init, name: &str| init.at(name).layer_norm(width, bias);
+        let norm = |init: &Init, name: &str| Norm::new(&init.at(name), width, config.norm, bias);
         let encoder = |init: Init| {
             let (up, down) = feed_forward_layers(&init, width, deviations, bias);
             EncoderLayer {
@@ -159,8 +165,9 @@ impl EncoderDecoder {
     ) -> Tensor<3> {
         let [_, time] = ids.dims();
         let part = self.shape.sequence.part(time);
-        let positions = held(positions).val().narrow(0, part.start, part.len()).unsqueeze::<3>();
-        let x = self.shape.vocabulary.embed(held(&self.tokens).val(), ids.clone()) + positions;
+        let vocabulary = &self.shape.vocabulary;
+        let x = vocabulary.embed(held(&self.tokens).val(), ids.clone());
+        let x = vocabulary.add_positions(x, held(positions).val(), part.clone());
         dropout_part(x, self.shape.config.dropout, context.noise(place), part, time)
     }
 }
@@ -212,7 +219,11 @@ impl Model for EncoderDecoder {
     }
 
     fn loss(&self, output: Activation, batch: &Batch) -> Tensor<1> {
-        self.shape.vocabulary.loss(output.three(), pairs(batch).2.clone())
+        self.shape.vocabulary.loss(
+            output.three(),
+            pairs(batch).2.clone(),
+            self.shape.config.label_smoothing as f32,
+        )
     }
 
     fn handed_on(&self, index: usize, batch: &Batch) -> Vec<Vec<usize>> {
@@ -242,14 +253,15 @@ impl EncoderLayer {
         index: usize,
     ) -> Tensor<3> {
         let (rate, place) = (shape.config.dropout, 4 * index as u64);
-        let drop = |x: Tensor<3>, place: u64| {
-            dropout_part(x, rate, context.noise(place), shape.sequence.part(time), time)
+        let add = |x: Tensor<3>, y: Tensor<3>, place: u64| {
+            residual_part(x, y, rate, context.noise(place), shape.sequence.part(time), time)
         };
         let attended =
             self.attention.forward(self.norm1.forward(x.clone()), false, rate, context, index, place);
-        let x = x + drop(attended, place + 1);
+        let x = add(x, attended, place + 1);
         let hidden = self.norm2.forward(x.clone());
-        x + drop(feed_forward(hidden, &self.up, &self.down, shape.config.gelu, &shape.mlp), place + 2)
+        let hidden = feed_forward(hidden, &self.up, &self.down, shape.config.activation, &shape.mlp);
+        add(x, hidden, place + 2)
     }
 }
 
@@ -266,16 +278,17 @@ impl DecoderLayer {
         let (rate, place) = (shape.config.dropout, 4 * index as u64);
         // Cross attention's masks and its output's share a place with nothing else.
         let cross = 1 << 32;
-        let drop = |x: Tensor<3>, place: u64| {
-            dropout_part(x, rate, context.noise(place), shape.sequence.part(time), time)
+        let add = |x: Tensor<3>, y: Tensor<3>, place: u64| {
+            residual_part(x, y, rate, context.noise(place), shape.sequence.part(time), time)
         };
         let attended =
             self.attention.forward(self.norm1.forward(x.clone()), true, rate, context, index, place);
-        let x = x + drop(attended, place + 1);
+        let x = add(x, attended, place + 1);
         let seen = self.cross.forward(self.norm2.forward(x.clone()), memory, rate, context, cross + place);
-        let x = x + drop(seen, cross + place + 1);
+        let x = add(x, seen, cross + place + 1);
         let hidden = self.norm3.forward(x.clone());
-        x + drop(feed_forward(hidden, &self.up, &self.down, shape.config.gelu, &shape.mlp), place + 2)
+        let hidden = feed_forward(hidden, &self.up, &self.down, shape.config.activation, &shape.mlp);
+        add(x, hidden, place + 2)
     }
 }
 

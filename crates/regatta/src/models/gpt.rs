@@ -4,11 +4,10 @@
 
 use super::{Activation, Batch, BlockCost, Model};
 use crate::layers::{
-    Attention, Context, Deviations, Fill, Gelu, Init, Linear, Split, Vocabulary, dropout_part, feed_forward,
-    feed_forward_layers,
+    ActivationFunction, Attention, Context, Deviations, Fill, Init, Linear, Norm, NormKind, Split,
+    Vocabulary, dropout_part, feed_forward, feed_forward_layers, residual_part,
 };
 use burn::module::{Module, Param};
-use burn::nn::LayerNorm;
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +29,13 @@ pub struct GptConfig {
     pub bias: bool,
     /// Whether the output projection is the token embedding.
     pub tied: bool,
-    /// Which GELU.
-    pub gelu: Gelu,
+    /// The function inside of feed-forward layers.
+    #[serde(alias = "gelu")]
+    pub activation: ActivationFunction,
+    /// Which norm.
+    pub norm: NormKind,
+    /// Part of the targets' probability that is spread over all tokens in the loss, 0 to below 1.
+    pub label_smoothing: f64,
 }
 
 impl Default for GptConfig {
@@ -44,7 +48,9 @@ impl Default for GptConfig {
             dropout: 0.0,
             bias: false,
             tied: true,
-            gelu: Gelu::Erf,
+            activation: ActivationFunction::Gelu,
+            norm: NormKind::Layer,
+            label_smoothing: 0.0,
         }
     }
 }
@@ -55,7 +61,7 @@ pub struct Gpt {
     tokens: Option<Param<Tensor<2>>>,
     positions: Option<Param<Tensor<2>>>,
     layers: Vec<Option<Layer>>,
-    norm: Option<LayerNorm>,
+    norm: Option<Norm>,
     head: Option<Param<Tensor<2>>>,
     #[module(skip)]
     shape: Shape,
@@ -71,9 +77,9 @@ struct Shape {
 
 #[derive(Module, Debug)]
 struct Layer {
-    norm1: LayerNorm,
+    norm1: Norm,
     attention: Attention,
-    norm2: LayerNorm,
+    norm2: Norm,
     up: Linear,
     down: Linear,
 }
@@ -88,12 +94,13 @@ impl Gpt {
         // Projections onto the residual stream are scaled by its depth (Radford et al. 2019, section 2.3).
         let residual = DEVIATION / (2.0 * config.layers as f32).sqrt();
         let deviations = Deviations { input: DEVIATION, residual };
+        let norm = |init: &Init, name: &str| Norm::new(&init.at(name), width, config.norm, bias);
         let layer = |init: Init| {
             let (up, down) = feed_forward_layers(&init, width, deviations, bias);
             Layer {
-                norm1: init.at("norm1").layer_norm(width, bias),
+                norm1: norm(&init, "norm1"),
                 attention: Attention::new(&init.at("attention"), width, config.heads, deviations, bias),
-                norm2: init.at("norm2").layer_norm(width, bias),
+                norm2: norm(&init, "norm2"),
                 up,
                 down,
             }
@@ -112,7 +119,7 @@ impl Gpt {
             layers: (0..config.layers)
                 .map(|i| init.of_blocks(&[i + 1]).map(|init| layer(init.at("layers").nth(i))))
                 .collect(),
-            norm: init.of_blocks(&[last]).map(|init| init.at("norm").layer_norm(width, bias)),
+            norm: init.of_blocks(&[last]).map(|init| norm(&init, "norm")),
             head: (!config.tied).then(|| init.of_blocks(&[last]).map(|init| table(init, "head"))).flatten(),
             shape: Shape {
                 config: config.clone(),
@@ -132,8 +139,9 @@ impl Gpt {
         let (tokens, positions) = (held(&self.tokens), held(&self.positions));
         let [_, time] = ids.dims();
         let part = self.shape.sequence.part(time);
-        let positions = positions.val().narrow(0, context.past() + part.start, part.len()).unsqueeze::<3>();
-        let x = self.shape.vocabulary.embed(tokens.val(), ids) + positions;
+        let places = context.past() + part.start..context.past() + part.end;
+        let vocabulary = &self.shape.vocabulary;
+        let x = vocabulary.add_positions(vocabulary.embed(tokens.val(), ids), positions.val(), places);
         dropout_part(x, self.shape.config.dropout, context.noise(0), part, time)
     }
 
@@ -173,7 +181,7 @@ impl Model for Gpt {
 
     fn loss(&self, output: Activation, batch: &Batch) -> Tensor<1> {
         let Batch::Text { targets, .. } = batch else { panic!("a language model was given images") };
-        self.shape.vocabulary.loss(output.three(), targets.clone())
+        self.shape.vocabulary.loss(output.three(), targets.clone(), self.shape.config.label_smoothing as f32)
     }
 
     fn handed_on(&self, _index: usize, batch: &Batch) -> Vec<Vec<usize>> {
@@ -193,15 +201,15 @@ impl Layer {
         index: usize,
     ) -> Tensor<3> {
         let (rate, place) = (shape.config.dropout, 3 * index as u64);
-        let drop = |x: Tensor<3>, place: u64| {
-            dropout_part(x, rate, context.noise(place), shape.sequence.part(time), time)
+        let add = |x: Tensor<3>, y: Tensor<3>, place: u64| {
+            residual_part(x, y, rate, context.noise(place), shape.sequence.part(time), time)
         };
         let attended =
             self.attention.forward(self.norm1.forward(x.clone()), true, rate, context, index, place);
-        let x = x + drop(attended, place + 1);
+        let x = add(x, attended, place + 1);
         let hidden = self.norm2.forward(x.clone());
-        let hidden = feed_forward(hidden, &self.up, &self.down, shape.config.gelu, &shape.mlp);
-        x + drop(hidden, place + 2)
+        let hidden = feed_forward(hidden, &self.up, &self.down, shape.config.activation, &shape.mlp);
+        add(x, hidden, place + 2)
     }
 }
 

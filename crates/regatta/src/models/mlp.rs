@@ -5,7 +5,7 @@ use super::{Activation, Batch, BlockCost, Model, count_correct, images};
 use crate::layers::{Context, Init, Linear, cross_entropy, dropout};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::relu;
+use regatta_kernel::activation::Activation::Relu;
 use serde::{Deserialize, Serialize};
 
 /// Shape of an [`Mlp`].
@@ -58,9 +58,13 @@ impl Model for Mlp {
             Activation::Start => images(batch).0.clone().flatten(1, 3),
             input => input.two(),
         };
-        let x = held(&self.layers[index]).forward(x);
+        let layer = held(&self.layers[index]);
         let last = index + 1 == self.layers.len();
-        Activation::Two(if last { x } else { dropout(relu(x), self.rate, context.noise(index as u64)) })
+        Activation::Two(if last {
+            layer.forward(x)
+        } else {
+            dropout(layer.activated(x, Relu), self.rate, context.noise(index as u64))
+        })
     }
 
     fn loss(&self, output: Activation, batch: &Batch) -> Tensor<1> {

@@ -15,7 +15,7 @@ pub use encoder_decoder::{EncoderDecoder, EncoderDecoderConfig};
 pub use gpt::{Gpt, GptConfig};
 pub use mlp::{Mlp, MlpConfig};
 
-pub use crate::layers::Gelu;
+pub use crate::layers::{ActivationFunction, NormKind};
 
 use crate::layers::Context;
 use burn::module::Module;

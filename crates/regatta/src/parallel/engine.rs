@@ -10,7 +10,7 @@ use super::gradients::{CommTime, Gradients};
 use super::leaves::Leaves;
 use super::links::Links;
 use super::params::ParamStore;
-use super::share::Share;
+use super::share::{Share, run_again, uses};
 use super::timeline::Timeline;
 use super::units::Units;
 use super::whole::Parameters;
@@ -241,7 +241,7 @@ impl<M: Model> Engine<M> {
         self.gradients.begin();
         self.links.begin(&schedule);
         self.timeline.begin();
-        self.plan_uses(tasks);
+        self.plan_uses(&schedule);
         let mut result = StepResult::default();
         for &task in tasks {
             let (chunk, micro) = (task.chunk(), task.micro());
@@ -282,18 +282,9 @@ impl<M: Model> Engine<M> {
     }
 
     /// The order in which blocks are used in a step.
-    fn plan_uses(&mut self, tasks: &[Task]) {
-        self.uses.clear();
-        for task in tasks {
-            let blocks = self.chunks[task.chunk()].clone();
-            match task {
-                Task::Forward { .. } => self.uses.extend(blocks.map(|block| (block, true))),
-                Task::Backward { .. } | Task::BackwardInput { .. } => {
-                    self.uses.extend(blocks.rev().map(|block| (block, false)));
-                }
-                Task::BackwardWeight { .. } => {}
-            }
-        }
+    fn plan_uses(&mut self, schedule: &Schedule) {
+        let (stage, recompute) = (self.axes.coordinate("pipe"), self.plan.recompute);
+        self.uses = uses(schedule, stage, &self.chunks, recompute).into();
     }
 
     /// Makes the parameters of the next block whole, and begins to fetch those behind it.
@@ -393,33 +384,17 @@ impl<M: Model> Engine<M> {
         context: &Context,
     ) -> Result<Option<f64>> {
         let (chunk, micro) = at;
-        let batch = &batches[micro];
         let blocks = self.chunks[chunk].clone();
-        let again = self.plan.recompute == Recompute::Block;
-        let last =
-            schedule.virtual_stage(self.axes.coordinate("pipe"), chunk) + 1 == schedule.virtual_stages();
-        let mut x = input;
-        let mut kept = Vec::with_capacity(blocks.len());
-        let mut loss = None;
-        for block in blocks.clone() {
-            self.arrive(block)?;
-            let ends = last && block + 1 == blocks.end;
-            let input = x.map(&mut Detach);
-            let input = input.map(&mut Leaf);
-            let y = self.model.forward_block(block, input.clone(), batch, context);
-            x = y.clone().map(&mut Detach);
-            let output = if ends {
-                let value = self.model.loss(y, batch);
-                loss = Some(f64::from(autograd::to_vec(value.clone()).unwrap_or_default()[0]));
-                Some(Output::Loss(value))
-            } else if again {
-                // Its graph ends here. The next chunk may be on this rank and looks for its input among what is kept.
-                (block + 1 == blocks.end).then(|| Output::Activation(x.clone()))
-            } else {
-                Some(Output::Activation(y))
-            };
-            kept.push(Kept { input, output });
-            self.leave(block, true)?;
+        let retain = self.plan.recompute;
+        let (mut kept, x, loss) = self.run(schedule, at, blocks, input, batches, context, retain)?;
+        let last = loss.is_some();
+        if retain == Recompute::All {
+            // The next chunk may be on this rank and looks for its input among what is kept.
+            let output = kept.last_mut().and_then(|kept| kept.output.take()).filter(|_| !last);
+            kept.truncate(1);
+            if let Some(first) = kept.first_mut() {
+                first.output = output;
+            }
         }
         self.kept.insert(at, kept);
         self.in_flight += 1;
@@ -428,6 +403,49 @@ impl<M: Model> Engine<M> {
             self.hand_on(schedule, Task::Forward { chunk, micro }, flatten(x))?;
         }
         Ok(loss)
+    }
+
+    /// Runs `blocks` of a chunk on one micro-batch, and returns what is kept of each, what came out, and the loss behind
+    /// the last block of all.
+    #[allow(clippy::too_many_arguments)]
+    fn run(
+        &mut self,
+        schedule: &Schedule,
+        at: (usize, usize),
+        blocks: Range<usize>,
+        input: Activation,
+        batches: &[Batch],
+        context: &Context,
+        retain: Recompute,
+    ) -> Result<(Vec<Kept>, Activation, Option<f64>)> {
+        let (chunk, micro) = at;
+        let batch = &batches[micro];
+        let last =
+            schedule.virtual_stage(self.axes.coordinate("pipe"), chunk) + 1 == schedule.virtual_stages();
+        let end = self.chunks[chunk].end;
+        let mut x = input;
+        let mut kept = Vec::with_capacity(blocks.len());
+        let mut loss = None;
+        for block in blocks {
+            self.arrive(block)?;
+            let input = x.map(&mut Detach);
+            let input = input.map(&mut Leaf);
+            let y = self.model.forward_block(block, input.clone(), batch, context);
+            x = y.clone().map(&mut Detach);
+            let output = if last && block + 1 == end {
+                let value = self.model.loss(y, batch);
+                loss = Some(f64::from(autograd::to_vec(value.clone()).unwrap_or_default()[0]));
+                Some(Output::Loss(value))
+            } else if retain != Recompute::None {
+                // Its graph ends here. The next chunk may be on this rank and looks for its input among what is kept.
+                (block + 1 == end).then(|| Output::Activation(x.clone()))
+            } else {
+                Some(Output::Activation(y))
+            };
+            kept.push(Kept { input, output });
+            self.leave(block, true)?;
+        }
+        Ok((kept, x, loss))
     }
 
     fn hand_on(&mut self, schedule: &Schedule, task: Task, data: Vec<FlexTensor>) -> Result<()> {
@@ -456,8 +474,18 @@ impl<M: Model> Engine<M> {
         later: bool,
     ) -> Result<()> {
         let (chunk, micro) = at;
-        let kept = self.kept.remove(&at).unwrap_or_default();
+        let mut kept = self.kept.remove(&at).unwrap_or_default();
         let blocks = self.chunks[chunk].clone();
+        if let (Recompute::All, Some(first)) = (self.plan.recompute, kept.pop()) {
+            let again = run_again(schedule, self.axes.coordinate("pipe"), chunk, blocks.clone());
+            let (inputs, out, _) =
+                self.run(schedule, at, again, first.input, batches, context, Recompute::Block)?;
+            kept = inputs;
+            if kept.len() < blocks.len() {
+                // The last block has only its input yet.
+                kept.push(Kept { input: out, output: None });
+            }
+        }
         let mut gradient = gradient;
         let mut left = vec![];
         for (block, kept) in blocks.clone().zip(kept).rev() {
@@ -545,7 +573,7 @@ impl<M: Model> Engine<M> {
         let stage = self.axes.coordinate("pipe");
         let tasks = schedule.tasks[stage].clone();
         self.links.begin(&schedule);
-        self.plan_uses(&tasks);
+        self.plan_uses(&schedule);
         let mut result = None;
         let batches = std::slice::from_ref(batch);
         for task in tasks {

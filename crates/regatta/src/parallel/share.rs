@@ -3,7 +3,7 @@
 
 use super::units::Units;
 use crate::layers::Made;
-use regatta_plan::{Plan, PlanError, Schedule};
+use regatta_plan::{Plan, PlanError, Recompute, Schedule, Task};
 use std::ops::Range;
 
 /// One rank's share of a plan.
@@ -60,8 +60,46 @@ impl Share {
         })
     }
 
+    /// The blocks in the order in which a step uses their parameters, each going forward or not.
+    pub fn uses(&self, recompute: Recompute) -> Vec<(usize, bool)> {
+        uses(&self.schedule, self.stage, &self.chunks, recompute)
+    }
+
     /// The chunk that holds `block`, if this rank does.
     pub fn chunk_of(&self, block: usize) -> Option<usize> {
         self.chunks.iter().position(|chunk| chunk.contains(&block))
     }
+}
+
+/// The blocks of `stage` in the order in which a step uses their parameters, each going forward or not; `chunks` are the
+/// blocks of its chunks.
+pub fn uses(
+    schedule: &Schedule,
+    stage: usize,
+    chunks: &[Range<usize>],
+    recompute: Recompute,
+) -> Vec<(usize, bool)> {
+    let mut uses = vec![];
+    for task in &schedule.tasks[stage] {
+        let blocks = chunks[task.chunk()].clone();
+        match task {
+            Task::Forward { .. } => uses.extend(blocks.map(|block| (block, true))),
+            Task::Backward { .. } | Task::BackwardInput { .. } => {
+                if recompute == Recompute::All {
+                    let again = run_again(schedule, stage, task.chunk(), blocks.clone());
+                    uses.extend(again.map(|block| (block, true)));
+                }
+                uses.extend(blocks.rev().map(|block| (block, false)));
+            }
+            Task::BackwardWeight { .. } => {}
+        }
+    }
+    uses
+}
+
+/// The blocks of a chunk that run again before it goes backward, where only its input is kept: all that have one behind
+/// them, and the one before the loss.
+pub fn run_again(schedule: &Schedule, stage: usize, chunk: usize, blocks: Range<usize>) -> Range<usize> {
+    let last = schedule.virtual_stage(stage, chunk) + 1 == schedule.virtual_stages();
+    blocks.start..blocks.end - usize::from(!last && !blocks.is_empty())
 }

@@ -127,7 +127,7 @@ impl Config {
                 for accumulate in (1..=rows).filter(|micros| rows.is_multiple_of(*micros)) {
                     let cut = Plan { zero, accumulate, ..on_mesh.clone() };
                     let Ok(schedule) = cut.pipeline() else { continue };
-                    for recompute in [Recompute::None, Recompute::Block] {
+                    for recompute in [Recompute::None, Recompute::Block, Recompute::All] {
                         for offload in [false, true] {
                             let one = Plan { recompute, offload, ..cut.clone() };
                             let of =
@@ -253,7 +253,11 @@ fn flags(plan: &Plan, other: &Plan) -> Vec<String> {
         flags.push(format!("--micro-batches {}", other.accumulate));
     }
     if plan.recompute != other.recompute {
-        let name = if other.recompute == Recompute::Block { "block" } else { "none" };
+        let name = match other.recompute {
+            Recompute::None => "none",
+            Recompute::Block => "block",
+            Recompute::All => "all",
+        };
         flags.push(format!("--set parallel.recompute={name}"));
     }
     if plan.offload != other.offload {

@@ -1,7 +1,7 @@
 //! How often parameters that come and go are fetched in a step.
 
 use crate::parallel::Share;
-use regatta_plan::Task;
+use regatta_plan::Recompute;
 use std::collections::VecDeque;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -13,18 +13,8 @@ enum State {
 
 /// Fetches of each unit in one step under ZeRO 3: before a block's forward and before its backward, unless the unit is
 /// still there from the block before, or stays for one of the `prefetch` blocks that come next.
-pub(super) fn gathers(share: &Share, prefetch: usize) -> Vec<usize> {
-    let mut uses: VecDeque<(usize, bool)> = VecDeque::new();
-    for task in &share.schedule.tasks[share.stage] {
-        let blocks = share.chunks[task.chunk()].clone();
-        match task {
-            Task::Forward { .. } => uses.extend(blocks.map(|block| (block, true))),
-            Task::Backward { .. } | Task::BackwardInput { .. } => {
-                uses.extend(blocks.rev().map(|block| (block, false)));
-            }
-            Task::BackwardWeight { .. } => {}
-        }
-    }
+pub(super) fn gathers(share: &Share, prefetch: usize, recompute: Recompute) -> Vec<usize> {
+    let mut uses: VecDeque<(usize, bool)> = share.uses(recompute).into();
     let units = &share.units;
     let mut state = vec![State::Away; units.units.len()];
     let mut count = vec![0; units.units.len()];

@@ -204,7 +204,7 @@ impl<'a> Outline<'a> {
         let share = &self.share;
         let (counts, what) = match share.zero {
             0 => return vec![],
-            3 => (gathers::gathers(share, self.plan.prefetch), "for its use"),
+            3 => (gathers::gathers(share, self.plan.prefetch, self.plan.recompute), "for its use"),
             _ => (vec![1; share.units.units.len()], "after the update"),
         };
         let gather = |(index, count): (usize, usize)| {
@@ -220,27 +220,32 @@ impl<'a> Outline<'a> {
         let (plan, share, mut all) = (self.plan, &self.share, vec![]);
         let micros = plan.accumulate;
         for block in share.chunks.iter().cloned().flatten() {
-            // The block before the loss is computed once: its graph is used at once.
-            let again = plan.recompute == Recompute::Block && block + 1 < self.blocks.len();
+            let ends = share.chunks.iter().any(|chunk| chunk.end == block + 1);
+            let again = match plan.recompute {
+                Recompute::None => 0,
+                // The graph of the block before the loss is used at once.
+                Recompute::Block => usize::from(block + 1 < self.blocks.len()),
+                Recompute::All => 1 + usize::from(!ends),
+            };
             for border in self.config.model.borders(block) {
                 if plan.layout.axis(&plan.mesh, border.dim).is_none() {
                     continue;
                 }
                 let numbers = plan.micro_batch() * border.numbers;
-                let mut add = |kind, way: &str| {
+                let mut add = |kind, times: usize, way: &str| {
                     let place = format!("{}: {}, {way}", self.name(block), border.what);
                     let over: (_, &[&str]) = (Purpose::Tensor, &["tensor"]);
-                    all.extend(self.collective(over, (kind, micros), (numbers, F32), place));
+                    all.extend(self.collective(over, (kind, times * micros), (numbers, F32), place));
                 };
                 let (forward, backward) = operations(&border, plan.sequence);
                 if let Some(forward) = forward {
-                    add(forward, "forward");
-                    if again {
-                        add(forward, "forward again");
+                    add(forward, 1, "forward");
+                    if again > 0 {
+                        add(forward, again, "forward again");
                     }
                 }
                 if let Some(backward) = backward {
-                    add(backward, "backward");
+                    add(backward, 1, "backward");
                 }
             }
         }

@@ -1,0 +1,93 @@
+//! Layer norm and RMS norm over the last dimension.
+
+use super::custom::{Back, custom, fused, in_place, numbers, tensor_of, value};
+use super::work::Work;
+use burn::backend::{TensorMetadata, flex::FlexTensor};
+use burn::tensor::{DType, FloatDType, Tensor};
+use regatta_kernel::norm::{self, Moments, Norm};
+
+/// `x` `[.., width]` normalised, times `gamma` `[width]`, plus `beta` `[width]`.
+pub(crate) fn normalise<const D: usize>(
+    x: Tensor<D>,
+    gamma: Tensor<1>,
+    beta: Option<Tensor<1>>,
+    norm: Norm,
+) -> Tensor<D> {
+    if !fused(&x) {
+        return decomposed(x, gamma, beta, norm);
+    }
+    let elements: f64 = x.dims().iter().map(|&size| size as f64).product();
+    let work = Work::new("norm", 8.0 * elements, 12.0 * elements);
+    match beta {
+        None => custom(work, [value(x), value(gamma)], |[x, gamma]| {
+            let (output, layer) = Layer::forward(x, gamma, None, norm);
+            let back: Back<2> = Box::new(move |gradient, _| {
+                let [x, gamma, _] = layer.backward(gradient, false);
+                [x, gamma]
+            });
+            (output, back)
+        }),
+        Some(beta) => custom(work, [value(x), value(gamma), value(beta)], |[x, gamma, beta]| {
+            let (output, layer) = Layer::forward(x, gamma, Some(&beta), norm);
+            (output, Box::new(move |gradient, _| layer.backward(gradient, true)))
+        }),
+    }
+}
+
+/// By Burn's operations; narrow numbers are summed as f32.
+fn decomposed<const D: usize>(
+    x: Tensor<D>,
+    gamma: Tensor<1>,
+    beta: Option<Tensor<1>>,
+    norm: Norm,
+) -> Tensor<D> {
+    let narrow = x.dtype();
+    let x = x.cast(FloatDType::F32);
+    let x = if norm.centred { x.clone() - x.mean_dim(D - 1) } else { x };
+    let variance = x.clone().powi_scalar(2).mean_dim(D - 1);
+    let x = x / variance.add_scalar(norm.eps).sqrt() * gamma.cast(FloatDType::F32).unsqueeze();
+    let x = match beta {
+        Some(beta) => x + beta.cast(FloatDType::F32).unsqueeze(),
+        None => x,
+    };
+    match narrow {
+        DType::F16 => x.cast(FloatDType::F16),
+        DType::BF16 => x.cast(FloatDType::BF16),
+        _ => x,
+    }
+}
+
+/// What backward needs.
+struct Layer {
+    norm: Norm,
+    x: FlexTensor,
+    gamma: FlexTensor,
+    moments: Vec<Moments>,
+}
+
+impl Layer {
+    fn forward(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: Option<&FlexTensor>,
+        norm: Norm,
+    ) -> (FlexTensor, Self) {
+        let len = x.shape().num_elements();
+        let mut output = vec![0.0f32; len];
+        let mut moments = vec![[0.0f32; 2]; len / gamma.shape()[0].max(1)];
+        let beta = beta.map(numbers);
+        norm::forward(norm, &numbers(&x), &numbers(&gamma), beta.as_deref(), &mut output, &mut moments);
+        (tensor_of(output, x.shape()), Self { norm, x, gamma, moments })
+    }
+
+    fn backward(self, gradient: FlexTensor, beta: bool) -> [Option<FlexTensor>; 3] {
+        let width = self.gamma.shape()[0];
+        let mut of_gamma = vec![0.0f32; width];
+        let mut of_beta = vec![0.0f32; if beta { width } else { 0 }];
+        let (x, gamma) = (numbers(&self.x), numbers(&self.gamma));
+        let of_x = in_place(gradient, |gradient| {
+            norm::backward(self.norm, &x, &gamma, &self.moments, gradient, &mut of_gamma, &mut of_beta);
+        });
+        [Some(of_x), Some(tensor_of(of_gamma, [width])), beta.then(|| tensor_of(of_beta, [width]))]
+    }
+}
