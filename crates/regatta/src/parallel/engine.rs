@@ -476,7 +476,9 @@ impl<M: Model> Engine<M> {
         let (chunk, micro) = at;
         let mut kept = self.kept.remove(&at).unwrap_or_default();
         let blocks = self.chunks[chunk].clone();
-        if let (Recompute::All, Some(first)) = (self.plan.recompute, kept.pop()) {
+        if self.plan.recompute == Recompute::All
+            && let Some(first) = kept.pop()
+        {
             let again = run_again(schedule, self.axes.coordinate("pipe"), chunk, blocks.clone());
             let (inputs, out, _) =
                 self.run(schedule, at, again, first.input, batches, context, Recompute::Block)?;
