@@ -80,7 +80,7 @@ fn main() -> ExitCode {
         Command::Launch(args) => launch(args),
         Command::Data(args) => data::run(args),
         Command::Checkpoint(args) => checkpoint::run(args),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => bench::run(args, started),
         Command::Trace(args) => trace::run(&args),
     };
     match outcome {

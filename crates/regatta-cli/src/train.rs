@@ -25,25 +25,25 @@ const TRACE: &str = "REGATTA_TRACE";
 #[derive(Args)]
 pub struct TrainArgs {
     #[command(flatten)]
-    plan: PlanFlags,
+    pub plan: PlanFlags,
     /// Write what each rank did when into this file, for a trace viewer.
     #[arg(long)]
-    trace: Option<PathBuf>,
+    pub trace: Option<PathBuf>,
     /// Optimizer steps, instead of train.steps.
     #[arg(long)]
-    steps: Option<usize>,
+    pub steps: Option<usize>,
     /// The run's folder; left out: runs/NAME, numbered where that is taken.
     #[arg(long)]
-    out: Option<PathBuf>,
+    pub out: Option<PathBuf>,
     /// Go on from the last checkpoint in the run's folder.
     #[arg(long)]
-    resume: bool,
+    pub resume: bool,
     /// `thread` (ranks in one process), `shm` or `tcp`; left out: the fastest that works.
     #[arg(long)]
-    transport: Option<TransportKind>,
+    pub transport: Option<TransportKind>,
     /// The algorithm for all operations that it offers; left out: what the tuning table says.
     #[arg(long)]
-    algorithm: Option<Algorithm>,
+    pub algorithm: Option<Algorithm>,
 }
 
 impl TrainArgs {
@@ -57,14 +57,25 @@ impl TrainArgs {
 
 pub fn run(args: TrainArgs, started: Instant) -> Result<ExitCode> {
     let config = args.config()?;
+    train_as(&args, config, started, true)
+}
+
+/// Trains as `config` says, as one rank of a job or as what starts the ranks; `speaks` says whether somebody is told about it.
+pub fn train_as(args: &TrainArgs, config: Config, started: Instant, speaks: bool) -> Result<ExitCode> {
     match World::from_env()? {
-        Some(world) => worker(&args, config, &world, started),
-        None => launcher(&args, config, started),
+        Some(world) => worker(args, config, &world, started, speaks),
+        None => launcher(args, config, started, speaks),
     }
 }
 
 /// One rank of a job that somebody started: we ourselves, mpirun, torchrun, srun.
-fn worker(args: &TrainArgs, config: Config, world: &World, started: Instant) -> Result<ExitCode> {
+fn worker(
+    args: &TrainArgs,
+    config: Config,
+    world: &World,
+    started: Instant,
+    speaks: bool,
+) -> Result<ExitCode> {
     let stop = signals::stop_flag()?;
     let plan = plan(&config, world.size)?;
     // Before the ranks meet, so that none of them waits for another's preparation with a deadline running.
@@ -80,11 +91,11 @@ fn worker(args: &TrainArgs, config: Config, world: &World, started: Instant) -> 
     let threads = config.parallel.threads.unwrap_or_else(|| cores::threads(world.local_size));
     let job =
         Job { config, plan, group, out, resume: args.resume, stop, started: launched(started), threads };
-    on_rank(&job)?;
+    on_rank(&job, speaks)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn launcher(args: &TrainArgs, config: Config, started: Instant) -> Result<ExitCode> {
+fn launcher(args: &TrainArgs, config: Config, started: Instant, speaks: bool) -> Result<ExitCode> {
     let workers = workers(&config)?;
     if workers > cores::available() {
         eprintln!("warning: {workers} workers on {} core(s): they will take turns", cores::available());
@@ -118,7 +129,7 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant) -> Result<ExitCo
             started,
             threads,
         };
-        return in_threads(groups.into_iter().map(job).collect());
+        return in_threads(groups.into_iter().map(job).collect(), speaks);
     }
     let since_start = started.elapsed();
     let epoch = SystemTime::now().duration_since(UNIX_EPOCH)?.saturating_sub(since_start).as_micros();
@@ -135,12 +146,12 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant) -> Result<ExitCo
 }
 
 /// Ranks as threads of this process.
-fn in_threads(jobs: Vec<Job>) -> Result<ExitCode> {
+fn in_threads(jobs: Vec<Job>, speaks: bool) -> Result<ExitCode> {
     let mut failed: Option<String> = None;
     std::thread::scope(|scope| {
         let ranks: Vec<_> = jobs
             .iter()
-            .map(|job| scope.spawn(move || on_rank(job).map_err(|error| error.to_string())))
+            .map(|job| scope.spawn(move || on_rank(job, speaks).map_err(|error| error.to_string())))
             .collect();
         for (rank, thread) in ranks.into_iter().enumerate() {
             let outcome = thread.join().unwrap_or_else(|_| Err("panicked".into()));
@@ -152,11 +163,11 @@ fn in_threads(jobs: Vec<Job>) -> Result<ExitCode> {
     failed.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
 }
 
-fn on_rank(job: &Job) -> Result<()> {
+fn on_rank(job: &Job, speaks: bool) -> Result<()> {
     // The rank's thread is part of its own pool, so that small operations need no hand-over.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).use_current_thread().build()?;
     let outcome = pool.install(|| {
-        if job.group.rank() != 0 {
+        if job.group.rank() != 0 || !speaks {
             return train(job, &mut Silent);
         }
         let unit = if job.config.model.time().is_some() { "tokens" } else { "samples" };
@@ -167,7 +178,7 @@ fn on_rank(job: &Job) -> Result<()> {
     });
     match outcome {
         Ok(summary) => {
-            if job.group.rank() == 0 {
+            if job.group.rank() == 0 && speaks {
                 report(&summary, &job.out);
             }
             Ok(())
@@ -187,10 +198,11 @@ fn report(summary: &Summary, out: &Path) {
     let accuracy = summary.val_accuracy.map_or(String::new(), |a| format!(", accuracy {:.2} %", 100.0 * a));
     println!("{} steps: training loss {:.4}{validation}{accuracy}", summary.steps, summary.train_loss);
     println!(
-        "{:.0} tokens/s, {:.1} ms a step (communication {:.1} ms, not hidden {:.1} ms), first step after {:.2} s, \
-         at most {:.0} MiB a rank",
+        "{:.0} tokens/s, {:.1} ms a step, {:.0} % of the cores' peak (communication {:.1} ms, not hidden {:.1} ms), first \
+         step after {:.2} s, at most {:.0} MiB a rank",
         summary.tokens_per_s,
         summary.step_ms,
+        100.0 * summary.mfu,
         summary.comm_ms,
         summary.comm_exposed_ms,
         summary.time_to_first_step_s,

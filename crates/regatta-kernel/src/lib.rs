@@ -17,6 +17,7 @@ pub mod matmul;
 pub mod norm;
 pub mod optimizer;
 mod parallel;
+pub mod peak;
 pub mod random;
 mod simd;
 

@@ -1,4 +1,4 @@
-//! `regatta bench`: measures collectives, and which algorithm is the fastest where.
+//! `regatta bench`: measures collectives, training steps, and which algorithm is the fastest where.
 
 mod collective;
 mod jobs;
@@ -7,11 +7,13 @@ mod measure;
 mod op;
 mod plot;
 mod row;
+mod step;
 mod tune;
 
 use crate::error::Result;
 use clap::{Args, Subcommand};
 use std::process::ExitCode;
+use std::time::Instant;
 
 #[derive(Args)]
 pub struct BenchArgs {
@@ -23,13 +25,16 @@ pub struct BenchArgs {
 enum What {
     /// Time collective operations for several sizes, and check their results.
     Collective(collective::CollectiveArgs),
+    /// Time training steps, operation by operation.
+    Step(step::StepArgs),
     /// Measure which algorithm is the fastest where, and write a tuning table.
     Tune(tune::TuneArgs),
 }
 
-pub fn run(args: BenchArgs) -> Result<ExitCode> {
+pub fn run(args: BenchArgs, started: Instant) -> Result<ExitCode> {
     match args.what {
         What::Collective(args) => collective::run(&args),
+        What::Step(args) => step::run(args, started),
         What::Tune(args) => tune::run(&args),
     }
 }

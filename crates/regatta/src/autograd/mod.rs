@@ -26,7 +26,8 @@ pub(crate) use loss::cross_entropy;
 pub use memory::{Memory, keep_freed_memory, to_vec, view};
 pub(crate) use norm::normalise;
 pub(crate) use residual::{Drops, drop_elements, residual};
-pub use work::{Cost, Measured, recording};
+pub use work::{Cost, Measured, Phase, recording};
+pub(crate) use work::{measured, waiting};
 
 use burn::tensor::Device;
 

@@ -23,13 +23,24 @@ pub(crate) struct Work {
     pub(crate) backward: Cost,
 }
 
+/// A part of a training step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// From the batch to the loss.
+    Forward,
+    /// From the loss to the gradients.
+    Backward,
+    /// Everything else: gradients' communication, the optimizer.
+    Update,
+}
+
 /// One run of an operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Measured {
     /// The operation.
     pub name: &'static str,
-    /// Whether it was its backward.
-    pub backward: bool,
+    /// In which part of the step.
+    pub phase: Phase,
     /// When it began.
     pub begun: Instant,
     /// How long it took.
@@ -49,8 +60,8 @@ pub fn recording<R>(body: impl FnOnce() -> R) -> (R, Vec<Measured>) {
     (result, RECORD.take().unwrap_or_default())
 }
 
-/// Runs `body` as one operation.
-pub(crate) fn measured<R>(name: &'static str, backward: bool, cost: Cost, body: impl FnOnce() -> R) -> R {
+/// Runs `body` as one operation; not inside of another one.
+pub(crate) fn measured<R>(name: &'static str, phase: Phase, cost: Cost, body: impl FnOnce() -> R) -> R {
     if RECORD.with_borrow(Option::is_none) {
         return body();
     }
@@ -58,9 +69,14 @@ pub(crate) fn measured<R>(name: &'static str, backward: bool, cost: Cost, body: 
     let result = body();
     let took = begun.elapsed();
     RECORD.with_borrow_mut(|record| {
-        record.iter_mut().for_each(|all| all.push(Measured { name, backward, begun, took, cost }));
+        record.iter_mut().for_each(|all| all.push(Measured { name, phase, begun, took, cost }));
     });
     result
+}
+
+/// Runs `body`, which waits for other ranks.
+pub(crate) fn waiting<R>(name: &'static str, body: impl FnOnce() -> R) -> R {
+    measured(name, Phase::Update, Cost::default(), body)
 }
 
 impl Work {
@@ -84,10 +100,10 @@ impl Work {
     }
 
     pub(super) fn forward<R>(self, body: impl FnOnce() -> R) -> R {
-        measured(self.name, false, self.forward, body)
+        measured(self.name, Phase::Forward, self.forward, body)
     }
 
     pub(super) fn backward<R>(self, body: impl FnOnce() -> R) -> R {
-        measured(self.name, true, self.backward, body)
+        measured(self.name, Phase::Backward, self.backward, body)
     }
 }

@@ -14,7 +14,9 @@ use super::share::{Share, run_again, uses};
 use super::timeline::Timeline;
 use super::units::Units;
 use super::whole::Parameters;
-use crate::autograd::{self, Deferred, backward, deferring, detached, leaf, numbers, plain, seed, tensor_of};
+use crate::autograd::{
+    self, Deferred, backward, deferring, detached, leaf, numbers, plain, seed, tensor_of, waiting,
+};
 use crate::error::{Error, Result};
 use crate::layers::{Context, Made};
 use crate::models::{Activation, Batch, Each, Model};
@@ -348,7 +350,7 @@ impl<M: Model> Engine<M> {
         }
         let (model, chunks) = (&self.model, &self.chunks);
         let len = |chunk: usize, micro: usize| elements(model, chunks[chunk].start - 1, &batches[micro]);
-        let data = self.links.take(from, Direction::Activation, at, len)?;
+        let data = waiting("wait for a stage", || self.links.take(from, Direction::Activation, at, len))?;
         Ok(activation(&data, self.model.handed_on(block, &batches[micro])))
     }
 
@@ -370,7 +372,7 @@ impl<M: Model> Engine<M> {
         }
         let (model, chunks) = (&self.model, &self.chunks);
         let len = |chunk: usize, micro: usize| elements(model, chunks[chunk].end - 1, &batches[micro]);
-        let data = self.links.take(from, Direction::Gradient, at, len)?;
+        let data = waiting("wait for a stage", || self.links.take(from, Direction::Gradient, at, len))?;
         Ok(parts(&data, self.model.handed_on(self.chunks[chunk].end - 1, &batches[micro])))
     }
 

@@ -4,8 +4,10 @@
 use super::axes::Axes;
 use super::pool::Pool;
 use super::units::{Unit, Units};
+use crate::autograd::{Cost, Phase, measured, waiting};
 use crate::error::{Error, Result};
 use regatta_comm::{Buffer, Group, Pending, ReduceOp};
+use regatta_kernel::bias::accumulate;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,11 +105,15 @@ impl Gradients {
         }
         let Some(whole) = &mut self.whole[unit] else { return Ok(()) };
         let target = &mut whole[range];
-        if std::mem::replace(&mut self.written[param], true) {
-            target.iter_mut().zip(values).for_each(|(sum, g)| *sum += g);
-        } else {
-            target.copy_from_slice(values);
-        }
+        let again = std::mem::replace(&mut self.written[param], true);
+        let cost = Cost { flops: 0.0, bytes: (8 * values.len()) as f64 };
+        measured("gradients into buckets", Phase::Backward, cost, || {
+            if again {
+                accumulate(target, values);
+            } else {
+                target.copy_from_slice(values);
+            }
+        });
         Ok(())
     }
 
@@ -175,20 +181,20 @@ impl Gradients {
     /// Waits for the oldest reduction.
     fn land(&mut self) -> Result<()> {
         let Some((unit, flight)) = self.flying.pop_front() else { return Ok(()) };
-        let waiting = Instant::now();
+        let begun = Instant::now();
         let timing = match flight {
             Flight::Reduced(pending) => {
-                let (buffer, timing) = pending.wait_timed()?;
+                let (buffer, timing) = waiting("wait for gradients", || pending.wait_timed())?;
                 self.arrived(unit, buffer, None);
                 timing
             }
             Flight::Scattered(pending) => {
-                let ((buffer, shard), timing) = pending.wait_timed()?;
+                let ((buffer, shard), timing) = waiting("wait for gradients", || pending.wait_timed())?;
                 self.arrived(unit, buffer, Some(shard));
                 timing
             }
         };
-        self.time.exposed += waiting.elapsed();
+        self.time.exposed += begun.elapsed();
         self.time.busy += timing.finished - timing.started;
         Ok(())
     }

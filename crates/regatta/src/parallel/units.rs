@@ -114,6 +114,11 @@ impl Units {
         (0..self.units.len()).filter(move |&unit| self.units[unit].blocks.contains(&block))
     }
 
+    /// Elements of all units that each rank owns.
+    pub fn owned(&self) -> usize {
+        self.units.iter().map(|unit| unit.len / self.shards).sum()
+    }
+
     /// The elements of a unit that the `shard`-th rank owns.
     pub fn shard(&self, unit: usize, shard: usize) -> Range<usize> {
         let each = self.units[unit].len / self.shards;

@@ -5,6 +5,7 @@ use super::gradients::CommTime;
 use super::params::ParamStore;
 use super::pool::Pool;
 use super::units::Units;
+use crate::autograd::waiting;
 use crate::error::Result;
 use regatta_comm::{Buffer, Group, Pending};
 use std::ops::Range;
@@ -111,10 +112,10 @@ impl Parameters {
         let State::Coming(pending) = std::mem::replace(&mut self.state[unit], State::Here) else {
             return Ok(());
         };
-        let waiting = Instant::now();
-        let ((own, all), timing) = pending.wait_timed()?;
+        let begun = Instant::now();
+        let ((own, all), timing) = waiting("wait for parameters", || pending.wait_timed())?;
         self.store.unit_mut(unit).copy_from_slice(&all);
-        self.time.exposed += waiting.elapsed();
+        self.time.exposed += begun.elapsed();
         self.time.busy += timing.finished - timing.started;
         self.pool.give(own);
         self.pool.give(all);

@@ -242,6 +242,8 @@ pub struct TrainConfig {
     pub checkpoint_url: Option<String>,
     /// A file for what each rank did when, in the format of Chrome's and Perfetto's trace viewers; absent: none.
     pub trace: Option<PathBuf>,
+    /// Time every operation of every step, for the summary.
+    pub profile: bool,
     /// What becomes of samples that do not fill an epoch's last batch.
     pub last_batch: LastBatch,
     /// Steps between checks that all ranks hold the same parameters; 0: only at the end.
@@ -262,6 +264,7 @@ impl Default for TrainConfig {
             checkpoint_every: 0,
             checkpoint_url: None,
             trace: None,
+            profile: false,
             last_batch: LastBatch::Drop,
             check_every: 0,
         }

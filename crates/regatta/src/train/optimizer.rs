@@ -165,6 +165,11 @@ impl FlatOptimizer {
         self.state().flat_map(|(_, parts)| parts).map(size_of_val).sum()
     }
 
+    /// Moments of each parameter.
+    pub fn moments(&self) -> usize {
+        usize::from(!self.first.is_empty()) + usize::from(!self.second.is_empty())
+    }
+
     /// Updates made so far.
     pub fn updates(&self) -> u64 {
         self.updates

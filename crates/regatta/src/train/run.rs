@@ -5,12 +5,13 @@ use super::dataset::{Datasets, HostBatch};
 use super::evaluate::{Score, evaluate};
 use super::metrics::Metrics;
 use super::optimizer::FlatOptimizer;
+use super::profile::Profiler;
 use super::rank::Rank;
 use super::saving::Saving;
 use super::schedule::learning_rate;
 use super::summary::{Communication, Memory, Pipeline, Summary, median, peak_rss_bytes};
 use super::trace::Trace;
-use crate::autograd::{keep_freed_memory, train_device};
+use crate::autograd::{Cost, Phase, keep_freed_memory, measured, recording, train_device};
 use crate::checkpoint::{self, State, Which};
 use crate::data::prefetch::Prefetch;
 use crate::data::sampler::{Position, Sampler};
@@ -137,6 +138,9 @@ struct Run<'a, M> {
     times: Vec<[f64; 5]>,
     time_to_first_step: Option<Duration>,
     trace: Trace,
+    profiler: Profiler,
+    /// Floating-point operations a second that this rank's threads could reach.
+    peak_flops_per_s: f64,
     /// What the groups carried in the last step.
     carried: Option<Carried>,
 }
@@ -161,6 +165,8 @@ impl<'a, M: Model> Run<'a, M> {
             times: vec![],
             time_to_first_step: None,
             trace: Trace::default(),
+            profiler: Profiler::default(),
+            peak_flops_per_s: regatta_kernel::peak::flops_per_s(),
             carried: None,
         };
         if job.resume {
@@ -234,7 +240,12 @@ impl<'a, M: Model> Run<'a, M> {
         let hash = self.engine.check_identical()?;
         let mut rss = vec![0i64; job.group.size()];
         job.group.all_gather(&[peak_rss_bytes() as i64], &mut rss)?;
-        let summary = self.summary(interrupted, hash, rss)?;
+        let mut summary = self.summary(interrupted, hash, rss)?;
+        if config.profile {
+            let skip = if self.times.len() > 2 * WARM_UP { WARM_UP } else { 0 };
+            let profile = std::mem::take(&mut self.profiler).finish(skip, self.peak_flops_per_s);
+            summary.profile = profile.of_all(&job.group)?;
+        }
         if let Some(path) = &config.trace {
             self.trace.write(path, &job.group)?;
         }
@@ -269,9 +280,31 @@ impl<'a, M: Model> Run<'a, M> {
         batches: &mut Prefetch<(HostBatch, Position)>,
         observer: &mut dyn Observer,
     ) -> Result<(StepReport, bool)> {
+        let config = &self.job.config.train;
+        if !config.profile && config.trace.is_none() {
+            return self.one_step(batches, observer);
+        }
+        let begun = Instant::now();
+        let (result, operations) = recording(|| self.one_step(batches, observer));
+        if config.profile {
+            self.profiler.add(begun.elapsed(), &operations);
+        }
+        if config.trace.is_some() {
+            let since = begun.duration_since(self.job.started);
+            self.trace.add(self.done, since, begun, &self.engine.timeline, &operations);
+        }
+        result
+    }
+
+    fn one_step(
+        &mut self,
+        batches: &mut Prefetch<(HostBatch, Position)>,
+        observer: &mut dyn Observer,
+    ) -> Result<(StepReport, bool)> {
         let (job, plan) = (self.job, &self.job.plan);
         let begun = Instant::now();
-        let (host, position) = batches.next()?;
+        let wait = Cost::default();
+        let (host, position) = measured("wait for data", Phase::Update, wait, || batches.next())?;
         let tokens = host.tokens() * plan.mesh.workers();
         let noise = Stream::new(job.config.train.seed).named("dropout").at(self.done as u64);
         let worker = self.engine.axes().worker();
@@ -281,11 +314,16 @@ impl<'a, M: Model> Run<'a, M> {
         let micros: Vec<Batch> = parts.map(|part| part.into_batch(&train_device())).collect();
         let result = self.engine.step(&micros, &contexts)?;
         let mut comm = result.comm;
-        let norm = self.engine.gradient_norm()?;
+        let owned = self.engine.units().owned();
+        let cost = |flops: f64, bytes: f64| Cost { flops: flops * owned as f64, bytes: bytes * owned as f64 };
+        let norm = measured("gradient norm", Phase::Update, cost(2.0, 4.0), || self.engine.gradient_norm())?;
         let clip = job.config.optimizer.clip;
         let scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
         let lr = learning_rate(&job.config.optimizer, self.done, job.config.train.steps);
-        let (loss, stop) = self.agree(result.loss_sum / plan.accumulate as f64, &mut comm, observer)?;
+        let (loss, stop) = {
+            let loss = result.loss_sum / plan.accumulate as f64;
+            measured("agree on the loss", Phase::Update, wait, || self.agree(loss, &mut comm, observer))?
+        };
         if !loss.is_finite() || !norm.is_finite() {
             return Err(Error::Numeric(format!(
                 "the loss is {loss} and the gradient's norm {norm} at step {}: lower optimizer.lr or set \
@@ -294,7 +332,10 @@ impl<'a, M: Model> Run<'a, M> {
                 job.out.display()
             )));
         }
-        self.engine.update(&mut self.optimizer, lr, scale)?;
+        // Gradients are read, parameters and moments read and written.
+        let bytes = 12.0 + 8.0 * self.optimizer.moments() as f64;
+        let cost = cost(4.0 + 5.0 * self.optimizer.moments() as f64, bytes);
+        measured("optimizer", Phase::Update, cost, || self.engine.update(&mut self.optimizer, lr, scale))?;
         self.done += 1;
         self.position = position;
         self.losses.push(loss);
@@ -302,9 +343,6 @@ impl<'a, M: Model> Run<'a, M> {
         self.time_to_first_step.get_or_insert_with(|| job.started.elapsed());
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let tasks = &self.engine.timeline;
-        if job.config.train.trace.is_some() {
-            self.trace.add(self.done, begun.duration_since(job.started), tasks);
-        }
         let last = tasks.tasks.last().map_or(Duration::ZERO, |(_, _, end)| *end);
         self.times.push([ms(took), ms(comm.busy), ms(comm.exposed), ms(tasks.busy()), ms(last)]);
         let report = StepReport {
@@ -421,6 +459,11 @@ impl<'a, M: Model> Run<'a, M> {
         let whole = job.config.model.describe(self.data.vocab, crate::layers::Placement::whole());
         let (parameters, gathered) = self.engine.parameters.bytes();
         let (gradients, reduced) = self.engine.gradients.bytes();
+        let costs = job.config.model.costs(self.data.vocab);
+        // Backward takes twice what forward does; work done again does not count.
+        let flops = 3.0 * costs.iter().map(|cost| cost.flops).sum::<f64>() * job.plan.global_batch() as f64;
+        let mut peaks = vec![0.0f64; job.group.size()];
+        job.group.all_gather(&[self.peak_flops_per_s], &mut peaks)?;
         let own = Memory {
             parameters,
             gradients,
@@ -437,6 +480,8 @@ impl<'a, M: Model> Run<'a, M> {
             val_accuracy: self.score.and_then(|score| score.accuracy),
             tokens_per_s: if step_ms > 0.0 { tokens as f64 / step_ms * 1e3 } else { 0.0 },
             step_ms,
+            model_flops: flops,
+            mfu: flops / (step_ms * 1e-3 * peaks.iter().sum::<f64>()).max(1.0),
             comm_ms: column(1),
             comm_exposed_ms: column(2),
             time_to_first_step_s: self.time_to_first_step.map_or(0.0, |time| time.as_secs_f64()),
@@ -453,6 +498,7 @@ impl<'a, M: Model> Run<'a, M> {
             parameters: whole.iter().map(|made| made.spec.len()).sum(),
             parameter_hash: format!("{hash:016x}"),
             sample: None,
+            profile: vec![],
         })
     }
 }

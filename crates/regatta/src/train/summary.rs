@@ -1,5 +1,6 @@
 //! What a run reports when it ends: `summary.json`.
 
+use super::profile::Profile;
 use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -28,6 +29,13 @@ pub struct Summary {
     pub tokens_per_s: f64,
     /// Median duration of a step in milliseconds, from its first batch to its last update.
     pub step_ms: f64,
+    /// Floating-point operations that the model takes for a step's samples, forward and backward, over all ranks.
+    #[serde(default)]
+    pub model_flops: f64,
+    /// Model FLOP utilisation (Chowdhery et al. 2022, "PaLM", appendix B): these operations, over what the ranks' threads
+    /// could have done in the time, as measured at the beginning.
+    #[serde(default)]
+    pub mfu: f64,
     /// Median time in milliseconds that a step's all-reduces ran.
     pub comm_ms: f64,
     /// Median time in milliseconds that a step stood waiting for them.
@@ -62,6 +70,9 @@ pub struct Summary {
     pub parameter_hash: String,
     /// Text generated at the end, where asked for.
     pub sample: Option<String>,
+    /// Of each rank, where its time went; empty unless asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profile: Vec<Profile>,
 }
 
 /// Bytes that the engine holds on a rank, by kind.

@@ -1,14 +1,15 @@
 //! What each rank did when, as a file for trace viewers (the Trace Event Format of Chrome and Perfetto).
 
+use crate::autograd::Measured;
 use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
 use crate::parallel::Timeline;
 use regatta_comm::Group;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// The tasks of one rank.
+/// The tasks and operations of one rank.
 #[derive(Default)]
 pub(super) struct Trace {
     events: Vec<Event>,
@@ -26,17 +27,31 @@ struct Event {
 }
 
 impl Trace {
-    /// Adds the tasks of a step that began so long after the run.
-    pub(super) fn add(&mut self, step: usize, step_begun: Duration, timeline: &Timeline) {
+    /// Adds the tasks of a step that began so long after the run, and the operations inside of them.
+    pub(super) fn add(
+        &mut self,
+        step: usize,
+        step_begun: Duration,
+        begun: Instant,
+        timeline: &Timeline,
+        operations: &[Measured],
+    ) {
         let us = |time: Duration| time.as_secs_f64() * 1e6;
-        let event = |(task, begun, ended): &(regatta_plan::Task, Duration, Duration)| Event {
+        let event = |task, begun, took| Event {
             step,
-            task: task.to_string(),
+            task,
             step_begun: us(step_begun),
-            begun: us(*begun),
-            took: us(*ended - *begun),
+            begun: us(begun),
+            took: us(took),
         };
-        self.events.extend(timeline.tasks.iter().map(event));
+        // Tasks are timed from where the engine began.
+        let late = timeline.begun().map_or(Duration::ZERO, |engine| engine.duration_since(begun));
+        let tasks = timeline.tasks.iter();
+        self.events
+            .extend(tasks.map(|(task, begun, end)| event(task.to_string(), late + *begun, *end - *begun)));
+        let operation =
+            |one: &Measured| event(one.name.to_string(), one.begun.duration_since(begun), one.took);
+        self.events.extend(operations.iter().map(operation));
     }
 
     /// Writes the tasks of all ranks, from rank 0. All call it. Every step begins for all ranks when it begins for rank
