@@ -1,9 +1,12 @@
 //! Activation functions, alone and behind a linear layer's bias.
 
 use crate::bias::add_rows;
+use crate::fresh::fresh;
 use crate::math::{normal, sigmoid};
 use crate::parallel::for_chunks;
 use crate::simd::vectorized;
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,10 +35,23 @@ trait Function {
     fn slope(x: f32) -> f32;
 }
 
+struct Identity;
 struct Relu;
 struct Gelu;
 struct GeluTanh;
 struct Silu;
+
+impl Function for Identity {
+    #[inline(always)]
+    fn value(x: f32) -> f32 {
+        x
+    }
+
+    #[inline(always)]
+    fn slope(_: f32) -> f32 {
+        1.0
+    }
+}
 
 impl Function for Relu {
     #[inline(always)]
@@ -91,9 +107,9 @@ impl Function for Silu {
 }
 
 vectorized! {
-    fn values<F: Function>(inputs: &[f32], outputs: &mut [f32]) {
+    fn values<F: Function>(inputs: &[f32], outputs: &mut [MaybeUninit<f32>]) {
         for (y, x) in outputs.iter_mut().zip(inputs) {
-            *y = F::value(*x);
+            y.write(F::value(*x));
         }
     }
 }
@@ -106,31 +122,28 @@ vectorized! {
     }
 }
 
-/// `outputs = activation(inputs)`, element by element.
-pub fn forward(activation: Activation, inputs: &[f32], outputs: &mut [f32]) {
-    assert_eq!(inputs.len(), outputs.len(), "an activation has as many outputs as inputs");
-    for_chunks(outputs, CHUNK, |index, outputs| {
-        let inputs = &inputs[index * CHUNK..][..outputs.len()];
-        apply(activation, inputs, outputs);
-    });
-}
-
-/// A linear layer's epilogue: adds `bias` `[width]` to the rows of `sums` `[.., width]` in place, and leaves their
-/// activation in `outputs`. One pass: a chunk is still in the cache when it comes to the activation.
-pub fn bias_forward(activation: Activation, sums: &mut [f32], bias: Option<&[f32]>, outputs: &mut [f32]) {
-    assert_eq!(sums.len(), outputs.len(), "an activation has as many outputs as inputs");
-    let Some(bias) = bias else { return forward(activation, sums, outputs) };
-    let chunk = crate::parallel::rows_of_chunk(bias.len()) * bias.len();
-    let mut pairs: Vec<_> = sums.chunks_mut(chunk.max(1)).zip(outputs.chunks_mut(chunk.max(1))).collect();
-    let all = |(sums, outputs): &mut (&mut [f32], &mut [f32])| {
-        add_rows(sums, bias);
+/// A linear layer's epilogue: adds `bias` `[width]` to the rows of `sums` `[.., width]` in place, and returns their
+/// activation. One pass: a chunk is still in the cache when it comes to the activation.
+pub fn bias_forward(activation: Activation, sums: &mut [f32], bias: Option<&[f32]>) -> Vec<f32> {
+    let chunk = match bias {
+        Some(bias) => crate::parallel::rows_of_chunk(bias.len()) * bias.len().max(1),
+        None => CHUNK,
+    };
+    let all = |(sums, outputs): (&mut [f32], &mut [MaybeUninit<f32>])| {
+        if let Some(bias) = bias {
+            add_rows(sums, bias);
+        }
         apply(activation, sums, outputs);
     };
-    if rayon::current_num_threads() == 1 {
-        pairs.iter_mut().for_each(all);
-    } else {
-        use rayon::prelude::*;
-        pairs.par_iter_mut().for_each(all);
+    // SAFETY: the chunks are all of the outputs, and `apply` writes every element of one.
+    unsafe {
+        fresh(sums.len(), |outputs| {
+            if rayon::current_num_threads() == 1 {
+                sums.chunks_mut(chunk).zip(outputs.chunks_mut(chunk)).for_each(all);
+            } else {
+                sums.par_chunks_mut(chunk).zip(outputs.par_chunks_mut(chunk)).for_each(all);
+            }
+        })
     }
 }
 
@@ -140,7 +153,7 @@ pub fn backward(activation: Activation, inputs: &[f32], gradients: &mut [f32]) {
     for_chunks(gradients, CHUNK, |index, gradients| {
         let inputs = &inputs[index * CHUNK..][..gradients.len()];
         match activation {
-            Activation::Identity => {}
+            Activation::Identity => slopes::<Identity>(inputs, gradients),
             Activation::Relu => slopes::<Relu>(inputs, gradients),
             Activation::Gelu => slopes::<Gelu>(inputs, gradients),
             Activation::GeluTanh => slopes::<GeluTanh>(inputs, gradients),
@@ -149,9 +162,10 @@ pub fn backward(activation: Activation, inputs: &[f32], gradients: &mut [f32]) {
     });
 }
 
-fn apply(activation: Activation, inputs: &[f32], outputs: &mut [f32]) {
+/// Writes every element of `outputs`, which are as many as `inputs`.
+fn apply(activation: Activation, inputs: &[f32], outputs: &mut [MaybeUninit<f32>]) {
     match activation {
-        Activation::Identity => outputs.copy_from_slice(inputs),
+        Activation::Identity => values::<Identity>(inputs, outputs),
         Activation::Relu => values::<Relu>(inputs, outputs),
         Activation::Gelu => values::<Gelu>(inputs, outputs),
         Activation::GeluTanh => values::<GeluTanh>(inputs, outputs),
@@ -188,8 +202,8 @@ mod tests {
             let (x, bias, g) = (any(seed, rows * width, 3.0), any(seed ^ 1, width, 1.0), any(seed ^ 2, rows * width, 1.0));
             for activation in ALL {
                 let mut sums = x.clone();
-                let mut y = vec![0.0; x.len()];
-                bias_forward(activation, &mut sums, Some(&bias), &mut y);
+                let y = bias_forward(activation, &mut sums, Some(&bias));
+                prop_assert_eq!(&bias_forward(activation, &mut sums.clone(), None), &y);
                 let inputs: Vec<f64> =
                     (0..x.len()).map(|i| f64::from(x[i]) + f64::from(bias[i % width])).collect();
                 close(&y, inputs.iter().map(|x| plain(activation, *x)), 1e-5);

@@ -2,15 +2,16 @@
 
 use crate::simd::vectorized;
 
-/// Copies the rows of `table` `[rows, width]` that `ids` name to `out` `[ids, width]`; zeros where there is no such row.
-pub fn gather(table: &[f32], ids: &[Option<usize>], width: usize, out: &mut [f32]) {
-    assert_eq!(out.len(), ids.len() * width, "a row for every id");
-    for (id, out) in ids.iter().zip(out.chunks_exact_mut(width.max(1))) {
+/// The rows of `table` `[rows, width]` that `ids` name, `[ids, width]`; zeros where there is no such row.
+pub fn gather(table: &[f32], ids: &[Option<usize>], width: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(ids.len() * width);
+    for id in ids {
         match id {
-            Some(row) => out.copy_from_slice(&table[row * width..][..width]),
-            None => out.fill(0.0),
+            Some(row) => out.extend_from_slice(&table[row * width..][..width]),
+            None => out.resize(out.len() + width, 0.0),
         }
     }
+    out
 }
 
 vectorized! {
@@ -39,8 +40,7 @@ mod tests {
         ) {
             let ids: Vec<Option<usize>> = picks.iter().map(|id| id.map(|id| id % rows)).collect();
             let table = values(seed, rows * width, 1.0);
-            let mut out = vec![9.0; ids.len() * width];
-            gather(&table, &ids, width, &mut out);
+            let out = gather(&table, &ids, width);
             for (i, x) in out.iter().enumerate() {
                 prop_assert_eq!(*x, ids[i / width].map_or(0.0, |row| table[row * width + i % width]));
             }

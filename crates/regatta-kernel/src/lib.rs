@@ -11,6 +11,7 @@ pub mod activation;
 pub mod bias;
 pub mod dropout;
 pub mod embedding;
+mod fresh;
 pub mod loss;
 pub mod math;
 pub mod matmul;

@@ -1,6 +1,6 @@
 //! Matrix products, by the crate `gemm`, of matrices that lie in memory in any order.
 
-use std::mem::MaybeUninit;
+use crate::fresh::fresh;
 
 /// Multiplications from which on a product is worth several threads.
 const WORTH: usize = 192 * 192 * 192;
@@ -52,15 +52,8 @@ pub fn product(a: Matrix, b: Matrix, out: &mut [f32], add: bool) {
 /// # Panics
 /// When sizes do not fit.
 pub fn new_product(a: Matrix, b: Matrix) -> Vec<f32> {
-    let len = a.rows * b.columns;
-    let mut out: Vec<f32> = Vec::with_capacity(len);
-    let spare: &mut [MaybeUninit<f32>] = out.spare_capacity_mut();
-    // SAFETY: room for as many elements, which the product writes without reading them.
-    unsafe {
-        multiply(a, b, spare.as_mut_ptr().cast(), false);
-        out.set_len(len);
-    }
-    out
+    // SAFETY: a product writes all of its elements without reading them.
+    unsafe { fresh(a.rows * b.columns, |out| multiply(a, b, out.as_mut_ptr().cast(), false)) }
 }
 
 /// # Safety

@@ -1,8 +1,11 @@
 //! Layer norm (Ba et al. 2016, "Layer Normalization", equation 4) and RMS norm (Zhang & Sennrich 2019, "Root Mean Square
 //! Layer Normalization", equation 4) over the last dimension.
 
+use crate::fresh::fresh;
 use crate::parallel::{map_chunks, rows_of_chunk};
 use crate::simd::vectorized;
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Numbers summed side by side.
 const LANES: usize = 32;
@@ -43,7 +46,7 @@ fn sums<const N: usize>(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> [f32; N]) 
 
 vectorized! {
     fn forward_rows(
-        norm: Norm, x: &[f32], gamma: &[f32], beta: Option<&[f32]>, y: &mut [f32], moments: &mut [Moments],
+        norm: Norm, x: &[f32], gamma: &[f32], beta: Option<&[f32]>, y: &mut [MaybeUninit<f32>], moments: &mut [Moments],
     ) {
         let width = gamma.len();
         let part = 1.0 / width as f32;
@@ -55,12 +58,12 @@ vectorized! {
             match beta {
                 Some(beta) => {
                     for (((y, x), g), b) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
-                        *y = ((x - mean) * scale).mul_add(*g, *b);
+                        y.write(((x - mean) * scale).mul_add(*g, *b));
                     }
                 }
                 None => {
                     for ((y, x), g) in y.iter_mut().zip(x).zip(gamma) {
-                        *y = (x - mean) * scale * g;
+                        y.write((x - mean) * scale * g);
                     }
                 }
             }
@@ -95,34 +98,30 @@ vectorized! {
     }
 }
 
-/// Normalises each row of `x` `[rows, width]` into `y`, times `gamma` `[width]`, plus `beta`. `moments` `[rows]` is for
-/// backward.
-pub fn forward(
-    norm: Norm,
-    x: &[f32],
-    gamma: &[f32],
-    beta: Option<&[f32]>,
-    y: &mut [f32],
-    moments: &mut [Moments],
-) {
-    let width = gamma.len();
-    assert!(x.len() == y.len() && x.len() == moments.len() * width, "rows of {width}");
-    assert!(beta.is_none_or(|beta| beta.len() == width), "beta has as many elements as gamma");
-    if x.is_empty() {
-        return;
-    }
+/// Each row of `x` `[rows, width]` normalised, times `gamma` `[width]`, plus `beta`; and for backward the `[rows]`
+/// moments.
+pub fn forward(norm: Norm, x: &[f32], gamma: &[f32], beta: Option<&[f32]>) -> (Vec<f32>, Vec<Moments>) {
+    let width = gamma.len().max(1);
+    assert!(x.len().is_multiple_of(width), "rows of {width}");
+    assert!(beta.is_none_or(|beta| beta.len() == gamma.len()), "beta has as many elements as gamma");
+    let mut moments = vec![[0.0; 2]; x.len() / width];
     let rows = rows_of_chunk(width);
-    let mut chunks: Vec<_> =
-        x.chunks(rows * width).zip(y.chunks_mut(rows * width)).zip(moments.chunks_mut(rows)).collect();
-    let all = |((x, y), moments): &mut ((&[f32], &mut [f32]), &mut [Moments])| {
+    let all = |((x, y), moments): ((&[f32], &mut [MaybeUninit<f32>]), &mut [Moments])| {
         forward_rows(norm, x, gamma, beta, y, moments);
     };
-    if rayon::current_num_threads() == 1 {
-        chunks.iter_mut().for_each(all);
-    } else {
-        use rayon::prelude::*;
-        chunks.par_iter_mut().for_each(all);
-    }
+    // SAFETY: the chunks are all of the rows, and `forward_rows` writes every element of its rows.
+    let y = unsafe {
+        fresh(x.len(), |y| {
+            let chunk = rows * width;
+            if rayon::current_num_threads() == 1 {
+                x.chunks(chunk).zip(y.chunks_mut(chunk)).zip(moments.chunks_mut(rows)).for_each(all);
+            } else {
+                let pairs = x.par_chunks(chunk).zip(y.par_chunks_mut(chunk));
+                pairs.zip(moments.par_chunks_mut(rows)).for_each(all);
+            }
+        })
+    };
+    (y, moments)
 }
 
 /// Turns `gradients` `[rows, width]` of the outputs into those of `x`, in place, and writes those of gamma (and of beta,
@@ -208,8 +207,7 @@ mod tests {
             let (x, gamma) = (values(seed, rows * width, 2.0), values(seed ^ 1, width, 1.0));
             let shift = if beta { values(seed ^ 2, width, 1.0) } else { vec![0.0; width] };
             let g = values(seed ^ 3, rows * width, 1.0);
-            let (mut y, mut moments) = (vec![0.0; x.len()], vec![[0.0; 2]; rows]);
-            forward(norm, &x, &gamma, beta.then_some(&shift), &mut y, &mut moments);
+            let (y, moments) = forward(norm, &x, &gamma, beta.then_some(&shift[..]));
             close(&y, plain(norm, &wide(&x), &wide(&gamma), &wide(&shift)), 1e-5);
             let (mut of_x, mut of_gamma) = (g.clone(), vec![1.0; width]);
             let mut of_beta = vec![1.0; if beta { width } else { 0 }];

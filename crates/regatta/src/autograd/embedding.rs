@@ -23,8 +23,7 @@ pub(crate) fn rows_of(table: Tensor<2>, ids: Tensor<2, Int>, first: usize) -> Te
     let ids: Vec<Option<usize>> = integers(ids).into_iter().map(here).collect();
     let work = Work::new("embedding", 0.0, 8.0 * (ids.len() * width) as f64);
     custom(work, [value(table)], |[table]| {
-        let mut out = vec![0.0f32; ids.len() * width];
-        embedding::gather(&numbers(&table), &ids, width, &mut out);
+        let out = embedding::gather(&numbers(&table), &ids, width);
         let output = tensor_of(out, Shape::from([batch, time, width]));
         let back: Back<1> = Box::new(move |gradient, [wanted]| {
             [wanted.map(|_| {

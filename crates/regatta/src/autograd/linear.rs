@@ -142,8 +142,7 @@ impl Layer {
             }
             return (tensor_of(sums, shape), Self { x, weight, sums: None, activation });
         }
-        let mut output = vec![0.0; sums.len()];
-        bias_forward(activation, &mut sums, bias.as_deref(), &mut output);
+        let output = bias_forward(activation, &mut sums, bias.as_deref());
         (tensor_of(output, shape), Self { x, weight, sums: Some(sums), activation })
     }
 

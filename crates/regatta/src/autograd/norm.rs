@@ -72,11 +72,8 @@ impl Layer {
         beta: Option<&FlexTensor>,
         norm: Norm,
     ) -> (FlexTensor, Self) {
-        let len = x.shape().num_elements();
-        let mut output = vec![0.0f32; len];
-        let mut moments = vec![[0.0f32; 2]; len / gamma.shape()[0].max(1)];
         let beta = beta.map(numbers);
-        norm::forward(norm, &numbers(&x), &numbers(&gamma), beta.as_deref(), &mut output, &mut moments);
+        let (output, moments) = norm::forward(norm, &numbers(&x), &numbers(&gamma), beta.as_deref());
         (tensor_of(output, x.shape()), Self { norm, x, gamma, moments })
     }
 
