@@ -177,3 +177,45 @@ fn a_training_run_leaves_its_trace_in_its_folder() {
     let text = said(&succeed(&mut place.regatta(&["trace", "run/trace"])));
     assert!(text.contains("rank 1 wrote nothing") && text.contains("rank 0 ("), "{text}");
 }
+
+#[test]
+fn a_step_is_taken_apart() {
+    let place = Place::new();
+    let told = |more: &[&str]| {
+        let text = ["--set", "data.path=text.txt", "--steps", "3", "--trace", "trace.json"];
+        let output = succeed(place.regatta(&["bench", "step", "small.toml"]).args(text).args(more));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let table = told(&["--workers", "1"]);
+    for wanted in
+        ["operation", "GFLOP/s", "linear", "attention", "cross entropy", "optimizer", "% of the cores' peak"]
+    {
+        assert!(table.contains(wanted), "{wanted} is not in {table}");
+    }
+    // Of both ranks, with what they wait for; the rows are all of the step.
+    let profiles: Vec<Value> = serde_json::from_str(&told(&["--workers", "2", "--json"])).unwrap();
+    assert_eq!(profiles.len(), 2);
+    for profile in &profiles {
+        let rows = profile["rows"].as_array().unwrap();
+        let of = |name: &str, phase: &str| {
+            let found = rows.iter().find(|row| row["name"] == name && row["phase"] == phase);
+            found.unwrap_or_else(|| panic!("{name} {phase} is not in {rows:?}"))
+        };
+        of("wait for gradients", "update");
+        let (forward, backward) = (of("linear", "forward"), of("linear", "backward"));
+        // Two layers of four products, and the output.
+        assert_eq!((forward["calls"].as_f64(), backward["calls"].as_f64()), (Some(9.0), Some(9.0)));
+        assert_eq!(backward["flops"].as_f64(), forward["flops"].as_f64().map(|flops| 2.0 * flops));
+        assert!(profile["peak_flops_per_s"].as_f64().unwrap() > 0.0);
+    }
+    let trace: Value = serde_json::from_str(&fs::read_to_string(place.path("trace.json")).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    for rank in 0..2 {
+        for name in ["F0", "linear", "optimizer"] {
+            let there = |event: &Value| {
+                event["tid"] == rank && event["name"].as_str().is_some_and(|n| n.starts_with(name))
+            };
+            assert!(events.iter().any(there), "rank {rank} has no {name}");
+        }
+    }
+}

@@ -217,6 +217,19 @@ fn dropout_draws_the_masks_of_one_worker() {
 }
 
 #[test]
+fn other_norms_activations_and_losses_have_the_losses_of_one_worker() {
+    let plans = [("tensor=2", ""), ("pipe=2", ""), ("tensor=2", "--set parallel.sequence=true")];
+    let rms = "--set model.norm=rms --set model.activation=silu --set model.label_smoothing=0.1";
+    agree(&place(GPT), SGD, rms, &plans);
+    agree(
+        &place(ENCODER_DECODER),
+        SGD,
+        "--set model.activation=relu --set model.label_smoothing=0.2",
+        &plans,
+    );
+}
+
+#[test]
 fn a_plan_run_twice_gives_the_same_bits() {
     let place = place(GPT);
     let plans = [

@@ -144,6 +144,9 @@ fn split_layers_take_four_all_reduces() {
     // Computed again, the forward's two of a layer come again.
     let again = Run::new(&place, "shm", "tensor=2", &["parallel.recompute=block"]);
     assert_eq!(in_layers(&again, 0, 1, Kind::AllReduce), 6);
+    // A smoothed loss sums the logits too.
+    let smooth = Run::new(&place, "shm", "tensor=2", &["model.label_smoothing=0.1", "model.norm=rms"]);
+    assert_eq!(smooth.of(0, Purpose::Tensor, None).1, (4 * 2 + 2) * 4 * 8 * 16 * 32 + 4 * 4 * 8 * 16);
     // Along the sequence a reduce-scatter and an all-gather for each.
     let sequence = Run::new(&place, "shm", "tensor=2", &["parallel.sequence=true", "model.bias=true"]);
     assert_eq!(in_layers(&sequence, 0, 1, Kind::ReduceScatter), 4);

@@ -47,10 +47,11 @@ fn embedding(numbers: usize) -> Vec<Border> {
     vec![out_of("tokens", "vocab", numbers)]
 }
 
-/// The output and the loss behind it, over `time` tokens.
-fn output(numbers: usize, time: usize) -> Vec<Border> {
+/// The output and the loss behind it, over `time` tokens; a smoothed one takes the logits' sum too.
+fn output(numbers: usize, time: usize, smoothing: f64) -> Vec<Border> {
+    let sums = if smoothing > 0.0 { 3 } else { 2 };
     let reduce = |what, numbers| Border { what, dim: "vocab", crossing: Crossing::Reduce, numbers };
-    vec![into("logits in", "vocab", numbers), reduce("largest logits", time), reduce("sums", 2 * time)]
+    vec![into("logits in", "vocab", numbers), reduce("largest logits", time), reduce("sums", sums * time)]
 }
 
 impl GptConfig {
@@ -60,7 +61,7 @@ impl GptConfig {
         match block {
             0 => embedding(numbers),
             layer if layer <= self.layers => [attention(numbers), feed_forward(numbers)].concat(),
-            _ => output(numbers, self.block),
+            _ => output(numbers, self.block, self.label_smoothing),
         }
     }
 }
@@ -74,7 +75,7 @@ impl EncoderDecoderConfig {
             return embedding(numbers);
         }
         if block > bridge + self.decoder_layers {
-            return output(numbers, self.block);
+            return output(numbers, self.block, self.label_smoothing);
         }
         let mut borders = attention(numbers).to_vec();
         if block > bridge {
