@@ -9,6 +9,7 @@
 
 pub mod activation;
 pub mod bias;
+pub mod conv;
 pub mod dropout;
 pub mod embedding;
 mod fresh;

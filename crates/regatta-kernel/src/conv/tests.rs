@@ -1,0 +1,145 @@
+use super::*;
+use crate::random::Stream;
+use proptest::prelude::*;
+
+/// Result, gradient of the images and gradient of the weights, by the definition and in f64.
+fn plain(shape: &Shape, x: &[f32], weight: &[f32], gradient: &[f32]) -> [Vec<f64>; 3] {
+    let [mut out, mut by_x, mut by_weight] =
+        [shape.output_len(), x.len(), weight.len()].map(|len| vec![0.0f64; len]);
+    for image in 0..shape.images {
+        for row in 0..shape.out_height() {
+            for column in 0..shape.out_width() {
+                for tap in 0..shape.kernel * shape.kernel {
+                    let at = |place: usize, tap: usize, len: usize| {
+                        (place * shape.stride + tap).checked_sub(shape.padding).filter(|at| *at < len)
+                    };
+                    let y = at(row, tap / shape.kernel, shape.height);
+                    let (Some(y), Some(x_)) = (y, at(column, tap % shape.kernel, shape.width)) else {
+                        continue;
+                    };
+                    for input in 0..shape.inputs {
+                        for output in 0..shape.outputs {
+                            let to = ((image * shape.out_height() + row) * shape.out_width() + column)
+                                * shape.outputs
+                                + output;
+                            let from = ((image * shape.height + y) * shape.width + x_) * shape.inputs + input;
+                            let by = (tap * shape.inputs + input) * shape.outputs + output;
+                            out[to] += f64::from(x[from]) * f64::from(weight[by]);
+                            by_x[from] += f64::from(gradient[to]) * f64::from(weight[by]);
+                            by_weight[by] += f64::from(x[from]) * f64::from(gradient[to]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    [out, by_x, by_weight]
+}
+
+/// The largest difference, by the largest number.
+fn error(found: &[f32], wanted: &[f64]) -> f64 {
+    assert_eq!(found.len(), wanted.len());
+    let largest = wanted.iter().fold(1e-30f64, |most, value| most.max(value.abs()));
+    found.iter().zip(wanted).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max) / largest
+}
+
+fn all(shape: &Shape, x: &[f32], weight: &[f32], gradient: &[f32]) -> [Vec<f32>; 3] {
+    // What was there before must not matter.
+    let [mut out, mut by_x, mut by_w] =
+        [shape.output_len(), x.len(), weight.len()].map(|len| vec![f32::NAN; len]);
+    forward(shape, x, weight, Epilogue::default(), &mut out);
+    by_input(shape, gradient, weight, &mut by_x);
+    by_weight(shape, x, gradient, &mut by_w);
+    [out, by_x, by_w]
+}
+
+fn numbers(shape: &Shape) -> [Vec<f32>; 3] {
+    let stream = Stream::new(5);
+    let lens = [shape.input_len(), shape.weight_len(), shape.output_len()];
+    [0, 1, 2].map(|i| stream.at(i).normal(lens[i as usize], 1.0))
+}
+
+fn check(shape: &Shape) {
+    let [x, weight, gradient] = numbers(shape);
+    let found = all(shape, &x, &weight, &gradient);
+    for (name, (found, wanted)) in
+        ["result", "images", "weights"].iter().zip(found.iter().zip(plain(shape, &x, &weight, &gradient)))
+    {
+        let error = error(found, &wanted);
+        assert!(error < 1e-5, "{name} of {shape:?}: {error:.1e}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    #[test]
+    fn agrees_with_the_definition(
+        images in 1usize..16, height in 1usize..10, width in 1usize..10, inputs in 1usize..21, outputs in 1usize..40,
+        half in 0usize..3, stride in 1usize..4, padding in 0usize..4,
+    ) {
+        let kernel = 2 * half + 1;
+        check(&Shape { images, height, width, inputs, outputs, kernel, stride, padding });
+    }
+}
+
+#[test]
+fn many_channels_and_images_go_in_blocks() {
+    let shape =
+        Shape { images: 13, height: 7, width: 5, inputs: 150, outputs: 83, kernel: 3, stride: 2, padding: 1 };
+    check(&shape);
+    check(&Shape { images: 3, height: 40, width: 36, inputs: 2, outputs: 70, stride: 1, ..shape });
+    check(&Shape { kernel: 1, padding: 0, inputs: 1500, outputs: 5, ..shape });
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let shape =
+        Shape { images: 11, height: 9, width: 8, inputs: 20, outputs: 70, kernel: 3, stride: 1, padding: 1 };
+    let [x, weight, gradient] = numbers(&shape);
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| all(&shape, &x, &weight, &gradient))
+    };
+    let one = with(1);
+    for threads in 2..6 {
+        assert_eq!(with(threads), one, "{threads} threads");
+    }
+}
+
+#[test]
+fn bias_and_relu_come_last() {
+    let shape =
+        Shape { images: 2, height: 4, width: 3, inputs: 300, outputs: 5, kernel: 3, stride: 1, padding: 1 };
+    let [x, weight, _] = numbers(&shape);
+    let bias = [1.0, -2.0, 0.0, 30.0, -30.0];
+    let [mut sums, mut out] = [0, 1].map(|_| vec![0.0; shape.output_len()]);
+    forward(&shape, &x, &weight, Epilogue::default(), &mut sums);
+    forward(&shape, &x, &weight, Epilogue { bias: Some(&bias), relu: true }, &mut out);
+    for (index, (sum, out)) in sums.iter().zip(&out).enumerate() {
+        assert_eq!((sum + bias[index % 5]).max(0.0), *out);
+    }
+}
+
+/// The gradients are those of the sum of the result times `gradient`: its change along a direction, by differences.
+#[test]
+fn finite_differences() {
+    let shape =
+        Shape { images: 3, height: 5, width: 6, inputs: 4, outputs: 7, kernel: 3, stride: 2, padding: 1 };
+    let [x, weight, gradient] = numbers(&shape);
+    let [_, by_x, by_w] = all(&shape, &x, &weight, &gradient);
+    let value = |x: &[f32], weight: &[f32]| -> f64 {
+        let mut out = vec![0.0; shape.output_len()];
+        forward(&shape, x, weight, Epilogue::default(), &mut out);
+        out.iter().zip(&gradient).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let step = 1.0 / 64.0;
+    for (which, (numbers, found)) in [(&x, by_x), (&weight, by_w)].into_iter().enumerate() {
+        let direction = Stream::new(9).at(which as u64).normal(numbers.len(), 1.0);
+        let moved =
+            |by: f32| -> Vec<f32> { numbers.iter().zip(&direction).map(|(a, d)| a + by * d).collect() };
+        let at = |by: f32| if which == 0 { value(&moved(by), &weight) } else { value(&x, &moved(by)) };
+        let wanted = (at(step) - at(-step)) / (2.0 * f64::from(step));
+        let along: f64 = found.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+        assert!((along - wanted).abs() < 1e-4 * wanted.abs().max(1.0), "{along} {wanted}");
+    }
+}
