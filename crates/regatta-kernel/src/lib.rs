@@ -8,6 +8,7 @@
 //! Tensors are row-major; a shape in the documentation as `[rows, width]` is the order of the slice's elements.
 
 pub mod activation;
+pub mod batch_norm;
 pub mod bias;
 pub mod conv;
 pub mod dropout;
@@ -20,6 +21,7 @@ pub mod norm;
 pub mod optimizer;
 mod parallel;
 pub mod peak;
+pub mod pool;
 pub mod random;
 mod simd;
 

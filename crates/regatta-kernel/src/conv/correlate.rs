@@ -103,7 +103,7 @@ impl WithSimd for Part<'_> {
                     all.pack([from, depth], [to, width], panel, lanes);
                     let mut image = 0;
                     while image < images {
-                        let tile = super::correlate::tile(vectors, images - image);
+                        let tile = rows_of_tile(vectors, images - image);
                         let sweep = Sweep {
                             all,
                             panel,
@@ -125,7 +125,7 @@ impl WithSimd for Part<'_> {
 }
 
 /// How many rows a register tile of so many vectors has, of `left` that are left.
-pub(super) fn tile(vectors: usize, left: usize) -> usize {
+pub(super) fn rows_of_tile(vectors: usize, left: usize) -> usize {
     if vectors <= 2 && left >= 12 { 12 } else { left.min(6) }
 }
 

@@ -1,6 +1,6 @@
 //! The gradient of the weights: for every tap, sums over the places that it meets, of images times gradients.
 
-use super::correlate::{Tile, by_tile, multiply, tile};
+use super::correlate::{Tile, by_tile, multiply, rows_of_tile};
 use super::{Shape, scratch};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -72,7 +72,7 @@ impl WithSimd for Part<'_> {
                         let stop = shape.inputs.min((strip + 1) * STRIP);
                         let mut from = strip * STRIP;
                         while from < stop {
-                            let rows = tile(vectors, stop - from);
+                            let rows = rows_of_tile(vectors, stop - from);
                             for tap in begin..end {
                                 let sums = Sums {
                                     shape,
