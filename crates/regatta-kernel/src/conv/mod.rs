@@ -6,12 +6,14 @@
 //! nothing: what would be multiplied by zero is left out, and so is what a stride skips in the backward pass.
 
 mod correlate;
+mod pooled;
 mod reduce;
 mod scratch;
 #[cfg(test)]
 mod tests;
 
 use correlate::{Correlation, Weights};
+pub use pooled::{pooled, pooled_backward};
 
 /// Shape of a convolution with a square kernel. Images are `[images, height, width, inputs]`, results
 /// `[images, out_height, out_width, outputs]` and weights `[kernel, kernel, inputs, outputs]`.
@@ -148,12 +150,13 @@ pub fn by_input(shape: &Shape, gradient: &[f32], weight: &[f32], out: &mut [f32]
     .run(gradient, out);
 }
 
-/// The gradient of the weights, into `out`, from the images and the gradient of the result.
+/// The gradient of the weights, from the images and the gradient of the result: into `out`, or where `add` is set on top of
+/// what is there.
 ///
 /// # Panics
 /// Slices whose lengths are not the shape's.
-pub fn by_weight(shape: &Shape, x: &[f32], gradient: &[f32], out: &mut [f32]) {
+pub fn by_weight(shape: &Shape, x: &[f32], gradient: &[f32], add: bool, out: &mut [f32]) {
     assert_eq!((x.len(), gradient.len()), (shape.input_len(), shape.output_len()), "numbers of {shape:?}");
     assert_eq!(out.len(), shape.weight_len(), "weights of {shape:?}");
-    reduce::run(shape, x, gradient, out);
+    reduce::run(shape, x, gradient, add, out);
 }

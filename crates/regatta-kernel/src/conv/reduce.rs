@@ -9,13 +9,13 @@ use rayon::prelude::*;
 const PLACES: usize = 1024;
 
 /// Taps and inputs are shared out among the threads: each sum is one thread's, so results do not depend on how.
-pub(super) fn run(shape: &Shape, x: &[f32], gradient: &[f32], out: &mut [f32]) {
+pub(super) fn run(shape: &Shape, x: &[f32], gradient: &[f32], add: bool, out: &mut [f32]) {
     let items = shape.kernel * shape.kernel * shape.inputs.div_ceil(STRIP);
     let out = Target(out.as_mut_ptr());
     let parts = rayon::current_num_threads().min(items).max(1);
     let part = |index: usize| {
         let items = [index * items / parts, (index + 1) * items / parts];
-        Arch::new().dispatch(Part { shape, x, gradient, out: &out, items });
+        Arch::new().dispatch(Part { shape, x, gradient, add, out: &out, items });
     };
     match parts {
         1 => part(0),
@@ -36,6 +36,7 @@ struct Part<'a> {
     shape: &'a Shape,
     x: &'a [f32],
     gradient: &'a [f32],
+    add: bool,
     out: &'a Target,
     /// From the first to behind the last: strip by strip, of each tap by tap.
     items: [usize; 2],
@@ -45,7 +46,7 @@ impl WithSimd for Part<'_> {
     type Output = ();
 
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { shape, x, gradient, out, items } = self;
+        let Self { shape, x, gradient, add, out, items } = self;
         let places = shape.out_height() * shape.out_width();
         let (source, target) = (shape.height * shape.width * shape.inputs, places * shape.outputs);
         let most = if S::REGISTER_COUNT >= 32 { 4 } else { 2 };
@@ -81,7 +82,7 @@ impl WithSimd for Part<'_> {
                                     images,
                                     tap,
                                     width,
-                                    first: first == 0,
+                                    first: first == 0 && !add,
                                     // SAFETY: within the weights' gradient: a row for each of the tile's inputs.
                                     out: unsafe {
                                         out.0.add((tap * shape.inputs + from) * shape.outputs + to)

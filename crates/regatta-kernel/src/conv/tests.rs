@@ -49,7 +49,7 @@ fn all(shape: &Shape, x: &[f32], weight: &[f32], gradient: &[f32]) -> [Vec<f32>;
         [shape.output_len(), x.len(), weight.len()].map(|len| vec![f32::NAN; len]);
     forward(shape, x, weight, Epilogue::default(), &mut out);
     by_input(shape, gradient, weight, &mut by_x);
-    by_weight(shape, x, gradient, &mut by_w);
+    by_weight(shape, x, gradient, false, &mut by_w);
     [out, by_x, by_w]
 }
 
@@ -142,4 +142,51 @@ fn finite_differences() {
         let along: f64 = found.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
         assert!((along - wanted).abs() < 1e-4 * wanted.abs().max(1.0), "{along} {wanted}");
     }
+}
+
+#[test]
+fn gradients_of_weights_add_up() {
+    let shape =
+        Shape { images: 4, height: 5, width: 6, inputs: 4, outputs: 7, kernel: 3, stride: 1, padding: 1 };
+    let [x, _, gradient] = numbers(&shape);
+    let [mut whole, mut sum] = [0, 1].map(|_| vec![0.0; shape.weight_len()]);
+    by_weight(&shape, &x, &gradient, false, &mut whole);
+    let half = Shape { images: 2, ..shape };
+    let (x, gradient) = (x.split_at(half.input_len()), gradient.split_at(half.output_len()));
+    by_weight(&half, x.0, gradient.0, false, &mut sum);
+    by_weight(&half, x.1, gradient.1, true, &mut sum);
+    let whole: Vec<f64> = whole.into_iter().map(f64::from).collect();
+    assert!(error(&sum, &whole) < 1e-6);
+}
+
+/// Against the steps one by one, for more images than go at once.
+#[test]
+fn pooled_is_convolution_then_relu_then_pooling() {
+    let shape =
+        Shape { images: 53, height: 7, width: 6, inputs: 3, outputs: 5, kernel: 3, stride: 1, padding: 1 };
+    let [x, weight, _] = numbers(&shape);
+    let bias = [0.5, -1.0, 0.0, 2.0, -2.0];
+    let mut sums = vec![0.0; shape.output_len()];
+    forward(&shape, &x, &weight, Epilogue { bias: Some(&bias), relu: false }, &mut sums);
+    let len = 53 * 3 * 3 * 5;
+    let gradient = Stream::new(8).normal(len, 1.0);
+    let (mut wanted, mut codes) = (vec![0.0; len], vec![0; len]);
+    crate::pool::relu_max_2x2(&sums, [7, 6, 5], &mut wanted, &mut codes);
+    let (mut found, mut found_codes) = (vec![0.0; len], vec![0; len]);
+    pooled(&shape, &x, &weight, &bias, &mut found, &mut found_codes);
+    assert_eq!((&found, &found_codes), (&wanted, &codes));
+    crate::pool::back_2x2(&gradient, &codes, [7, 6, 5], &mut sums);
+    let [mut by_x, mut found_x] = [0, 1].map(|_| vec![0.0; x.len()]);
+    by_input(&shape, &sums, &weight, &mut by_x);
+    let [mut by_w, mut found_w] = [0, 1].map(|_| vec![0.0; weight.len()]);
+    by_weight(&shape, &x, &sums, false, &mut by_w);
+    let mut of_bias = [0.0; 5];
+    sums.chunks_exact(5)
+        .for_each(|row| of_bias.iter_mut().zip(row).for_each(|(sum, g)| *sum += f64::from(*g)));
+    let mut found_bias = [0.0; 5];
+    let gradients = Some(&mut found_x[..]);
+    pooled_backward(&shape, &x, &weight, &gradient, &codes, gradients, &mut found_w, &mut found_bias);
+    assert_eq!(found_x, by_x);
+    let by_w: Vec<f64> = by_w.into_iter().map(f64::from).collect();
+    assert!(error(&found_w, &by_w) < 1e-5 && error(&found_bias, &of_bias) < 1e-5);
 }

@@ -36,7 +36,7 @@ pub(crate) fn deferring<R>(backward: impl FnOnce() -> R) -> (R, Vec<Deferred>) {
 }
 
 /// Leaves `compute` for later where backward is split, and else does it now.
-fn defer(node: NodeId, compute: impl FnOnce() -> FlexTensor + 'static) -> Option<FlexTensor> {
+pub(super) fn defer(node: NodeId, compute: impl FnOnce() -> FlexTensor + 'static) -> Option<FlexTensor> {
     DEFERRED.with_borrow_mut(|deferred| match deferred {
         Some(deferred) => {
             deferred.push(Deferred { node, compute: Box::new(compute) });

@@ -3,6 +3,8 @@
 //! The rest of the engine sees `Tensor<D>`, `Device` and plain `&[f32]`.
 
 mod axis;
+mod batch_norm;
+mod conv;
 mod custom;
 mod embedding;
 mod graph;
@@ -16,6 +18,10 @@ mod work;
 
 pub use axis::Axis;
 pub(crate) use axis::{copy_to_split, gather_time, scatter_time, sum_of_split};
+mod pool;
+
+pub(crate) use batch_norm::{Norm, batch_norm, batch_norm_by_running};
+pub(crate) use conv::{convolution, convolution_pooled};
 pub(crate) use custom::{numbers, plain, tensor_of};
 pub(crate) use embedding::{add_positions, rows_of};
 pub(crate) use graph::{backward, detached, leaf, seed};
@@ -25,6 +31,7 @@ pub use loss::IGNORED;
 pub(crate) use loss::cross_entropy;
 pub use memory::{Memory, keep_freed_memory, to_vec, view};
 pub(crate) use norm::normalise;
+pub(crate) use pool::mean_of_places;
 pub(crate) use residual::{Drops, drop_elements, residual};
 pub use work::{Cost, Measured, Phase, recording};
 pub(crate) use work::{measured, waiting};

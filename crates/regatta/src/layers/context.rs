@@ -38,6 +38,11 @@ impl Context {
         Self { noise: None, cache: Some(Rc::default()) }
     }
 
+    /// Whether the model is to learn from this pass.
+    pub fn learns(&self) -> bool {
+        self.noise.is_some()
+    }
+
     /// The random numbers of a place in the model, so that no two places share a mask; none in evaluation.
     pub fn noise(&self, place: u64) -> Option<Stream> {
         self.noise.map(|noise| noise.at(place))

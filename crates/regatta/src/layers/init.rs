@@ -42,6 +42,9 @@ pub struct Made {
     pub blocks: Vec<usize>,
     /// Whether this rank's gradient is but a part of the sum over the tensor axis.
     pub partial: bool,
+    /// Whether it is a running statistic: its gradient is the batch's, of which it is the moving average, and neither
+    /// learning rate nor decay nor clipping concern it.
+    pub statistic: bool,
 }
 
 struct Shared {
@@ -141,7 +144,7 @@ impl Init {
         dims: [&[(&str, usize)]; D],
         fill: Fill,
     ) -> Param<Tensor<D>> {
-        self.make(name, dims, fill, false)
+        self.make(name, dims, fill, false, false)
     }
 
     /// [`param`](Self::param) of a region that may be split by `time`: each rank's gradient is then a part of the sum.
@@ -151,7 +154,17 @@ impl Init {
         dims: [&[(&str, usize)]; D],
         fill: Fill,
     ) -> Param<Tensor<D>> {
-        self.make(name, dims, fill, self.shared.placement.sequence)
+        self.make(name, dims, fill, self.shared.placement.sequence, false)
+    }
+
+    /// A running statistic: see [`Made::statistic`].
+    pub fn statistic<const D: usize>(
+        &self,
+        name: &str,
+        dims: [&[(&str, usize)]; D],
+        fill: Fill,
+    ) -> Param<Tensor<D>> {
+        self.make(name, dims, fill, false, true)
     }
 
     fn make<const D: usize>(
@@ -160,6 +173,7 @@ impl Init {
         dims: [&[(&str, usize)]; D],
         fill: Fill,
         partial: bool,
+        statistic: bool,
     ) -> Param<Tensor<D>> {
         let Self { stream, path, .. } = self.at(name);
         let named = dims.iter().flat_map(|dims| dims.iter());
@@ -172,7 +186,7 @@ impl Init {
         let ranges = placement.layout.ranges(&placement.mesh, &spec, placement.rank);
         let mut lens = ranges.iter().map(Range::len);
         let shape = dims.map(|dims| lens.by_ref().take(dims.len()).product::<usize>());
-        let made = Made { spec, ranges, blocks: self.blocks.clone(), partial };
+        let made = Made { spec, ranges, blocks: self.blocks.clone(), partial, statistic };
         let tensor = match self.shared.values {
             true => Tensor::from_data(TensorData::new(fill.values(stream, &made), shape), &train_device()),
             false => Tensor::zeros([1; D], &train_device()),

@@ -3,6 +3,7 @@
 
 mod attention;
 mod context;
+mod convolution;
 mod dropout;
 mod feed_forward;
 mod init;
@@ -14,6 +15,7 @@ mod vocabulary;
 
 pub use attention::{Attention, CrossAttention, Deviations};
 pub use context::{Cache, Context};
+pub use convolution::{BatchNorm, Convolution};
 pub use dropout::{dropout, dropout_part, residual_part};
 pub use feed_forward::ActivationFunction;
 pub(crate) use feed_forward::{feed_forward, feed_forward_layers};

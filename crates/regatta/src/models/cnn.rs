@@ -2,12 +2,10 @@
 
 use super::gpt::held;
 use super::{Activation, Batch, BlockCost, Model, count_correct, images};
-use crate::layers::{Context, Fill, Init, Linear, cross_entropy, dropout};
-use burn::module::{Module, Param};
+use crate::layers::{Context, Convolution, Init, Linear, cross_entropy, dropout};
+use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
-use burn::tensor::module::{conv2d, max_pool2d};
-use burn::tensor::ops::{ConvOptions, MaxPoolOptions};
 use serde::{Deserialize, Serialize};
 
 /// Shape of a [`Cnn`].
@@ -31,7 +29,7 @@ impl Default for CnnConfig {
 /// See the [module](self). Every layer is a block.
 #[derive(Module, Debug)]
 pub struct Cnn {
-    convs: Vec<Option<Conv>>,
+    convs: Vec<Option<Convolution>>,
     hidden: Option<Linear>,
     head: Option<Linear>,
     #[module(skip)]
@@ -45,12 +43,6 @@ struct Shape {
     classes: usize,
 }
 
-#[derive(Module, Debug)]
-struct Conv {
-    weight: Param<Tensor<4>>,
-    bias: Param<Tensor<1>>,
-}
-
 impl Cnn {
     /// A model of `config`'s shape over one-channel pictures of `side` x `side` pixels, of which `init` says what this
     /// rank holds.
@@ -58,15 +50,8 @@ impl Cnn {
         let mut inputs = 1;
         let mut convs = vec![];
         for (i, &outputs) in config.channels.iter().enumerate() {
-            convs.push(init.of_blocks(&[i]).map(|init| {
-                let init = init.at("convs").nth(i);
-                let dims: [&[_]; 4] =
-                    [&[("outputs", outputs)], &[("inputs", inputs)], &[("y", 3)], &[("x", 3)]];
-                Conv {
-                    weight: init.param("weight", dims, Fill::Normal((2.0 / (9 * inputs) as f32).sqrt())),
-                    bias: init.param("bias", [&[("outputs", outputs)]], Fill::Constant(0.0)),
-                }
-            }));
+            let conv = |init: Init| Convolution::new(&init.at("convs").nth(i), 3, inputs, outputs, true);
+            convs.push(init.of_blocks(&[i]).map(conv));
             inputs = outputs;
         }
         let side_now = side >> config.channels.len();
@@ -96,9 +81,7 @@ impl Model for Cnn {
             input => input,
         };
         if let Some(conv) = self.convs.get(index) {
-            let (conv, options) = (held(conv), ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
-            let x = relu(conv2d(input.four(), conv.weight.val(), Some(conv.bias.val()), options));
-            return Activation::Four(max_pool2d(x, MaxPoolOptions::new([2, 2])));
+            return Activation::Four(held(conv).pooled(input.four()));
         }
         Activation::Two(if index == self.convs.len() {
             let x = relu(held(&self.hidden).forward(input.four().flatten::<2>(1, 3)));
@@ -120,7 +103,7 @@ impl Model for Cnn {
         let rows = images(batch).1.dims()[0];
         let Shape { config, side, classes } = &self.shape;
         vec![match config.channels.get(index) {
-            Some(&channels) => vec![rows, channels, side >> (index + 1), side >> (index + 1)],
+            Some(&channels) => vec![rows, side >> (index + 1), side >> (index + 1), channels],
             None if index == config.channels.len() => vec![rows, config.hidden],
             None => vec![rows, *classes],
         }]

@@ -8,12 +8,14 @@ mod crossings;
 mod encoder_decoder;
 mod gpt;
 mod mlp;
+mod resnet;
 
 pub use cnn::{Cnn, CnnConfig};
 pub use crossings::{Border, Crossing};
 pub use encoder_decoder::{EncoderDecoder, EncoderDecoderConfig};
 pub use gpt::{Gpt, GptConfig};
 pub use mlp::{Mlp, MlpConfig};
+pub use resnet::{Resnet, ResnetConfig};
 
 pub use crate::layers::{ActivationFunction, NormKind};
 
@@ -44,7 +46,7 @@ pub enum Batch {
     },
     /// Pictures and their classes.
     Images {
-        /// `[batch, channels, height, width]`
+        /// `[batch, height, width, channels]`
         pixels: Tensor<4>,
         /// `[batch]`
         labels: Tensor<1, Int>,
@@ -71,7 +73,7 @@ pub enum Activation {
     Two(Tensor<2>),
     /// `[batch, time, embed]`
     Three(Tensor<3>),
-    /// `[batch, channels, height, width]`
+    /// `[batch, height, width, channels]`
     Four(Tensor<4>),
     /// A decoder's `[batch, time, embed]`, and the encoder's result that it looks at, `[batch, source time, embed]`.
     Pair(Tensor<3>, Tensor<3>),
@@ -125,11 +127,11 @@ impl Activation {
         }
     }
 
-    /// `[batch, channels, height, width]`; panics as [`two`](Self::two).
+    /// `[batch, height, width, channels]`; panics as [`two`](Self::two).
     pub fn four(self) -> Tensor<4> {
         match self {
             Self::Four(x) => x,
-            other => panic!("the block takes [batch, channels, height, width], not {other:?}"),
+            other => panic!("the block takes [batch, height, width, channels], not {other:?}"),
         }
     }
 }

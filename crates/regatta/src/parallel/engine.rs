@@ -240,7 +240,7 @@ impl<M: Model> Engine<M> {
     pub fn step(&mut self, batches: &[Batch], contexts: &[Context]) -> Result<StepResult> {
         let schedule = self.schedule.clone();
         let tasks = &schedule.tasks[self.axes.coordinate("pipe")];
-        self.gradients.begin();
+        self.gradients.begin(schedule.micros);
         self.links.begin(&schedule);
         self.timeline.begin();
         self.plan_uses(&schedule);
@@ -618,7 +618,8 @@ impl<M: Model> Engine<M> {
             let range = units.shard(unit, self.shard());
             let counted = self.leads(unit);
             for segment in units.segments(unit, range).filter(|_| counted) {
-                if self.first_of_tensor(segment.param) {
+                let learnt = !units.params[segment.param].statistic;
+                if learnt && self.first_of_tensor(segment.param) {
                     squares +=
                         regatta_kernel::optimizer::sum_of_squares(&self.gradients.own(unit)[segment.within]);
                 }

@@ -39,6 +39,8 @@ pub struct Gradients {
     written: Vec<bool>,
     /// By unit: how often it is yet to be [`flush`](Self::flush)ed in this step.
     missing: Vec<usize>,
+    /// What a micro-batch's statistics are multiplied by, which the loss does not reach.
+    share: f32,
     expected: Vec<usize>,
     flying: VecDeque<(usize, Flight)>,
     pool: Pool,
@@ -67,6 +69,7 @@ impl Gradients {
             shard: units.units.iter().map(shard).collect(),
             written: vec![false; units.params.len()],
             missing: expected.clone(),
+            share: 1.0,
             expected,
             flying: VecDeque::new(),
             pool: Pool::new(group),
@@ -78,8 +81,9 @@ impl Gradients {
         }
     }
 
-    /// Begins a step.
-    pub fn begin(&mut self) {
+    /// Begins a step of `micros` micro-batches.
+    pub fn begin(&mut self, micros: usize) {
+        self.share = 1.0 / micros.max(1) as f32;
         self.written.fill(false);
         self.missing.copy_from_slice(&self.expected);
         self.shard.iter_mut().for_each(|shard| shard.fill(0.0));
@@ -105,6 +109,14 @@ impl Gradients {
         }
         let Some(whole) = &mut self.whole[unit] else { return Ok(()) };
         let target = &mut whole[range];
+        let scaled: Vec<f32>;
+        let values = match self.units.params[param].statistic {
+            true => {
+                scaled = values.iter().map(|value| value * self.share).collect();
+                &scaled
+            }
+            false => values,
+        };
         let again = std::mem::replace(&mut self.written[param], true);
         let cost = Cost { flops: 0.0, bytes: (8 * values.len()) as f64 };
         measured("gradients into buckets", Phase::Backward, cost, || {

@@ -177,7 +177,13 @@ mod tests {
     fn made(path: &str, size: usize, blocks: &[usize], partial: bool) -> Made {
         let dims = vec![Dim { name: "embed".into(), size }];
         let spec = TensorSpec { path: path.into(), dims, shape: vec![size] };
-        Made { spec, ranges: std::iter::once(0..size).collect(), blocks: blocks.to_vec(), partial }
+        Made {
+            spec,
+            ranges: std::iter::once(0..size).collect(),
+            blocks: blocks.to_vec(),
+            partial,
+            statistic: false,
+        }
     }
 
     fn example(cap: usize, shards: usize) -> Units {

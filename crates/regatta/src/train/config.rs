@@ -1,11 +1,12 @@
 //! The configuration of a training run: a TOML file, changed by `--set key.path=value`.
 
 use crate::autograd::device;
+use crate::data::cifar10;
 use crate::error::{Error, Result};
 use crate::layers::{Init, Made, Placement};
 use crate::models::{
     Batch, BlockCost, Border, Cnn, CnnConfig, EncoderDecoder, EncoderDecoderConfig, Gpt, GptConfig, Mlp,
-    MlpConfig, Model,
+    MlpConfig, Model, Resnet, ResnetConfig,
 };
 use burn::tensor::{Int, Tensor};
 use regatta_plan::{Layout, Mesh, Plan, PlanError, Recompute, ScheduleKind};
@@ -41,6 +42,8 @@ pub enum ModelConfig {
     Mlp(MlpConfig),
     /// A convolutional network.
     Cnn(CnnConfig),
+    /// A residual network.
+    Resnet(ResnetConfig),
     /// An encoder-decoder transformer.
     #[serde(rename = "encoder-decoder")]
     EncoderDecoder(EncoderDecoderConfig),
@@ -56,6 +59,7 @@ impl ModelConfig {
             Self::Gpt(config) => config.costs(vocab, config.block),
             Self::Mlp(config) => config.costs(SIDE * SIDE, vocab),
             Self::Cnn(config) => config.costs(SIDE, vocab),
+            Self::Resnet(config) => config.costs(vocab),
             Self::EncoderDecoder(config) => config.costs(vocab),
         }
     }
@@ -73,6 +77,10 @@ impl ModelConfig {
                 let convs = config.channels.iter().enumerate().map(|(i, channels)| channels * side(i).pow(2));
                 blocks(convs.chain([config.hidden]).collect())
             }
+            Self::Resnet(config) => {
+                let outputs = config.outputs(0);
+                blocks(outputs[..outputs.len() - 1].to_vec())
+            }
             Self::EncoderDecoder(config) => {
                 let one = config.block * config.embed;
                 // Behind the target's embedding there are two: the decoder's and the encoder's.
@@ -89,6 +97,7 @@ impl ModelConfig {
             Self::Gpt(config) => drop(Gpt::new(config, vocab, &init)),
             Self::Mlp(config) => drop(Mlp::new(config, SIDE * SIDE, vocab, &init)),
             Self::Cnn(config) => drop(Cnn::new(config, SIDE, vocab, &init)),
+            Self::Resnet(config) => drop(Resnet::new(config, vocab, &init)),
             Self::EncoderDecoder(config) => drop(EncoderDecoder::new(config, vocab, &init)),
         }
         init.made()
@@ -102,7 +111,7 @@ impl ModelConfig {
         let init = Init::describing(placement);
         let ids = || Tensor::<2, Int>::zeros([rows, self.time().unwrap_or(1)], &device());
         let images = || Batch::Images {
-            pixels: Tensor::zeros([rows, 1, SIDE, SIDE], &device()),
+            pixels: Tensor::zeros([rows, 1, 1, 1], &device()),
             labels: Tensor::zeros([rows], &device()),
         };
         match self {
@@ -111,6 +120,7 @@ impl ModelConfig {
             }
             Self::Mlp(config) => shapes(&Mlp::new(config, SIDE * SIDE, vocab, &init), &images()),
             Self::Cnn(config) => shapes(&Cnn::new(config, SIDE, vocab, &init), &images()),
+            Self::Resnet(config) => shapes(&Resnet::new(config, vocab, &init), &images()),
             Self::EncoderDecoder(config) => shapes(
                 &EncoderDecoder::new(config, vocab, &init),
                 &Batch::Pairs { sources: ids(), inputs: ids(), targets: ids() },
@@ -123,7 +133,7 @@ impl ModelConfig {
         match self {
             Self::Gpt(config) => config.borders(block),
             Self::EncoderDecoder(config) => config.borders(block),
-            Self::Mlp(_) | Self::Cnn(_) => vec![],
+            Self::Mlp(_) | Self::Cnn(_) | Self::Resnet(_) => vec![],
         }
     }
 
@@ -137,7 +147,16 @@ impl ModelConfig {
         match self {
             Self::Gpt(config) => Some(config.block),
             Self::EncoderDecoder(config) => Some(config.block),
-            Self::Mlp(_) | Self::Cnn(_) => None,
+            Self::Mlp(_) | Self::Cnn(_) | Self::Resnet(_) => None,
+        }
+    }
+
+    /// Height, width and channels of the pictures that it learns from; none where samples are text.
+    pub fn picture(&self) -> Option<[usize; 3]> {
+        match self {
+            Self::Gpt(_) | Self::EncoderDecoder(_) => None,
+            Self::Mlp(_) | Self::Cnn(_) => Some([SIDE, SIDE, 1]),
+            Self::Resnet(config) => Some([config.side, config.side, config.inputs]),
         }
     }
 }
@@ -152,6 +171,10 @@ pub enum DataKind {
     Rust,
     /// MNIST digits in IDX files (`path`).
     Mnist,
+    /// CIFAR-10 in its binary files (`path`).
+    Cifar10,
+    /// Made-up pictures of the size that the model takes (`classes`, `samples`).
+    Synthetic,
 }
 
 /// What `[data] tokenizer` may be.
@@ -172,7 +195,7 @@ pub enum TokenizerKind {
 pub struct DataConfig {
     /// The kind of data.
     pub kind: DataKind,
-    /// The file or folder, for `text` and `mnist`.
+    /// The file or folder, for `text`, `mnist` and `cifar10`.
     pub path: Option<PathBuf>,
     /// Where prepared data is kept between runs.
     pub cache: PathBuf,
@@ -186,8 +209,12 @@ pub struct DataConfig {
     pub val_fraction: f64,
     /// At most this many MiB of text are used, for `rust`.
     pub max_mib: usize,
-    /// Shift digits by up to this many pixels at random, for `mnist`.
+    /// Shift pictures by up to this many pixels at random, for `mnist` and `cifar10`; the latter are then mirrored too.
     pub shift: usize,
+    /// Classes, for `synthetic`.
+    pub classes: usize,
+    /// Pictures to learn from, for `synthetic`; a tenth as many are held out.
+    pub samples: usize,
 }
 
 impl Default for DataConfig {
@@ -202,6 +229,8 @@ impl Default for DataConfig {
             val_fraction: 0.1,
             max_mib: 16,
             shift: 0,
+            classes: 10,
+            samples: 10_000,
         }
     }
 }
@@ -412,7 +441,7 @@ impl Default for SampleConfig {
     }
 }
 
-const KINDS: [&str; 4] = ["gpt", "encoder-decoder", "mlp", "cnn"];
+const KINDS: [&str; 5] = ["gpt", "encoder-decoder", "mlp", "cnn", "resnet"];
 const SECTIONS: [&str; 6] = ["model", "data", "train", "optimizer", "parallel", "sample"];
 
 impl Config {
@@ -529,16 +558,27 @@ impl Config {
 
     fn check(&self, reader: &Reader) -> Result<()> {
         let (data, train, optimizer, parallel) = (&self.data, &self.train, &self.optimizer, &self.parallel);
-        match (&self.model, data.kind) {
-            (ModelConfig::Gpt(_) | ModelConfig::EncoderDecoder(_), DataKind::Mnist) => {
-                return Err(
-                    reader.error("data.kind", "this model learns from text: use \"text\" or \"rust\"")
-                );
+        let given = match data.kind {
+            DataKind::Text | DataKind::Rust => None,
+            DataKind::Mnist => Some([SIDE, SIDE, 1]),
+            DataKind::Cifar10 => Some([cifar10::SIDE, cifar10::SIDE, cifar10::CHANNELS]),
+            DataKind::Synthetic => self.model.picture().or(Some([0; 3])),
+        };
+        let problem = match (self.model.picture(), given) {
+            (None, Some(_)) => "this model learns from text: use \"text\" or \"rust\"".to_string(),
+            (Some(_), None) => {
+                "this model learns from pictures: use \"mnist\", \"cifar10\" or \"synthetic\"".to_string()
             }
-            (ModelConfig::Mlp(_) | ModelConfig::Cnn(_), DataKind::Text | DataKind::Rust) => {
-                return Err(reader.error("data.kind", "this model learns from digits: use \"mnist\""));
+            (Some(takes), Some(given)) if takes != given => {
+                let words = |[height, width, channels]: [usize; 3]| {
+                    format!("{height} x {width} with {channels} channel(s)")
+                };
+                format!("the model takes pictures of {}, and these are {}", words(takes), words(given))
             }
-            _ => {}
+            _ => String::new(),
+        };
+        if !problem.is_empty() {
+            return Err(reader.error("data.kind", problem));
         }
         match (train.batch, train.batch_per_worker) {
             (None, None) => {
@@ -592,6 +632,14 @@ impl Config {
                     );
                 }
             }
+            ModelConfig::Resnet(resnet) => {
+                let counts =
+                    [("channels", resnet.channels), ("side", resnet.side), ("inputs", resnet.inputs)];
+                reader.at_least_one("model", &counts)?;
+                if resnet.stages.is_empty() || resnet.stages.len() > 6 || resnet.stages.contains(&0) {
+                    return Err(reader.error("model.stages", "1 to 6 stages, each with at least 1 block"));
+                }
+            }
         }
         if data.kind == DataKind::Text && data.path.is_none() {
             return Err(
@@ -603,6 +651,7 @@ impl Config {
         if data.tokenizer == TokenizerKind::Bpe && data.vocab_size < 257 {
             return Err(reader.error("data.vocab_size", "a byte-level vocabulary has at least 257 tokens"));
         }
+        reader.at_least_one("data", &[("classes", data.classes), ("samples", data.samples)])?;
         if data.shift > 8 {
             return Err(reader.error("data.shift", "at most 8 pixels"));
         }
@@ -665,6 +714,7 @@ impl Reader<'_> {
         match section.remove("kind").as_ref().and_then(Value::as_str) {
             Some("gpt") => self.read(section, "model").map(ModelConfig::Gpt),
             Some("mlp") => self.read(section, "model").map(ModelConfig::Mlp),
+            Some("resnet") => self.read(section, "model").map(ModelConfig::Resnet),
             Some("cnn") => self.read(section, "model").map(ModelConfig::Cnn),
             Some("encoder-decoder") => self.read(section, "model").map(ModelConfig::EncoderDecoder),
             Some(other) => Err(self.error("model.kind", unknown("kind", other, &KINDS))),
@@ -809,6 +859,7 @@ mod tests {
             ("train.steps=\"many\"", "train.steps"),
             ("train.steps=-4", "train.steps"),
             ("data.kind=mnist", "data.kind"),
+            ("data.kind=synthetic", "data.kind"),
             ("optimizer.lr=nan", "optimizer.lr"),
             ("parallel.deadline_s=0", "parallel.deadline_s"),
         ] {
@@ -818,6 +869,12 @@ mod tests {
         assert!(problem("[train\n", &[]).contains("c.toml"));
         assert!(problem("[model]\nkind='gpt'\n[train]\nbatch=1", &[]).contains("`data.path`: missing"));
         assert!(problem(GPT, &["train"]).contains("must be key.path=value"));
+        let resnet = "[model]\nkind='resnet'\n[data]\nkind='synthetic'\n[train]\nbatch=1";
+        assert!(Config::parse(resnet, "c.toml", &[]).is_ok());
+        let mnist = problem(resnet, &["data.kind=mnist"]);
+        assert!(mnist.contains("32 x 32 with 3 channel(s), and these are 28 x 28 with 1"), "{mnist}");
+        assert!(problem(resnet, &["data.kind=text"]).contains("learns from pictures"));
+        assert!(problem(resnet, &["model.stages=[]"]).contains("`model.stages`: 1 to 6 stages"));
         assert!(problem("model = 3", &[]).contains("missing: a section [model]"));
     }
 }

@@ -1,15 +1,17 @@
 //! From a configuration to batches: prepares the data once, keeps it, and hands out samples.
 
 use super::config::{Config, DataConfig, DataKind, ModelConfig, TokenizerKind};
+use super::pictures::{DigitSamples, PictureSamples, SyntheticSamples};
 use crate::checkpoint::write_atomically;
-use crate::data::mnist::{Digits, PIXELS, SIDE};
+use crate::data::cifar10::{self, Pictures};
+use crate::data::mnist::Digits;
+use crate::data::synthetic::Patterns;
 use crate::data::text::{Texts, hash};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, Windows};
 use crate::data::{rust_corpus, text};
 use crate::error::{Error, Result};
 use crate::models::Batch;
-use crate::random::Stream;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use rayon::prelude::*;
 use std::fs::{self, File};
@@ -68,21 +70,23 @@ pub enum HostBatch {
         /// Tokens of an answer.
         time: usize,
     },
-    /// Digits, `[rows, 28, 28]`, and their labels, `[rows]`.
-    Digits {
+    /// Pictures, `[rows, height, width, channels]`, and their labels, `[rows]`.
+    Images {
         /// Normalised pixels.
         pixels: Vec<f32>,
         /// Classes.
         labels: Vec<i64>,
+        /// Height, width and channels.
+        shape: [usize; 3],
     },
 }
 
 impl HostBatch {
-    /// Tokens in the batch; for digits, samples.
+    /// Tokens in the batch; for pictures, samples.
     pub fn tokens(&self) -> usize {
         match self {
             Self::Text { inputs, .. } | Self::Pairs { inputs, .. } => inputs.len(),
-            Self::Digits { labels, .. } => labels.len(),
+            Self::Images { labels, .. } => labels.len(),
         }
     }
 
@@ -108,10 +112,11 @@ impl HostBatch {
                 };
                 (0..parts).map(part).collect()
             }
-            Self::Digits { pixels, labels } => {
+            Self::Images { pixels, labels, shape } => {
                 let each = labels.len() / parts;
-                let pairs = pixels.chunks_exact(each * PIXELS).zip(labels.chunks_exact(each));
-                pairs.map(|(a, b)| Self::Digits { pixels: a.to_vec(), labels: b.to_vec() }).collect()
+                let numbers = each * shape.iter().product::<usize>();
+                let pairs = pixels.chunks_exact(numbers).zip(labels.chunks_exact(each));
+                pairs.map(|(a, b)| Self::Images { pixels: a.to_vec(), labels: b.to_vec(), shape }).collect()
             }
         }
     }
@@ -134,10 +139,11 @@ impl HostBatch {
                     targets: tensor(targets, time),
                 }
             }
-            Self::Digits { pixels, labels } => {
+            Self::Images { pixels, labels, shape: [height, width, channels] } => {
                 let rows = labels.len();
+                let shape = [rows, height, width, channels];
                 Batch::Images {
-                    pixels: Tensor::from_data(TensorData::new(pixels, [rows, 1, SIDE, SIDE]), device),
+                    pixels: Tensor::from_data(TensorData::new(pixels, shape), device),
                     labels: Tensor::from_data(TensorData::new(labels, [rows]), device),
                 }
             }
@@ -192,16 +198,36 @@ impl Datasets {
                     tokenizer: Some(tokenizer),
                 })
             }
+            (model, kind) => Self::pictures(config, model, kind),
+        }
+    }
+
+    fn pictures(config: &Config, model: &ModelConfig, kind: DataKind) -> Result<Self> {
+        let (data, seed) = (&config.data, config.train.seed);
+        let folder = |name: &str| data.path.clone().unwrap_or_else(|| data.cache.join(name));
+        let of = |[train, val]: [Arc<dyn Dataset>; 2], vocab| Self { train, val, vocab, tokenizer: None };
+        match kind {
+            DataKind::Cifar10 => {
+                let [train, val] = Pictures::read(&folder("cifar10"))?;
+                let samples = |pictures, shift| -> Arc<dyn Dataset> {
+                    Arc::new(PictureSamples { pictures, shift, seed })
+                };
+                Ok(of([samples(train, data.shift), samples(val, 0)], cifar10::CLASSES))
+            }
+            DataKind::Synthetic => {
+                let shape = model.picture().unwrap_or([1, 1, 1]);
+                let patterns = Patterns::new(seed, data.classes, shape[0], shape[2]);
+                let samples = |name, len| -> Arc<dyn Dataset> {
+                    Arc::new(SyntheticSamples { patterns: patterns.clone(), name, len, shape })
+                };
+                let sets = [samples("train", data.samples), samples("val", data.samples.div_ceil(10))];
+                Ok(of(sets, data.classes))
+            }
             _ => {
-                let path = config.data.path.clone().unwrap_or_else(|| config.data.cache.join("mnist"));
-                let [train, val] = Digits::read(&path)?;
-                let seed = config.train.seed;
-                Ok(Self {
-                    train: Arc::new(DigitSamples { digits: train, shift: config.data.shift, seed }),
-                    val: Arc::new(DigitSamples { digits: val, shift: 0, seed }),
-                    vocab: CLASSES,
-                    tokenizer: None,
-                })
+                let [train, val] = Digits::read(&folder("mnist"))?;
+                let samples =
+                    |digits, shift| -> Arc<dyn Dataset> { Arc::new(DigitSamples { digits, shift, seed }) };
+                Ok(of([samples(train, data.shift), samples(val, 0)], CLASSES))
             }
         }
     }
@@ -214,6 +240,8 @@ impl Datasets {
     pub fn vocab_of(config: &Config) -> Result<usize> {
         match (config.data.kind, config.data.tokenizer) {
             (DataKind::Mnist, _) => Ok(CLASSES),
+            (DataKind::Cifar10, _) => Ok(cifar10::CLASSES),
+            (DataKind::Synthetic, _) => Ok(config.data.classes),
             (_, TokenizerKind::Bytes) => Ok(usize::from(u8::MAX) + 1),
             _ => Ok(Self::open(config)?.vocab),
         }
@@ -281,32 +309,6 @@ impl Dataset for PairSamples {
             targets.extend_from_slice(&next[time - 1..2 * time - 1]);
         }
         Ok(HostBatch::Pairs { sources, inputs, targets, source_time: time, time })
-    }
-}
-
-struct DigitSamples {
-    digits: Digits,
-    shift: usize,
-    seed: u64,
-}
-
-impl Dataset for DigitSamples {
-    fn len(&self) -> usize {
-        self.digits.len()
-    }
-
-    fn tokens_per_sample(&self) -> usize {
-        1
-    }
-
-    fn batch(&self, epoch: u64, indices: &[usize]) -> Result<HostBatch> {
-        let noise = Stream::new(self.seed).named("shift").at(epoch);
-        let (mut pixels, mut labels) = (Vec::with_capacity(indices.len() * PIXELS), vec![]);
-        for &index in indices {
-            self.digits.fill(index, self.shift, noise.at(index as u64), &mut pixels);
-            labels.push(i64::from(self.digits.labels[index]));
-        }
-        Ok(HostBatch::Digits { pixels, labels })
     }
 }
 

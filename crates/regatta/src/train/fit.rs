@@ -177,7 +177,7 @@ impl Parts {
             _ if plan.sequence => 0.0,
             ModelConfig::Gpt(gpt) => (10 * gpt.block * gpt.embed) as f64,
             ModelConfig::EncoderDecoder(model) => (10 * model.block * model.embed) as f64,
-            ModelConfig::Mlp(_) | ModelConfig::Cnn(_) => 0.0,
+            ModelConfig::Mlp(_) | ModelConfig::Cnn(_) | ModelConfig::Resnet(_) => 0.0,
         };
         let inputs = config.model.inputs();
         let block = |(index, kept): (usize, f64)| {
@@ -314,8 +314,18 @@ mod tests {
 
     #[test]
     fn every_block_has_an_input() {
-        for text in ["kind = \"gpt\"", "kind = \"encoder-decoder\"", "kind = \"cnn\"", "kind = \"mlp\""] {
-            let kind = if text.contains("cnn") || text.contains("mlp") { "mnist" } else { "text" };
+        for text in [
+            "kind = \"gpt\"",
+            "kind = \"encoder-decoder\"",
+            "kind = \"cnn\"",
+            "kind = \"mlp\"",
+            "kind = \"resnet\"",
+        ] {
+            let kind = match text {
+                _ if text.contains("cnn") || text.contains("mlp") => "mnist",
+                _ if text.contains("resnet") => "synthetic",
+                _ => "text",
+            };
             let text =
                 format!("[model]\n{text}\n[data]\nkind = \"{kind}\"\npath = \"x\"\n[train]\nbatch = 1\n");
             let config = Config::parse(&text, "test", &[]).unwrap();

@@ -10,6 +10,9 @@ use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
 
+/// Of a step's statistics in the running ones, as in PyTorch's batch norm.
+const STATISTIC: f32 = 0.1;
+
 /// An optimizer with its state for the parameters that this rank owns.
 pub struct FlatOptimizer {
     config: OptimizerConfig,
@@ -106,6 +109,7 @@ impl FlatOptimizer {
     }
 
     /// Updates this rank's part of `unit` with learning rate `lr`; gradients are multiplied by `scale` first (clipping).
+    /// Running statistics take a tenth of the step's.
     pub fn update(&mut self, unit: usize, parameters: &mut [f32], gradients: &[f32], lr: f64, scale: f64) {
         let config = &self.config;
         let correction = |beta: f64| 1.0 - beta.powi(self.updates.min(i32::MAX as u64) as i32);
@@ -114,6 +118,14 @@ impl FlatOptimizer {
         let mut second = self.second.get_mut(unit);
         for segment in self.units.segments(unit, self.units.shard(unit, self.shard)) {
             let range = segment.within;
+            if self.units.params[segment.param].statistic {
+                let (running, batch) = (&mut parameters[range.clone()], &gradients[range]);
+                running
+                    .iter_mut()
+                    .zip(batch)
+                    .for_each(|(running, batch)| *running += STATISTIC * (batch - *running));
+                continue;
+            }
             let decays = self.units.params[segment.param].spec.shape.len() >= 2;
             let decay = (1.0 - if decays { lr * config.weight_decay } else { 0.0 }) as f32;
             let (parameters, gradients) = (&mut parameters[range.clone()], &gradients[range.clone()]);

@@ -17,7 +17,7 @@ use crate::data::prefetch::Prefetch;
 use crate::data::sampler::{Position, Sampler};
 use crate::error::{Error, Result};
 use crate::layers::Context;
-use crate::models::{Batch, Cnn, EncoderDecoder, Gpt, Mlp, Model};
+use crate::models::{Batch, Cnn, EncoderDecoder, Gpt, Mlp, Model, Resnet};
 use crate::parallel::{Carried, CommTime, Engine};
 use crate::random::Stream;
 use regatta_comm::{Group, ReduceOp};
@@ -114,6 +114,9 @@ pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
         ModelConfig::Cnn(config) => {
             Run::new(job, &data, rank.engine(Cnn::new(config, 28, data.vocab, init), init)?)?.train(observer)
         }
+        ModelConfig::Resnet(config) => {
+            Run::new(job, &data, rank.engine(Resnet::new(config, data.vocab, init), init)?)?.train(observer)
+        }
         ModelConfig::EncoderDecoder(config) => {
             Run::new(job, &data, rank.engine(EncoderDecoder::new(config, data.vocab, init), init)?)?
                 .train(observer)
@@ -197,7 +200,7 @@ impl<'a, M: Model> Run<'a, M> {
         let mut metrics = if lead { Some(Metrics::open(job, self.done, observer)?) } else { None };
         if lead {
             let parameters = job.config.model.describe(self.data.vocab, crate::layers::Placement::whole());
-            observer.started(job, self.done, parameters.iter().map(|made| made.spec.len()).sum());
+            observer.started(job, self.done, trainable(&parameters));
         }
         let mut batches = self.batches()?;
         let mut interrupted = false;
@@ -495,12 +498,17 @@ impl<'a, M: Model> Run<'a, M> {
             plan: job.plan.clone(),
             transport: job.group.transport().to_string(),
             threads: job.threads,
-            parameters: whole.iter().map(|made| made.spec.len()).sum(),
+            parameters: trainable(&whole),
             parameter_hash: format!("{hash:016x}"),
             sample: None,
             profile: vec![],
         })
     }
+}
+
+/// Elements of all parameters but running statistics.
+fn trainable(made: &[crate::layers::Made]) -> usize {
+    made.iter().filter(|made| !made.statistic).map(|made| made.spec.len()).sum()
 }
 
 fn due(step: usize, every: usize) -> bool {
