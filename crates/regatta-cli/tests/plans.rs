@@ -53,6 +53,14 @@ hidden = 16
 dropout = 0.0
 "#;
 
+const RESNET: &str = r#"
+[model]
+kind = "resnet"
+stages = [1, 2]
+channels = 6
+side = 8
+"#;
+
 /// An optimizer, its learning rate, and by how much losses may differ from one worker's, relatively: AdamW divides by
 /// roots of squares, which makes more of rounding.
 type Rule = (&'static str, &'static str, f64);
@@ -73,6 +81,10 @@ fn place(model: &str) -> Place {
         };
         regatta::data::mnist::Digits::write(&place.path("digits"), &[digits(80), digits(16)]).unwrap();
         text = text.replace("path = \"text.txt\"", "kind = \"mnist\"\npath = \"digits\"");
+    }
+    if model == RESNET {
+        let data = "kind = \"synthetic\"\nclasses = 4\nsamples = 160";
+        text = text.replace("path = \"text.txt\"", data).replace("eval_batches = 1", "eval_batches = 0");
     }
     fs::write(place.path("plan.toml"), text).unwrap();
     place
@@ -202,6 +214,41 @@ fn a_convolutional_network_has_the_losses_of_one_worker() {
     agree(&place, ADAMW, "", &plans);
     // The masks are drawn where the layer is.
     agree(&place, ADAMW, "--set model.dropout=0.25 --set train.seed=7", &plans[1..4]);
+}
+
+/// Statistics are those of a micro-batch, so micro-batches are as large under every plan; the loss on held-out data is by
+/// the running ones.
+#[test]
+fn a_residual_network_has_the_losses_of_one_worker() {
+    let plans = [
+        ("data=2", "--micro-batches 2"),
+        ("data=2", "--micro-batches 2 --zero 1"),
+        ("data=2", "--micro-batches 2 --zero 2"),
+        ("data=4", "--micro-batches 1 --zero 3"),
+        ("pipe=2", "--schedule 1f1b"),
+        ("pipe=2", "--schedule zero-bubble"),
+        ("pipe=2", "--schedule interleaved"),
+        ("data=1", "--set parallel.recompute=block"),
+        ("data=2,pipe=2", "--micro-batches 2 --zero 3 --set parallel.recompute=block"),
+    ];
+    let place = place(RESNET);
+    agree(&place, ("sgd", "0.05", SGD.2), "--set optimizer.momentum=0.9", &plans);
+    agree(&place, ADAMW, "", &plans);
+    let error = refused(&place, ("tensor=2", ""));
+    assert!(error.contains("no layers that are split over the axis tensor"), "{error}");
+}
+
+#[test]
+fn running_statistics_go_on_under_another_plan() {
+    let place = place(RESNET);
+    let [whole, one] = ["whole", "one"];
+    let wanted = run(&place, whole, ("data=1", ""));
+    run(&place, one, ("data=2", "--micro-batches 2 --zero 2 --steps 4"));
+    succeed(train(&place, one, ("pipe=2", "")).arg("--resume"));
+    let found = place.summary(one);
+    assert!(difference(&losses(&wanted), &losses(&found)) < 1e-4);
+    let val = |summary: &Value| vec![summary["val_loss"].as_f64().unwrap()];
+    assert!(difference(&val(&wanted), &val(&found)) < 1e-4);
 }
 
 #[test]

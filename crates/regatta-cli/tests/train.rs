@@ -150,6 +150,23 @@ fn digits_and_bpe_and_folders_train() {
     assert!(prepared.contains("tokens of bpe"), "{prepared}");
 }
 
+/// Held-out pictures are normalised by the running statistics.
+#[test]
+fn a_residual_network_learns_made_up_pictures() {
+    let place = Place::new();
+    let text = "[model]\nkind = \"resnet\"\nstages = [1, 1]\nchannels = 8\nside = 12\n[data]\nkind = \"synthetic\"\n\
+                samples = 2000\n[train]\nsteps = 60\nbatch = 32\neval_batches = 0\n[optimizer]\nkind = \"sgd\"\nlr = 0.05\n\
+                momentum = 0.9\n[parallel]\nworkers = 2\n";
+    fs::write(place.path("resnet.toml"), text).unwrap();
+    succeed(&mut place.regatta(&["train", "resnet.toml", "--out", "run"]));
+    let summary = place.summary("run");
+    assert!(summary["val_accuracy"].as_f64().unwrap() > 0.9, "{summary}");
+    let cifar = ["train", "resnet.toml", "--set", "data.kind=cifar10", "--out", "none"];
+    assert!(fail(&mut place.regatta(&cifar)).contains("12 x 12"));
+    let cifar = [&cifar[..], &["--set", "model.side=32"]].concat();
+    assert!(fail(&mut place.regatta(&cifar)).contains("unpack CIFAR-10's binary version"));
+}
+
 #[test]
 fn bad_input_is_a_sentence_and_leaves_nothing() {
     let place = Place::new();

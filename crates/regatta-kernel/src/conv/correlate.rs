@@ -235,21 +235,39 @@ impl<const P: usize, const V: usize> WithSimd for Tile<Sweep<'_>, P, V> {
                         let out = &mut out[begin..end];
                         let mut sum = sum;
                         if !first {
-                            sum = simd.add_f32s(sum, simd.partial_load_f32s(out));
+                            sum = simd.add_f32s(sum, load(simd, out));
                         }
                         if last {
                             if let Some(bias) = bias {
-                                sum = simd.add_f32s(sum, simd.partial_load_f32s(&bias[begin..end]));
+                                sum = simd.add_f32s(sum, load(simd, &bias[begin..end]));
                             }
                             if all.epilogue.relu {
                                 sum = simd.max_f32s(sum, simd.splat_f32s(0.0));
                             }
                         }
-                        simd.partial_store_f32s(out, sum);
+                        store(simd, out, sum);
                     }
                 }
             }
         }
+    }
+}
+
+/// A vector of `from`, which has as many numbers or fewer.
+#[inline(always)]
+pub(super) fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
+    match S::as_simd_f32s(from).0 {
+        [whole, ..] => *whole,
+        [] => simd.partial_load_f32s(from),
+    }
+}
+
+/// Puts the first numbers of `vector` into `to`, which has as many or fewer.
+#[inline(always)]
+pub(super) fn store<S: Simd>(simd: S, to: &mut [f32], vector: S::f32s) {
+    match S::as_mut_simd_f32s(to).0 {
+        [whole, ..] => *whole = vector,
+        [] => simd.partial_store_f32s(to, vector),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The gradient of the weights: for every tap, sums over the places that it meets, of images times gradients.
 
-use super::correlate::{Tile, by_tile, multiply, rows_of_tile};
+use super::correlate::{Tile, by_tile, load, multiply, rows_of_tile, store};
 use super::{Shape, scratch};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -153,8 +153,8 @@ impl<const P: usize, const V: usize> WithSimd for Tile<Sums<'_>, P, V> {
                 let begin = vector * S::F32_LANES;
                 let end = width.min(begin + S::F32_LANES);
                 let out = &mut out[begin..end];
-                let sum = if first { sum } else { simd.add_f32s(sum, simd.partial_load_f32s(out)) };
-                simd.partial_store_f32s(out, sum);
+                let sum = if first { sum } else { simd.add_f32s(sum, load(simd, out)) };
+                store(simd, out, sum);
             }
         }
     }

@@ -90,7 +90,7 @@ impl HostBatch {
         }
     }
 
-    /// Cuts the batch into `parts` batches of equally many rows.
+    /// Cuts the batch into `parts` batches of equally many rows: text in its order, and of pictures every `parts`-th.
     pub fn split(self, parts: usize) -> Vec<Self> {
         if parts <= 1 {
             return vec![self];
@@ -113,10 +113,16 @@ impl HostBatch {
                 (0..parts).map(part).collect()
             }
             Self::Images { pixels, labels, shape } => {
-                let each = labels.len() / parts;
-                let numbers = each * shape.iter().product::<usize>();
-                let pairs = pixels.chunks_exact(numbers).zip(labels.chunks_exact(each));
-                pairs.map(|(a, b)| Self::Images { pixels: a.to_vec(), labels: b.to_vec(), shape }).collect()
+                // Every parts-th row: worker w of W takes every W-th row of the global batch from w on, so the micro-batches
+                // of all workers are the same sets of rows whatever part of their number are workers.
+                let (each, numbers) = (labels.len() / parts, shape.iter().product::<usize>());
+                let part = |part: usize| {
+                    let rows = (0..each).map(|row| part + row * parts);
+                    let picture = |row: usize| &pixels[row * numbers..][..numbers];
+                    let pixels = rows.clone().flat_map(|row| picture(row).iter().copied()).collect();
+                    Self::Images { pixels, labels: rows.map(|row| labels[row]).collect(), shape }
+                };
+                (0..parts).map(part).collect()
             }
         }
     }
@@ -418,4 +424,29 @@ fn sample(texts: &[String], bytes: usize) -> Vec<&str> {
         return texts.iter().filter_map(|text| text::prefix(text, each)).collect();
     }
     texts.iter().step_by(every).map(String::as_str).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn micro_batches_of_pictures_are_the_same_for_any_number_of_workers() {
+        let batch = |rows: &[i64]| HostBatch::Images {
+            pixels: rows.iter().flat_map(|row| [*row as f32, -*row as f32]).collect(),
+            labels: rows.to_vec(),
+            shape: [1, 2, 1],
+        };
+        let all: Vec<i64> = (0..12).collect();
+        let one = batch(&all).split(4);
+        let HostBatch::Images { pixels, labels, shape } = &one[1] else { panic!("{one:?}") };
+        assert_eq!((&labels[..], *shape), (&[1, 5, 9][..], [1, 2, 1]));
+        assert_eq!(pixels, &[1.0, -1.0, 5.0, -5.0, 9.0, -9.0]);
+        let worker =
+            |w: i64| batch(&all.iter().copied().filter(|row| row % 2 == w).collect::<Vec<_>>()).split(2);
+        let two = [worker(0), worker(1)].concat();
+        for micro in &one {
+            assert!(two.contains(micro), "{micro:?}");
+        }
+    }
 }
