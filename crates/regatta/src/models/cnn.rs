@@ -5,7 +5,7 @@ use super::{Activation, Batch, BlockCost, Model, count_correct, images};
 use crate::layers::{Context, Convolution, Init, Linear, cross_entropy, dropout};
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn::tensor::activation::relu;
+use regatta_kernel::activation::Activation::Relu;
 use serde::{Deserialize, Serialize};
 
 /// Shape of a [`Cnn`].
@@ -84,7 +84,7 @@ impl Model for Cnn {
             return Activation::Four(held(conv).pooled(input.four()));
         }
         Activation::Two(if index == self.convs.len() {
-            let x = relu(held(&self.hidden).forward(input.four().flatten::<2>(1, 3)));
+            let x = held(&self.hidden).activated(input.four().flatten::<2>(1, 3), Relu);
             dropout(x, self.shape.config.dropout, context.noise(index as u64))
         } else {
             held(&self.head).forward(input.two())
