@@ -62,6 +62,7 @@ pub fn run(args: TrainArgs, started: Instant) -> Result<ExitCode> {
 
 /// Trains as `config` says, as one rank of a job or as what starts the ranks; `speaks` says whether somebody is told about it.
 pub fn train_as(args: &TrainArgs, config: Config, started: Instant, speaks: bool) -> Result<ExitCode> {
+    config.train.device.check()?;
     match World::from_env()? {
         Some(world) => worker(args, config, &world, started, speaks),
         None => launcher(args, config, started, speaks),

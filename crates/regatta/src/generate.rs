@@ -1,6 +1,6 @@
 //! Text from a trained language model, which may be spread over ranks by layer and by stage.
 
-use crate::autograd::{device, to_vec};
+use crate::autograd::to_vec;
 use crate::checkpoint::{Checkpoint, Location, Which};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
@@ -8,7 +8,7 @@ use crate::layers::Context;
 use crate::models::{Batch, Gpt, GptConfig, Model};
 use crate::parallel::Engine;
 use crate::random::Stream;
-use crate::train::{ModelConfig, Rank, SampleConfig, check_model, load};
+use crate::train::{Config, ModelConfig, Rank, SampleConfig, check_model, load};
 use burn::tensor::{Int, Tensor, TensorData};
 use regatta_comm::{Group, ReduceOp};
 use regatta_plan::{Batch as Samples, Mesh, Plan, PlanError};
@@ -38,7 +38,7 @@ impl Generator {
         let checkpoint = Checkpoint::find(&Location::of_run(run), which)?;
         language_model(&checkpoint)?;
         let state = checkpoint.state();
-        state.config.check_plan(&plan(mesh.clone())?, state.vocab).map_err(usage)
+        on_host(&state.config).check_plan(&plan(mesh.clone())?, state.vocab).map_err(usage)
     }
 
     /// Loads a checkpoint of the run folder `run` onto the ranks of `group`, as `mesh` says. All of them call it.
@@ -61,7 +61,7 @@ impl Generator {
         check_model(&checkpoint, &state.config.model, state.vocab)?;
         mesh.fits(group.size()).map_err(usage)?;
         let plan = plan(mesh)?;
-        let rank = Rank::new(&state.config, &plan, group, state.vocab)?;
+        let rank = Rank::new(&on_host(&state.config), &plan, group, state.vocab)?;
         let init = rank.init(0);
         let mut engine = rank.engine(Gpt::new(config, state.vocab, &init), &init)?;
         load(&checkpoint, &mut engine, None)?;
@@ -111,6 +111,13 @@ impl Generator {
     }
 }
 
+/// To generate with: text comes token by token, which keeps no device busy.
+fn on_host(config: &Config) -> Config {
+    let mut config = config.clone();
+    (config.train.device, config.train.precision) = Default::default();
+    config
+}
+
 fn usage(error: PlanError) -> Error {
     Error::Usage(error.to_string())
 }
@@ -137,7 +144,8 @@ fn logits<M: Model>(
     first: usize,
 ) -> Result<Vec<f32>> {
     let data: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-    let inputs = Tensor::<2, Int>::from_data(TensorData::new(data, [1, ids.len()]), &device());
+    let inputs =
+        Tensor::<2, Int>::from_data(TensorData::new(data, [1, ids.len()]), &engine.compute().device());
     let batch = Batch::Text { inputs: inputs.clone(), targets: inputs };
     let output = engine.evaluate(&batch, context)?;
     context.advance(ids.len());

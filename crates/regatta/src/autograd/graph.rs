@@ -1,8 +1,8 @@
 //! The graph of one block: its inputs cut off from what came before, and backward from gradients that came from after.
 
-use super::custom::{Back, custom, value};
+use super::custom::{Back, custom, fused, plain, value};
 use super::work::Work;
-use burn::backend::{Shape, flex::FlexTensor};
+use burn::backend::Shape;
 use burn::tensor::{Gradients, Tensor};
 
 /// The same numbers as the beginning of a graph of its own.
@@ -16,8 +16,13 @@ pub(crate) fn detached<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
 }
 
 /// A scalar whose backward pass gives `output` the gradient `gradient`, in the place of the ones that Burn begins
-/// with. Costs nothing.
-pub(crate) fn seed<const D: usize>(output: Tensor<D>, gradient: FlexTensor) -> Tensor<1> {
+/// with. Costs nothing where operations are fused.
+pub(crate) fn seed<const D: usize>(output: Tensor<D>, gradient: Tensor<D>) -> Tensor<1> {
+    let gradient = detached(gradient);
+    if !fused(&output) {
+        return (output * Tensor::from_inner(gradient)).sum();
+    }
+    let gradient = plain(gradient);
     custom(Work::none("seed"), [value(output)], |_| {
         let root = super::custom::tensor_of(vec![0.0], Shape::from([1]));
         let back: Back<1> = Box::new(move |_, _| [Some(gradient)]);

@@ -156,12 +156,14 @@ pub fn view<const D: usize>(memory: &Arc<Memory>, offset: usize, shape: [usize; 
     Tensor::from_data(TensorData::from_bytes(bytes, shape, DType::F32), &super::device())
 }
 
-/// The tensor's numbers in row-major order, or nothing if they are not f32.
+/// The tensor's numbers in row-major order as f32, or nothing where a device fails.
 pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Option<Vec<f32>> {
     let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
     match tensor.clone().try_into_primitive::<Flex>() {
-        Ok(primitive) => primitive.to_contiguous().as_slice::<f32>().map(<[f32]>::to_vec),
-        Err(_) => tensor.into_data().try_to_vec::<f32>().ok(),
+        Ok(primitive) if primitive.dtype() == DType::F32 => {
+            primitive.to_contiguous().as_slice::<f32>().map(<[f32]>::to_vec)
+        }
+        _ => tensor.try_into_vec_as::<f32>().ok(),
     }
 }
 

@@ -6,24 +6,28 @@ mod axis;
 mod batch_norm;
 mod conv;
 mod custom;
+mod device;
 mod embedding;
+mod fetch;
 mod graph;
 mod hook;
 mod linear;
 mod loss;
 mod memory;
 mod norm;
+mod pool;
 mod residual;
 mod work;
 
 pub use axis::Axis;
 pub(crate) use axis::{copy_to_split, gather_time, scatter_time, sum_of_split};
-mod pool;
-
 pub(crate) use batch_norm::{Norm, batch_norm, batch_norm_by_running};
 pub(crate) use conv::{convolution, convolution_pooled};
-pub(crate) use custom::{numbers, plain, tensor_of};
+pub(crate) use custom::{fused, numbers, plain};
+pub(crate) use device::cast;
+pub use device::{Backend, Compute, DeviceChoice, Precision, device, train_device};
 pub(crate) use embedding::{add_positions, rows_of};
+pub(crate) use fetch::{Wanted, fetch};
 pub(crate) use graph::{backward, detached, leaf, seed};
 pub(crate) use hook::{Gradient, GradientHook, Ladder, hook_at};
 pub(crate) use linear::{Deferred, deferring, linear, linear_by_rows};
@@ -35,15 +39,3 @@ pub(crate) use pool::mean_of_places;
 pub(crate) use residual::{Drops, drop_elements, residual};
 pub use work::{Cost, Measured, Phase, recording};
 pub(crate) use work::{measured, waiting};
-
-use burn::tensor::Device;
-
-/// The device that plain (not differentiated) tensors of the engine live on.
-pub fn device() -> Device {
-    Device::flex()
-}
-
-/// The same device, recording operations for the backward pass.
-pub fn train_device() -> Device {
-    device().autodiff()
-}

@@ -36,7 +36,7 @@ impl Drops {
         let mut mask = vec![1.0f32; shape.iter().product()];
         self.apply(shape[0], &mut mask);
         // As many digits as `x` has.
-        Tensor::from_data(TensorData::new(mask, shape).convert_dtype(x.dtype()), &x.device())
+        Tensor::from_data(TensorData::new(mask, shape), (&x.device(), x.dtype()))
     }
 }
 

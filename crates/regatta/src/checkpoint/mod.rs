@@ -27,7 +27,7 @@ pub use restore::Checkpoint;
 pub use shards::{Part, ShardWriter};
 pub use storage::Location;
 
-use crate::train::Config;
+use crate::train::{Config, LossScale};
 use regatta_plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -57,11 +57,15 @@ pub struct State {
     /// Samples that a rank has consumed: where the sampler goes on.
     pub position: crate::data::sampler::Position,
     /// Training loss of every step so far.
+    #[serde(deserialize_with = "crate::train::losses")]
     pub losses: Vec<f64>,
     /// The lowest validation loss so far, and its step.
     pub best: Option<(f64, usize)>,
     /// The last validation loss.
     pub val_loss: Option<f64>,
+    /// The factor on the loss, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
 }
 
 impl State {
@@ -77,7 +81,7 @@ impl State {
         best: Option<(f64, usize)>,
         val_loss: Option<f64>,
     ) -> Self {
-        Self { step, updates: 0, config, plan, vocab, position, losses, best, val_loss }
+        Self { step, updates: 0, config, plan, vocab, position, losses, best, val_loss, loss_scale: None }
     }
 }
 

@@ -19,9 +19,10 @@ pub use resnet::{Resnet, ResnetConfig};
 
 pub use crate::layers::{ActivationFunction, NormKind};
 
+use crate::autograd::cast;
 use crate::layers::Context;
 use burn::module::Module;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 /// One micro-batch on the device.
 #[derive(Debug, Clone)]
@@ -54,6 +55,14 @@ pub enum Batch {
 }
 
 impl Batch {
+    /// With pixels of this type of numbers.
+    pub(crate) fn cast(self, dtype: DType) -> Self {
+        match self {
+            Self::Images { pixels, labels } => Self::Images { pixels: cast(pixels, dtype), labels },
+            text => text,
+        }
+    }
+
     /// Samples.
     pub fn rows(&self) -> usize {
         match self {

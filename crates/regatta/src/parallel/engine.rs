@@ -7,6 +7,7 @@
 use super::axes::Axes;
 use super::carried::{Carried, Purpose};
 use super::gradients::{CommTime, Gradients};
+use super::hand::{self, cut, from_message, message, widen};
 use super::leaves::Leaves;
 use super::links::Links;
 use super::params::ParamStore;
@@ -14,15 +15,12 @@ use super::share::{Share, run_again, uses};
 use super::timeline::Timeline;
 use super::units::Units;
 use super::whole::Parameters;
-use crate::autograd::{
-    self, Deferred, backward, deferring, detached, leaf, numbers, plain, seed, tensor_of, waiting,
-};
+use crate::autograd::{self, Compute, Deferred, backward, deferring, fetch, numbers, seed, waiting};
 use crate::error::{Error, Result};
 use crate::layers::{Context, Made};
-use crate::models::{Activation, Batch, Each, Model};
+use crate::models::{Activation, Batch, Model};
 use crate::train::FlatOptimizer;
-use burn::backend::flex::FlexTensor;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use regatta_comm::{Kind, ReduceOp};
 use regatta_plan::{Direction, Plan, Recompute, Schedule, Task};
 use std::collections::{HashMap, VecDeque};
@@ -33,6 +31,7 @@ use std::sync::Arc;
 pub struct Engine<M> {
     plan: Plan,
     axes: Axes,
+    compute: Compute,
     schedule: Schedule,
     /// The blocks of each chunk of this stage.
     chunks: Vec<Range<usize>>,
@@ -50,10 +49,12 @@ pub struct Engine<M> {
     uses: VecDeque<(usize, bool)>,
     kept: HashMap<(usize, usize), Vec<Kept>>,
     /// Gradients for a chunk of this stage from the next one, where both are here.
-    handed_back: HashMap<(usize, usize), Vec<FlexTensor>>,
+    handed_back: HashMap<(usize, usize), Activation>,
     deferred: HashMap<(usize, usize), Vec<Left>>,
     in_flight: usize,
     peak_in_flight: usize,
+    /// What the loss is multiplied by before backward, and so the gradients with it.
+    pub loss_scale: f64,
     /// When this rank did what in the last step.
     pub timeline: Timeline,
 }
@@ -84,18 +85,26 @@ pub struct StepResult {
 }
 
 impl<M: Model> Engine<M> {
-    /// Sets `model` up on this rank. `made` are its parameters, and `cut` the blocks of every virtual stage.
+    /// Sets `model` up on this rank, to compute as `compute` says. `made` are its parameters, and `blocks` those of every
+    /// virtual stage.
     ///
     /// # Errors
     /// A plan that the model cannot follow, or a failure of communication.
-    pub fn new(model: M, made: Vec<Made>, plan: &Plan, axes: Axes, cut: &[Range<usize>]) -> Result<Self> {
+    pub fn new(
+        model: M,
+        made: Vec<Made>,
+        plan: &Plan,
+        axes: Axes,
+        blocks: &[Range<usize>],
+        compute: Compute,
+    ) -> Result<Self> {
         let usage = |error: regatta_plan::PlanError| Error::Usage(error.to_string());
-        let share = Share::new(made, plan, cut, axes.coordinate("pipe")).map_err(usage)?;
+        let share = Share::new(made, plan, blocks, axes.coordinate("pipe")).map_err(usage)?;
         let Share { schedule, chunks, units, zero, ties, flushes, .. } = share;
         let units = Arc::new(units);
-        let (model, store) = ParamStore::adopt(model, &units);
+        let (model, store) = ParamStore::adopt(model, &units, &compute);
         let quiet = model.valid();
-        let leaves = Leaves::of(&model, &units);
+        let leaves = Leaves::of(&model, &units, store.copies());
         let tie = |stages: &Vec<usize>| (stages.len() > 1).then(|| axes.stages(stages)).transpose();
         let ties = ties.iter().map(tie).collect::<Result<_>>()?;
         let gradients = Gradients::new(units.clone(), zero, axes.clone(), ties, flushes);
@@ -105,6 +114,7 @@ impl<M: Model> Engine<M> {
             parameters: Parameters::new(units.clone(), store, axes.data.clone(), zero),
             plan: plan.clone(),
             axes,
+            compute,
             schedule,
             chunks,
             model,
@@ -119,6 +129,7 @@ impl<M: Model> Engine<M> {
             deferred: HashMap::new(),
             in_flight: 0,
             peak_in_flight: 0,
+            loss_scale: 1.0,
             timeline: Timeline::default(),
         })
     }
@@ -131,6 +142,11 @@ impl<M: Model> Engine<M> {
     /// The ranks.
     pub fn axes(&self) -> &Axes {
         &self.axes
+    }
+
+    /// Where this rank computes.
+    pub fn compute(&self) -> &Compute {
+        &self.compute
     }
 
     /// The model without recording, for what needs all of it on one rank.
@@ -344,36 +360,32 @@ impl<M: Model> Engine<M> {
             let kept =
                 self.kept.get(&(chunk - 1, micro)).and_then(|blocks| blocks.last()).ok_or_else(lost)?;
             return match &kept.output {
-                Some(Output::Activation(activation)) => Ok(activation.clone().map(&mut Detach)),
+                Some(Output::Activation(activation)) => Ok(cut(activation.clone())),
                 _ => Err(lost()),
             };
         }
         let (model, chunks) = (&self.model, &self.chunks);
         let len = |chunk: usize, micro: usize| elements(model, chunks[chunk].start - 1, &batches[micro]);
         let data = waiting("wait for a stage", || self.links.take(from, Direction::Activation, at, len))?;
-        Ok(activation(&data, self.model.handed_on(block, &batches[micro])))
+        Ok(from_message(&data, &self.model.handed_on(block, &batches[micro]), &self.compute))
     }
 
     /// The gradient of what went out of a chunk: from the stage behind; nothing behind the loss.
-    fn gradient(
-        &mut self,
-        schedule: &Schedule,
-        at: (usize, usize),
-        batches: &[Batch],
-    ) -> Result<Vec<FlexTensor>> {
+    fn gradient(&mut self, schedule: &Schedule, at: (usize, usize), batches: &[Batch]) -> Result<Activation> {
         let (stage, (chunk, micro)) = (self.axes.coordinate("pipe"), at);
         let behind = schedule.virtual_stage(stage, chunk) + 1;
         if behind == schedule.virtual_stages() {
-            return Ok(vec![]);
+            return Ok(Activation::Start);
         }
         let (from, _) = schedule.place(behind);
         if from == stage {
-            return Ok(self.handed_back.remove(&at).unwrap_or_default());
+            return Ok(self.handed_back.remove(&at).unwrap_or(Activation::Start));
         }
         let (model, chunks) = (&self.model, &self.chunks);
         let len = |chunk: usize, micro: usize| elements(model, chunks[chunk].end - 1, &batches[micro]);
         let data = waiting("wait for a stage", || self.links.take(from, Direction::Gradient, at, len))?;
-        Ok(parts(&data, self.model.handed_on(self.chunks[chunk].end - 1, &batches[micro])))
+        let shapes = self.model.handed_on(self.chunks[chunk].end - 1, &batches[micro]);
+        Ok(from_message(&data, &shapes, &self.compute))
     }
 
     /// Runs the blocks of a chunk on one micro-batch and hands on what comes out; returns the loss behind the last.
@@ -402,7 +414,7 @@ impl<M: Model> Engine<M> {
         self.in_flight += 1;
         self.peak_in_flight = self.peak_in_flight.max(self.in_flight);
         if !last {
-            self.hand_on(schedule, Task::Forward { chunk, micro }, flatten(x))?;
+            self.hand_on(schedule, Task::Forward { chunk, micro }, x)?;
         }
         Ok(loss)
     }
@@ -430,12 +442,11 @@ impl<M: Model> Engine<M> {
         let mut loss = None;
         for block in blocks {
             self.arrive(block)?;
-            let input = x.map(&mut Detach);
-            let input = input.map(&mut Leaf);
+            let input = hand::begin(cut(x));
             let y = self.model.forward_block(block, input.clone(), batch, context);
-            x = y.clone().map(&mut Detach);
+            x = cut(y.clone());
             let output = if last && block + 1 == end {
-                let value = self.model.loss(y, batch);
+                let value = self.model.loss(widen(y), batch);
                 loss = Some(f64::from(autograd::to_vec(value.clone()).unwrap_or_default()[0]));
                 Some(Output::Loss(value))
             } else if retain != Recompute::None {
@@ -450,7 +461,7 @@ impl<M: Model> Engine<M> {
         Ok((kept, x, loss))
     }
 
-    fn hand_on(&mut self, schedule: &Schedule, task: Task, data: Vec<FlexTensor>) -> Result<()> {
+    fn hand_on(&mut self, schedule: &Schedule, task: Task, data: Activation) -> Result<()> {
         let stage = self.axes.coordinate("pipe");
         let Some((direction, to, chunk)) = schedule.receiver(stage, task) else { return Ok(()) };
         if to == stage {
@@ -459,9 +470,7 @@ impl<M: Model> Engine<M> {
             }
             return Ok(());
         }
-        let mut message = vec![];
-        data.iter().for_each(|tensor| message.extend_from_slice(&numbers(tensor)));
-        self.links.send(to, direction, message)
+        self.links.send(to, direction, message(data)?)
     }
 
     /// Takes one micro-batch backward through the blocks of a chunk, from `gradient` or from the loss. With `later`, the
@@ -470,7 +479,7 @@ impl<M: Model> Engine<M> {
         &mut self,
         schedule: &Schedule,
         at: (usize, usize),
-        gradient: Vec<FlexTensor>,
+        gradient: Activation,
         batches: &[Batch],
         context: &Context,
         later: bool,
@@ -501,31 +510,26 @@ impl<M: Model> Engine<M> {
                     (input, output)
                 }
                 Kept { input, .. } => {
-                    let input = input.map(&mut Leaf);
+                    let input = hand::begin(input);
                     let output = self.model.forward_block(block, input.clone(), &batches[micro], context);
                     (input, Output::Activation(output))
                 }
             };
+            // The mean over the micro-batches.
+            let share = self.loss_scale / schedule.micros as f64;
             let run = || match output {
-                // The mean over the micro-batches.
                 Output::Loss(loss) => {
-                    backward(vec![seed(loss, tensor_of(vec![1.0 / schedule.micros as f32], [1]))])
+                    let whole = Tensor::ones_like(&autograd::detached(loss.clone()));
+                    backward(vec![seed(loss, whole.mul_scalar(share))])
                 }
-                Output::Activation(output) => {
-                    let mut roots = Roots { gradients: gradient.into_iter(), roots: vec![] };
-                    output.map(&mut roots);
-                    backward(roots.roots)
-                }
+                Output::Activation(output) => backward(hand::roots(output, gradient)),
             };
             let (found, deferred) = if later { deferring(run) } else { (run(), vec![]) };
             let mut found =
                 found.ok_or_else(|| Error::Usage(format!("block {block} has no gradient to begin from")))?;
-            let mut of_input = Collect { found: &mut found, gradients: vec![] };
-            input.map(&mut of_input);
-            gradient = of_input.gradients;
-            for (param, values) in self.leaves.gradients(block, &mut found) {
-                self.gradients.add(param, &numbers(&values))?;
-            }
+            gradient = hand::gradients(input, &mut found);
+            let of_params = self.leaves.gradients(block, &mut found).collect();
+            fetch(of_params, |param, values| self.gradients.add(param, values))?;
             drop(found);
             self.leave(block, false)?;
             if later {
@@ -590,7 +594,7 @@ impl<M: Model> Engine<M> {
             }
             let here = schedule.virtual_stage(stage, at.0) + 1;
             if here == schedule.virtual_stages() {
-                result = Some(x);
+                result = Some(widen(x));
             } else {
                 let to = schedule.place(here).0;
                 if to == stage {
@@ -598,7 +602,7 @@ impl<M: Model> Engine<M> {
                     let output = Some(Output::Activation(x.clone()));
                     self.kept.insert(at, vec![Kept { input: Activation::Start, output }]);
                 }
-                self.hand_on(&schedule, task, flatten(x))?;
+                self.hand_on(&schedule, task, x)?;
             }
         }
         self.kept.clear();
@@ -667,101 +671,4 @@ impl<M: Model> Engine<M> {
 /// Elements of what `block` hands on.
 fn elements<M: Model>(model: &M, block: usize, batch: &Batch) -> usize {
     model.handed_on(block, batch).iter().map(|shape| shape.iter().product::<usize>()).sum()
-}
-
-struct Detach;
-
-impl Each for Detach {
-    fn tensor<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
-        detached(tensor)
-    }
-}
-
-struct Leaf;
-
-impl Each for Leaf {
-    fn tensor<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
-        leaf(tensor)
-    }
-}
-
-/// Makes a root of every tensor, with the gradient that is given for it.
-struct Roots {
-    gradients: std::vec::IntoIter<FlexTensor>,
-    roots: Vec<Tensor<1>>,
-}
-
-impl Each for Roots {
-    fn tensor<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
-        if let Some(gradient) = self.gradients.next() {
-            self.roots.push(seed(tensor.clone(), gradient));
-        }
-        tensor
-    }
-}
-
-/// Takes out the gradient of every tensor.
-struct Collect<'a> {
-    found: &'a mut burn::tensor::Gradients,
-    gradients: Vec<FlexTensor>,
-}
-
-impl Each for Collect<'_> {
-    fn tensor<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
-        let gradient = tensor.grad_remove(self.found).map(plain);
-        let zeros = || tensor_of(vec![0.0; tensor.dims().iter().product()], tensor.dims());
-        self.gradients.push(gradient.unwrap_or_else(zeros));
-        tensor
-    }
-}
-
-struct Flatten(Vec<FlexTensor>);
-
-impl Each for Flatten {
-    fn tensor<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
-        self.0.push(plain(tensor.clone()));
-        tensor
-    }
-}
-
-fn flatten(activation: Activation) -> Vec<FlexTensor> {
-    let mut flat = Flatten(vec![]);
-    activation.map(&mut flat);
-    flat.0
-}
-
-fn parts(data: &[f32], shapes: Vec<Vec<usize>>) -> Vec<FlexTensor> {
-    let mut rest = data;
-    let take = |shape: Vec<usize>| {
-        let (part, more) = rest.split_at(shape.iter().product());
-        rest = more;
-        tensor_of(part.to_vec(), shape)
-    };
-    shapes.into_iter().map(take).collect()
-}
-
-/// An activation from the numbers of its tensors, of these shapes.
-fn activation(data: &[f32], shapes: Vec<Vec<usize>>) -> Activation {
-    let tensors: Vec<TensorData> = {
-        let mut rest = data;
-        let take = |shape: Vec<usize>| {
-            let (part, more) = rest.split_at(shape.iter().product());
-            rest = more;
-            TensorData::new(part.to_vec(), shape)
-        };
-        shapes.into_iter().map(take).collect()
-    };
-    let device = autograd::device();
-    let mut tensors = tensors.into_iter();
-    match (tensors.next(), tensors.next()) {
-        (Some(x), Some(memory)) => {
-            Activation::Pair(Tensor::from_data(x, &device), Tensor::from_data(memory, &device))
-        }
-        (Some(x), None) => match x.shape().len() {
-            2 => Activation::Two(Tensor::from_data(x, &device)),
-            3 => Activation::Three(Tensor::from_data(x, &device)),
-            _ => Activation::Four(Tensor::from_data(x, &device)),
-        },
-        _ => Activation::Start,
-    }
 }

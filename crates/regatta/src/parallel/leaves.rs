@@ -1,15 +1,14 @@
 //! The parameters as backward knows them: from a graph's gradients to those of a block's parameters.
 
+use super::copies::{Copies, Take};
 use super::units::Units;
-use crate::autograd::plain;
+use crate::autograd::Wanted;
 use burn::backend::autodiff::NodeId;
-use burn::backend::flex::FlexTensor;
 use burn::backend::{Autodiff, Flex};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
 use std::collections::HashMap;
-
-type Take = Box<dyn Fn(&mut Gradients) -> Option<FlexTensor> + Send>;
+use std::sync::Arc;
 
 /// The leaves of a model's graphs.
 pub(crate) struct Leaves {
@@ -19,11 +18,14 @@ pub(crate) struct Leaves {
 }
 
 impl Leaves {
-    /// Of `model`, whose parameters lie in `units`.
-    pub(crate) fn of<M: Module>(model: &M, units: &Units) -> Self {
+    /// Of `model`, whose parameters lie in `units`, or whose layers see `copies` of them.
+    pub(crate) fn of<M: Module>(model: &M, units: &Units, copies: Option<&Copies>) -> Self {
         let mut by_block: HashMap<usize, Vec<usize>> = HashMap::new();
         for (param, made) in units.params.iter().enumerate() {
             made.blocks.iter().for_each(|&block| by_block.entry(block).or_default().push(param));
+        }
+        if let Some(copies) = copies {
+            return Self { take: copies.takes().collect(), nodes: HashMap::new(), by_block };
         }
         let index = units.params.iter().enumerate().map(|(i, made)| (made.spec.path.clone(), i)).collect();
         let take = units.params.iter().map(|_| None).collect();
@@ -37,7 +39,7 @@ impl Leaves {
         &'a self,
         block: usize,
         found: &'a mut Gradients,
-    ) -> impl Iterator<Item = (usize, FlexTensor)> + 'a {
+    ) -> impl Iterator<Item = (usize, Wanted)> + 'a {
         let params = self.by_block.get(&block).map_or(&[][..], Vec::as_slice);
         params.iter().filter_map(|&param| Some((param, self.take[param].as_ref()?(found)?)))
     }
@@ -69,6 +71,6 @@ impl ModuleVisitor for Find {
         if let Ok(tracked) = tensor.clone().try_into_primitive::<Autodiff<Flex>>() {
             self.leaves.nodes.insert(tracked.id().value, index);
         }
-        self.leaves.take[index] = Some(Box::new(move |found| tensor.grad_remove(found).map(plain)));
+        self.leaves.take[index] = Some(Arc::new(move |found| tensor.grad_remove(found).map(Wanted::of)));
     }
 }

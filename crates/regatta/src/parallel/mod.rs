@@ -3,9 +3,11 @@
 mod axes;
 mod buckets;
 mod carried;
+mod copies;
 mod data;
 mod engine;
 mod gradients;
+mod hand;
 mod leaves;
 mod links;
 mod params;

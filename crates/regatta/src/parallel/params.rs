@@ -1,7 +1,8 @@
 //! The parameters of a model in memory of our own, unit by unit.
 
+use super::copies::Copies;
 use super::units::Units;
-use crate::autograd::{Memory, to_vec, view};
+use crate::autograd::{Compute, Memory, to_vec, view};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
 use std::any::Any;
@@ -13,18 +14,24 @@ pub struct ParamStore {
     memory: Vec<Arc<Memory>>,
     /// A second handle to every view, so that no kernel of Burn takes the memory for its own.
     _views: Vec<Box<dyn Any + Send>>,
+    /// What layers see instead, where they compute elsewhere or with other numbers.
+    copies: Option<Copies>,
 }
 
 impl ParamStore {
-    /// Moves the parameters of `model` into a new store and returns the model over it.
-    pub fn adopt<M: Module>(model: M, units: &Units) -> (M, Self) {
+    /// Moves the parameters of `model` into a new store and returns the model over it, computing as `compute` says.
+    pub fn adopt<M: Module>(model: M, units: &Units, compute: &Compute) -> (M, Self) {
         let memory: Vec<_> = units.units.iter().map(|unit| Memory::zeroed(unit.len)).collect();
         let named = units.params.iter().enumerate();
         let index: HashMap<&str, usize> = named.map(|(i, made)| (made.spec.path.as_str(), i)).collect();
         let mut adopt = Adopt { units, index, memory: &memory, path: vec![], views: vec![] };
         let model = model.map(&mut adopt);
         let views = adopt.views;
-        (model, Self { memory, _views: views })
+        if compute.is_host() {
+            return (model, Self { memory, _views: views, copies: None });
+        }
+        let (model, copies) = Copies::attach(model, units, compute);
+        (model, Self { memory, _views: views, copies: Some(copies) })
     }
 
     /// The numbers of a unit.
@@ -39,6 +46,18 @@ impl ParamStore {
         let memory = &self.memory[unit];
         // SAFETY: `&mut self` excludes other slices; the engine trains on the thread that holds the store.
         unsafe { memory.slice_mut(0..memory.len()) }
+    }
+
+    /// Lets layers see the numbers of a unit where they do not see its memory.
+    pub(crate) fn show(&self, units: &Units, unit: usize) {
+        if let Some(copies) = &self.copies {
+            copies.fill(units, unit, self.unit(unit));
+        }
+    }
+
+    /// What layers see instead of the memory, if so.
+    pub(crate) fn copies(&self) -> Option<&Copies> {
+        self.copies.as_ref()
     }
 
     /// Gives a unit's memory back to the system; its numbers are zeros from now on.

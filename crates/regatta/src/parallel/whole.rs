@@ -21,6 +21,8 @@ pub struct Parameters {
     /// By unit, under ZeRO 3: this rank's shard.
     shard: Vec<Vec<f32>>,
     state: Vec<State>,
+    /// By unit: whether it has changed since layers were last shown it.
+    changed: Vec<bool>,
     pool: Pool,
     time: CommTime,
     whole_bytes: usize,
@@ -42,6 +44,7 @@ impl Parameters {
         let mut parameters = Self {
             shard: vec![vec![]; count],
             state: (0..count).map(|_| State::Here).collect(),
+            changed: vec![true; count],
             pool: Pool::new(data.clone()),
             time: CommTime::default(),
             whole_bytes: 0,
@@ -82,6 +85,7 @@ impl Parameters {
 
     /// This rank has changed its part of `unit`: the others' parts are out of date, and are fetched before the next use.
     pub fn updated(&mut self, unit: usize) {
+        self.changed[unit] = true;
         if matches!(self.zero, 1 | 2) && self.data.size() > 1 {
             self.state[unit] = State::Away;
         }
@@ -108,6 +112,15 @@ impl Parameters {
     /// # Errors
     /// A failure of communication.
     pub fn need(&mut self, unit: usize) -> Result<()> {
+        self.arrive(unit)?;
+        // Once an update, also where a unit is gathered again: a graph knows its leaves until it has gone backward.
+        if std::mem::replace(&mut self.changed[unit], false) {
+            self.store.show(&self.units, unit);
+        }
+        Ok(())
+    }
+
+    fn arrive(&mut self, unit: usize) -> Result<()> {
         self.prefetch(unit)?;
         let State::Coming(pending) = std::mem::replace(&mut self.state[unit], State::Here) else {
             return Ok(());

@@ -1,6 +1,6 @@
 //! The configuration of a training run: a TOML file, changed by `--set key.path=value`.
 
-use crate::autograd::device;
+use crate::autograd::{Backend, DeviceChoice, Precision, device};
 use crate::data::cifar10;
 use crate::error::{Error, Result};
 use crate::layers::{Init, Made, Placement};
@@ -275,6 +275,14 @@ pub struct TrainConfig {
     pub profile: bool,
     /// What becomes of samples that do not fill an epoch's last batch.
     pub last_batch: LastBatch,
+    /// `cpu`, `vulkan`, `cuda` or `wgpu`: what ranks compute on; with `:N`, the N-th such device for all of them instead of
+    /// one after another for those of a host.
+    pub device: DeviceChoice,
+    /// `f32`, `bf16` or `f16`: numbers of activations and their gradients. Parameters and their sums stay f32.
+    pub precision: Precision,
+    /// What the loss is multiplied by before backward, at first: halved when gradients overflow, doubled when they have
+    /// not for 2000 steps. Absent: 65536 under `f16`, no scaling under the others.
+    pub loss_scale: Option<f64>,
     /// Steps between checks that all ranks hold the same parameters; 0: only at the end.
     pub check_every: usize,
 }
@@ -295,6 +303,9 @@ impl Default for TrainConfig {
             trace: None,
             profile: false,
             last_batch: LastBatch::Drop,
+            device: DeviceChoice::default(),
+            precision: Precision::default(),
+            loss_scale: None,
             check_every: 0,
         }
     }
@@ -533,6 +544,15 @@ impl Config {
                 "this model has no layers that are split over the axis tensor; use data and pipe".into(),
             ));
         }
+        let train = &self.train;
+        if tensor > 1 && (train.device.backend != Backend::Cpu || train.precision != Precision::F32) {
+            return Err(PlanError::Layout(format!(
+                "layers can be split over the axis tensor only on the cpu in f32; use data and pipe with train.device = \
+                 \"{}\" and train.precision = \"{}\"",
+                train.device,
+                train.precision.name()
+            )));
+        }
         let placement =
             Placement { mesh: plan.mesh.clone(), layout: plan.layout.clone(), ..Placement::whole() };
         for made in self.model.describe(vocab, placement) {
@@ -660,6 +680,7 @@ impl Config {
         reader.at_least_one("train", &counts)?;
         reader.at_least_one("train", &[("batch", train.batch.unwrap_or(1))])?;
         reader.at_least_one("train", &[("batch_per_worker", train.batch_per_worker.unwrap_or(1))])?;
+        reader.within("train.loss_scale", train.loss_scale.unwrap_or(1.0), 1e-30, 1e30, true)?;
         reader.within("optimizer.lr", optimizer.lr, 0.0, 1e6, true)?;
         reader.within("optimizer.min_lr", optimizer.min_lr.unwrap_or(0.0), 0.0, 1e6, true)?;
         reader.within("optimizer.weight_decay", optimizer.weight_decay, 0.0, 1e6, true)?;

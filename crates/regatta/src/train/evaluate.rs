@@ -37,13 +37,14 @@ pub fn evaluate<M: Model>(
     let mine: Vec<usize> = (axes.worker()..samples).step_by(workers).map(place).collect();
     // As many batches on every worker, because they may fetch parameters from one another.
     let batches = samples.div_ceil(workers).div_ceil(rows);
+    let compute = engine.compute().clone();
     let speaks = engine.is_last() && axes.coordinate("tensor") == 0;
     // [sum of losses, samples, right ones, whether the model classifies]
     let mut sums = [0.0f64; 4];
     for index in 0..batches {
         let indices = mine.chunks(rows).nth(index).unwrap_or(&[0]);
         let counts = index * rows < mine.len();
-        let batch = data.batch(0, indices)?.into_batch(&crate::autograd::device());
+        let batch = data.batch(0, indices)?.into_batch(&compute.device()).cast(compute.dtype());
         let Some(output) = engine.evaluate(&batch, &Context::eval())? else { continue };
         let correct = engine.quiet().correct(&output, &batch);
         let loss = engine.quiet().loss(output, &batch).into_scalar::<f32>();

@@ -11,11 +11,13 @@ mod profile;
 mod rank;
 mod run;
 mod saving;
+mod scaling;
 mod schedule;
 mod summary;
 mod trace;
 mod volume;
 
+pub use crate::autograd::{Backend, DeviceChoice, Precision};
 pub use config::{
     Config, DataConfig, DataKind, LastBatch, ModelConfig, OptimizerConfig, OptimizerKind, ParallelConfig,
     SampleConfig, TokenizerKind, TrainConfig,
@@ -28,6 +30,8 @@ pub use profile::{Profile, Row};
 pub(crate) use rank::Rank;
 pub use run::{Job, Observer, Silent, StepReport, train};
 pub(crate) use saving::{check_model, load};
+pub use scaling::LossScale;
+pub(crate) use scaling::losses;
 pub use schedule::learning_rate;
 pub use summary::{Communication, Memory, Pipeline, Summary, peak_rss_bytes};
 pub use volume::{Collective, Outline, total};

@@ -1,6 +1,7 @@
 //! One rank's part of a plan: its groups, its blocks, and how its layers are split.
 
 use super::config::Config;
+use crate::autograd::Compute;
 use crate::error::{Error, Result};
 use crate::layers::{Init, Placement};
 use crate::models::Model;
@@ -14,19 +15,22 @@ pub(crate) struct Rank {
     plan: Plan,
     axes: Axes,
     cut: Vec<Range<usize>>,
+    compute: Compute,
 }
 
 impl Rank {
     /// Connects the rank. All ranks of `group` call it.
     ///
     /// # Errors
-    /// A plan that the model cannot follow, or a failure of communication.
+    /// A plan that the model cannot follow, a device that is not there, or a failure of communication.
     pub(crate) fn new(config: &Config, plan: &Plan, group: &Group, vocab: usize) -> Result<Self> {
         let usage = |error: regatta_plan::PlanError| Error::Usage(error.to_string());
         config.check_plan(plan, vocab).map_err(usage)?;
         let costs: Vec<f64> = config.model.costs(vocab).iter().map(|cost| cost.flops).collect();
+        let train = &config.train;
+        let compute = Compute::open(train.device, train.precision, group.local_rank())?;
         let axes = Axes::new(group, &plan.mesh, plan.shards() > 1)?;
-        Ok(Self { cut: plan.cut(&costs).map_err(usage)?, plan: plan.clone(), axes })
+        Ok(Self { cut: plan.cut(&costs).map_err(usage)?, plan: plan.clone(), axes, compute })
     }
 
     /// For the model of this rank, with weights of `seed`.
@@ -48,6 +52,6 @@ impl Rank {
     /// # Errors
     /// As [`Engine::new`].
     pub(crate) fn engine<M: Model>(self, model: M, init: &Init) -> Result<Engine<M>> {
-        Engine::new(model, init.made(), &self.plan, self.axes, &self.cut)
+        Engine::new(model, init.made(), &self.plan, self.axes, &self.cut, self.compute)
     }
 }

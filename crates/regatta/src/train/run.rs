@@ -8,10 +8,11 @@ use super::optimizer::FlatOptimizer;
 use super::profile::Profiler;
 use super::rank::Rank;
 use super::saving::Saving;
+use super::scaling::LossScale;
 use super::schedule::learning_rate;
 use super::summary::{Communication, Memory, Pipeline, Summary, median, peak_rss_bytes};
 use super::trace::Trace;
-use crate::autograd::{Cost, Phase, keep_freed_memory, measured, recording, train_device};
+use crate::autograd::{Cost, Phase, Precision, keep_freed_memory, measured, recording};
 use crate::checkpoint::{self, State, Which};
 use crate::data::prefetch::Prefetch;
 use crate::data::sampler::{Position, Sampler};
@@ -73,6 +74,16 @@ pub struct StepReport {
     pub comm_ms: f64,
     /// Time that the step stood waiting for them, in milliseconds.
     pub comm_exposed_ms: f64,
+    /// What the loss was multiplied by before backward, where it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+    /// Steps so far whose update was skipped, because their gradients were not finite.
+    #[serde(skip_serializing_if = "none")]
+    pub skipped_steps: usize,
+}
+
+fn none(count: &usize) -> bool {
+    *count == 0
 }
 
 /// Sees a run as it happens; on rank 0 only.
@@ -135,6 +146,7 @@ struct Run<'a, M> {
     losses: Vec<f64>,
     best: Option<(f64, usize)>,
     val_loss: Option<f64>,
+    loss_scale: Option<LossScale>,
     score: Option<Score>,
     /// Of each step of this process, in milliseconds: all of it, communication, that part that was waited for, tasks of the
     /// schedule, and the end of the last of them.
@@ -164,6 +176,7 @@ impl<'a, M: Model> Run<'a, M> {
             losses: vec![],
             best: None,
             val_loss: None,
+            loss_scale: LossScale::new(&job.config.train),
             score: None,
             times: vec![],
             time_to_first_step: None,
@@ -179,6 +192,9 @@ impl<'a, M: Model> Run<'a, M> {
             run.losses = state.losses;
             run.best = state.best;
             run.val_loss = state.val_loss;
+            // A run that goes on with other numbers begins with a scale of its own.
+            let same = state.config.train.precision == job.config.train.precision;
+            run.loss_scale = state.loss_scale.filter(|_| same).or(run.loss_scale);
         }
         Ok(run)
     }
@@ -314,12 +330,18 @@ impl<'a, M: Model> Run<'a, M> {
         let context = |micro: usize| Context::train(noise.at((worker * plan.accumulate + micro) as u64));
         let contexts: Vec<Context> = (0..plan.accumulate).map(context).collect();
         let parts = host.split(plan.accumulate).into_iter();
-        let micros: Vec<Batch> = parts.map(|part| part.into_batch(&train_device())).collect();
+        let compute = self.engine.compute();
+        let (device, dtype) = (compute.train_device(), compute.dtype());
+        let micros: Vec<Batch> = parts.map(|part| part.into_batch(&device).cast(dtype)).collect();
+        let loss_scale = self.loss_scale.as_ref().map(|scaling| scaling.scale);
+        let unscale = 1.0 / loss_scale.unwrap_or(1.0);
+        self.engine.loss_scale = loss_scale.unwrap_or(1.0);
         let result = self.engine.step(&micros, &contexts)?;
         let mut comm = result.comm;
         let owned = self.engine.units().owned();
         let cost = |flops: f64, bytes: f64| Cost { flops: flops * owned as f64, bytes: bytes * owned as f64 };
         let norm = measured("gradient norm", Phase::Update, cost(2.0, 4.0), || self.engine.gradient_norm())?;
+        let norm = norm * unscale;
         let clip = job.config.optimizer.clip;
         let scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
         let lr = learning_rate(&job.config.optimizer, self.done, job.config.train.steps);
@@ -327,7 +349,15 @@ impl<'a, M: Model> Run<'a, M> {
             let loss = result.loss_sum / plan.accumulate as f64;
             measured("agree on the loss", Phase::Update, wait, || self.agree(loss, &mut comm, observer))?
         };
-        if !loss.is_finite() || !norm.is_finite() {
+        // All ranks see the same loss and norm, and so decide alike.
+        let finite = loss.is_finite() && norm.is_finite();
+        // In f32 a loss that is not finite has no cure in its scale.
+        let lost = !loss.is_finite() && job.config.train.precision == Precision::F32;
+        let goes_on = match &mut self.loss_scale {
+            Some(scaling) if !lost => scaling.stepped(finite),
+            _ => finite,
+        };
+        if !goes_on {
             return Err(Error::Numeric(format!(
                 "the loss is {loss} and the gradient's norm {norm} at step {}: lower optimizer.lr or set \
                  optimizer.clip; the last checkpoint in {} is from before",
@@ -335,10 +365,16 @@ impl<'a, M: Model> Run<'a, M> {
                 job.out.display()
             )));
         }
-        // Gradients are read, parameters and moments read and written.
-        let bytes = 12.0 + 8.0 * self.optimizer.moments() as f64;
-        let cost = cost(4.0 + 5.0 * self.optimizer.moments() as f64, bytes);
-        measured("optimizer", Phase::Update, cost, || self.engine.update(&mut self.optimizer, lr, scale))?;
+        if finite {
+            // Gradients are read, parameters and moments read and written.
+            let bytes = 12.0 + 8.0 * self.optimizer.moments() as f64;
+            let cost = cost(4.0 + 5.0 * self.optimizer.moments() as f64, bytes);
+            measured("optimizer", Phase::Update, cost, || {
+                self.engine.update(&mut self.optimizer, lr, scale * unscale)
+            })?;
+        } else {
+            self.skipped(observer);
+        }
         self.done += 1;
         self.position = position;
         self.losses.push(loss);
@@ -357,8 +393,22 @@ impl<'a, M: Model> Run<'a, M> {
             step_ms: ms(took),
             comm_ms: ms(comm.busy),
             comm_exposed_ms: ms(comm.exposed),
+            loss_scale,
+            skipped_steps: self.loss_scale.as_ref().map_or(0, |scaling| scaling.skipped),
         };
         Ok((report, stop))
+    }
+
+    /// Says that this step's update is skipped.
+    fn skipped(&self, observer: &mut dyn Observer) {
+        if let (Some(scaling), 0) = (&self.loss_scale, self.job.group.rank()) {
+            observer.warning(&format!(
+                "step {} is skipped: its gradients are not finite ({} skipped so far); the loss is scaled by {} from now on",
+                self.done + 1,
+                scaling.skipped,
+                scaling.scale
+            ));
+        }
     }
 
     /// The mean loss over the workers, and whether any rank was told to stop: all stop at the same step. A checkpoint
@@ -422,6 +472,7 @@ impl<'a, M: Model> Run<'a, M> {
             self.best,
             self.val_loss,
         );
+        let state = State { loss_scale: self.loss_scale.clone(), ..state };
         self.saving.begin(job, state, best, &self.engine, &self.optimizer)
     }
 
@@ -477,7 +528,7 @@ impl<'a, M: Model> Run<'a, M> {
         Ok(Summary {
             steps: self.done,
             interrupted,
-            train_loss: self.losses.last().copied().unwrap_or(f64::NAN),
+            train_loss: self.losses.iter().copied().rfind(|loss| loss.is_finite()).unwrap_or(f64::NAN),
             val_loss: self.val_loss,
             best_val_loss: self.best.map(|(loss, _)| loss),
             val_accuracy: self.score.and_then(|score| score.accuracy),
@@ -494,6 +545,10 @@ impl<'a, M: Model> Run<'a, M> {
             communication: Communication::of_all(self.carried, &job.group)?,
             checkpoint_blocked_ms: self.saving.blocked_ms(),
             losses: self.losses.clone(),
+            skipped_steps: self.loss_scale.as_ref().map_or(0, |scaling| scaling.skipped),
+            loss_scale: self.loss_scale.as_ref().map(|scaling| scaling.scale),
+            device: job.config.train.device,
+            precision: job.config.train.precision,
             world: job.group.size(),
             plan: job.plan.clone(),
             transport: job.group.transport().to_string(),

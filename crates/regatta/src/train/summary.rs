@@ -1,6 +1,7 @@
 //! What a run reports when it ends: `summary.json`.
 
 use super::profile::Profile;
+use crate::autograd::{DeviceChoice, Precision};
 use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -55,7 +56,20 @@ pub struct Summary {
     /// Median time in milliseconds that saving a checkpoint kept training waiting.
     pub checkpoint_blocked_ms: f64,
     /// Training loss of every step.
+    #[serde(deserialize_with = "super::scaling::losses")]
     pub losses: Vec<f64>,
+    /// Steps whose update was skipped, because their gradients were not finite; those before a resume included.
+    #[serde(default)]
+    pub skipped_steps: usize,
+    /// What the loss was multiplied by at the end, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+    /// What the ranks computed on.
+    #[serde(default)]
+    pub device: DeviceChoice,
+    /// With which numbers.
+    #[serde(default)]
+    pub precision: Precision,
     /// Ranks.
     pub world: usize,
     /// How the run was spread.
