@@ -8,6 +8,7 @@
 //! Tensors are row-major; a shape in the documentation as `[rows, width]` is the order of the slice's elements.
 
 pub mod activation;
+pub mod attention;
 pub mod batch_norm;
 pub mod bias;
 pub mod conv;

@@ -4,6 +4,7 @@
 //! and not on what ran before (which makes resuming exact), and ranks that are threads do not share a state.
 
 /// SplitMix64's finaliser (Steele et al. 2014, "Fast Splittable Pseudorandom Number Generators").
+#[inline(always)]
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -31,6 +32,7 @@ impl Stream {
     }
 
     /// The n-th number, uniform over all of u64.
+    #[inline(always)]
     pub fn bits(self, n: u64) -> u64 {
         mix(self.0.wrapping_add((n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
     }
