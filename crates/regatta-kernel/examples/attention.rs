@@ -1,13 +1,19 @@
-//! Time and floating-point operations per second of attention on one head's and many heads' shapes:
-//! `cargo run --release -p regatta-kernel --example attention [RUNS]`. `RAYON_NUM_THREADS=1` for one thread.
+//! Time (the least of several runs) and floating-point operations per second of attention:
+//! `cargo run --release -p regatta-kernel --example attention [RUNS [BATCH HEADS TIME WIDTH]]`, with `RAYON_NUM_THREADS=1`
+//! for one thread.
 
 use regatta_kernel::attention::{Attention, Dropout, Operands};
 use regatta_kernel::random::Stream;
 use std::time::Instant;
 
 fn main() {
-    let runs = std::env::args().nth(1).and_then(|runs| runs.parse().ok()).unwrap_or(30);
+    let arguments: Vec<usize> =
+        std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    let runs = arguments.first().copied().unwrap_or(30);
     println!("batch heads  time width                forward              backward");
+    if let Some(&[batch, heads, time, width]) = arguments.get(1..5) {
+        return measure([batch, heads, time, width], Some(0), None, runs);
+    }
     let shapes = [[8, 8, 128, 32], [12, 4, 64, 32], [4, 4, 256, 64], [1, 4, 1024, 64], [1, 1, 4096, 64]];
     for [batch, heads, time, width] in shapes {
         measure([batch, heads, time, width], Some(0), None, runs);

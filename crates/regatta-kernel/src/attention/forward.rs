@@ -3,7 +3,7 @@
 use super::Pair;
 use super::pack::{Scratch, copy, transpose};
 use super::product::{Left, Right, add_product, product, store};
-use super::softmax::{State, hide, hide_masked};
+use super::softmax::{State, exp2, hide, hide_masked};
 use super::view::RowsMut;
 use pulp::{Simd, WithSimd};
 
@@ -60,7 +60,7 @@ impl Forward<'_> {
                 while block < self.pair.visible(first + count - 1) {
                     let mut group = 0;
                     while group < count {
-                        let rows = Group { pair: &self.pair, first, group, count, block };
+                        let rows = Group { pair: &self.pair, first, group, block };
                         let queries = &queries[group * width..];
                         let gathered = &mut gathered[group * row..];
                         let states = &mut states[group..group + M];
@@ -86,9 +86,8 @@ impl Forward<'_> {
 /// Queries whose scores are in registers together, and the keys that they see.
 struct Group<'a> {
     pair: &'a Pair<'a>,
-    /// The first query of the block, and how many there are.
+    /// The first query of the block.
     first: usize,
-    count: usize,
     /// The first of these, in the block.
     group: usize,
     /// The first key.
@@ -117,41 +116,132 @@ impl Group<'_> {
             return;
         }
         let columns = most.next_multiple_of(S::F32_LANES);
-        let zero = simd.splat_f32s(0.0);
         let queries = Left { values: queries, row: width, column: 1 };
+        let mut range = Range::new(simd);
         let mut column = 0;
         while column < columns {
             let right = Right { values: &keys[(block + column) * width..], row: panel };
+            let tile = &mut tile[column..];
             if column + panel <= columns {
-                let scores = product::<S, M, 2>(simd, queries, right, width, [[zero; 2]; M]);
-                for (m, scores) in scores.iter().enumerate() {
-                    store::<S, 2>(&mut tile[m * KEYS + column..], scores);
-                }
+                scores::<S, M, 2>(simd, queries, right, width, tile, &mut range);
             } else {
-                let scores = product::<S, M, 1>(simd, queries, right, width, [[zero; 1]; M]);
-                for (m, scores) in scores.iter().enumerate() {
-                    store::<S, 1>(&mut tile[m * KEYS + column..], scores);
-                }
+                scores::<S, M, 1>(simd, queries, right, width, tile, &mut range);
             }
             column += panel;
         }
-        let mut factors = [1.0f32; M];
-        for (m, (factor, state)) in factors.iter_mut().zip(states).enumerate() {
-            if self.group + m >= self.count {
-                break;
-            }
+        for m in 0..M {
             let scores = &mut tile[m * KEYS..][..columns];
-            hide(simd, scores, visible(m), f32::NEG_INFINITY);
+            if visible(m) < columns {
+                hide(simd, scores, visible(m), f32::NEG_INFINITY);
+            }
             hide_masked(pair, begin + m, block, scores, f32::NEG_INFINITY);
-            *factor = state.take(simd, scores);
-            if let Some(dropped) = pair.drops {
+        }
+        let mut factors = [1.0f32; M];
+        match range.narrow(simd).filter(|_| pair.hidden.is_none()) {
+            Some(largest) => {
+                let shifts = shared(states, largest, visible, &mut factors);
+                exponentials::<S, M>(simd, tile, columns, shifts, states);
+            }
+            None => {
+                for (m, (factor, state)) in factors.iter_mut().zip(states).enumerate() {
+                    *factor = state.take(simd, &mut tile[m * KEYS..][..columns]);
+                }
+            }
+        }
+        if let Some(dropped) = pair.drops {
+            for m in 0..M {
                 let drops = &mut drops[..columns];
                 dropped.factors((begin + m) * pair.seen + block, drops);
-                scores.iter_mut().zip(drops).for_each(|(weight, factor)| *weight *= *factor);
+                let weights = tile[m * KEYS..].iter_mut();
+                weights.zip(drops).for_each(|(weight, factor)| *weight *= *factor);
             }
         }
         let weights = Left { values: tile, row: KEYS, column: 1 };
         let values = Right { values: &values[block * row..], row };
         add_product::<S, M>(simd, weights, values, most, gathered, row / S::F32_LANES, Some(factors));
+    }
+}
+
+/// Scores of `M` queries and `N` vectors of keys.
+#[inline(always)]
+fn scores<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    queries: Left<'_>,
+    keys: Right<'_>,
+    width: usize,
+    tile: &mut [f32],
+    range: &mut Range<S>,
+) {
+    let scores = product::<S, M, N>(simd, queries, keys, width, [[simd.splat_f32s(0.0); N]; M]);
+    for (m, scores) in scores.iter().enumerate() {
+        for score in scores {
+            range.largest = simd.max_f32s(range.largest, *score);
+            range.least = simd.min_f32s(range.least, *score);
+        }
+        store::<S, N>(&mut tile[m * KEYS..], scores);
+    }
+}
+
+/// The largest and the least of scores, also of hidden ones.
+struct Range<S: Simd> {
+    largest: S::f32s,
+    least: S::f32s,
+}
+
+impl<S: Simd> Range<S> {
+    #[inline(always)]
+    fn new(simd: S) -> Self {
+        Self { largest: simd.splat_f32s(f32::NEG_INFINITY), least: simd.splat_f32s(f32::INFINITY) }
+    }
+
+    /// The largest, if no score is so far below it that its exponential would lose digits. Then it does for all queries
+    /// that see one of the keys, and nobody has to look for each one's own.
+    #[inline(always)]
+    fn narrow(&self, simd: S) -> Option<f32> {
+        let (largest, least) = (simd.reduce_max_f32s(self.largest), simd.reduce_min_f32s(self.least));
+        (largest - least < 64.0).then_some(largest)
+    }
+}
+
+/// Makes `largest` what is taken from the scores of all queries that see a key, and returns it for each. `factors` get by
+/// what their earlier exponentials must be multiplied.
+#[inline(always)]
+fn shared<const M: usize>(
+    states: &mut [State],
+    largest: f32,
+    visible: impl Fn(usize) -> usize,
+    factors: &mut [f32; M],
+) -> [f32; M] {
+    let mut shifts = [largest; M];
+    for (m, state) in states[..M].iter_mut().enumerate() {
+        if visible(m) > 0 {
+            factors[m] = state.raise(largest);
+            shifts[m] = state.largest;
+        }
+    }
+    shifts
+}
+
+/// Scores to their exponentials less `shifts`, whose sums go to the states.
+#[inline(always)]
+fn exponentials<S: Simd, const M: usize>(
+    simd: S,
+    tile: &mut [f32],
+    columns: usize,
+    shifts: [f32; M],
+    states: &mut [State],
+) {
+    let mut sums = [simd.splat_f32s(0.0); M];
+    let mut column = 0;
+    while column < columns {
+        for m in 0..M {
+            let at = &mut S::as_mut_simd_f32s(&mut tile[m * KEYS + column..][..S::F32_LANES]).0[0];
+            *at = exp2(simd, simd.sub_f32s(*at, simd.splat_f32s(shifts[m])));
+            sums[m] = simd.add_f32s(sums[m], *at);
+        }
+        column += S::F32_LANES;
+    }
+    for m in 0..M {
+        states[m].sum += simd.reduce_sum_f32s(sums[m]);
     }
 }

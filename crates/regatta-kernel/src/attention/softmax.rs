@@ -13,6 +13,7 @@ pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // Adding it rounds to a whole number, which is then in the low bits with the exponent's bias.
     const ROUND: f32 = 12_582_912.0 + 127.0;
     // (2^r - 1) / r for |r| <= 1/2; fitted, relative error of the whole 1e-7. 2^0 is exactly 1.
+    #[allow(clippy::approx_constant)] // Near ln(2), and not it.
     const P: [f32; 5] = [0.693_147, 0.240_222_42, 0.055_507_336, 0.009_671_513, 0.001_326_472_7];
     // In this order, what is not a number stays so.
     let x = simd.max_f32s(simd.splat_f32s(-127.0), x);
@@ -84,13 +85,24 @@ impl State {
             *vector = exp2(simd, simd.sub_f32s(*vector, all));
             sum = simd.add_f32s(sum, *vector);
         }
-        let sum = simd.reduce_sum_f32s(sum);
+        let factor = self.raise(largest);
+        self.sum += simd.reduce_sum_f32s(sum);
+        factor
+    }
+
+    /// Makes the largest score at least `largest`, and returns by what exponentials so far must be multiplied.
+    #[inline(always)]
+    pub(super) fn raise(&mut self, largest: f32) -> f32 {
+        if self.largest >= largest {
+            return 1.0;
+        }
         let factor = if self.largest == LOWEST {
             0.0
         } else {
             crate::math::exp((self.largest - largest) * std::f32::consts::LN_2)
         };
-        *self = Self { largest, sum: self.sum * factor + sum };
+        self.largest = largest;
+        self.sum *= factor;
         factor
     }
 

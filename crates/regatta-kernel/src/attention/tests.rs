@@ -122,13 +122,11 @@ enum Kind {
     Apart,
 }
 
-/// Random operands in one of the layouts, and where the parts lie: (operand, begin, strides, time) of each.
-fn operands(
-    sizes: &Attention<'_>,
-    kind: Kind,
-    seed: u64,
-    scale: f32,
-) -> (Vec<Vec<f32>>, [(usize, usize, Strides, usize); 3]) {
+/// Operand, beginning, distances and times of a part.
+type Place = (usize, usize, Strides, usize);
+
+/// Random operands in one of the layouts, and where queries, keys and values lie.
+fn operands(sizes: &Attention<'_>, kind: Kind, seed: u64, scale: f32) -> (Vec<Vec<f32>>, [Place; 3]) {
     let Attention { batch, heads, time, seen, width, .. } = *sizes;
     let row = heads * width;
     let stream = Stream::new(seed);
