@@ -87,32 +87,24 @@ pub(super) fn transpose(
             out.fill(0.0);
         }
         let mut column = 0;
-        while column + SQUARE <= columns {
-            let mut block: [&[f32]; SQUARE] = [&[]; SQUARE];
-            for (i, row) in block.iter_mut().enumerate() {
-                *row = rows.row(begin + first + column + i, width);
+        while column + 4 <= columns {
+            let at = begin + first + column;
+            let [a, b] = [rows.row(at, width).as_chunks::<4>(), rows.row(at + 1, width).as_chunks::<4>()];
+            let [c, d] = [rows.row(at + 2, width).as_chunks::<4>(), rows.row(at + 3, width).as_chunks::<4>()];
+            let mut to = column;
+            for (((a, b), c), d) in a.0.iter().zip(b.0).zip(c.0).zip(d.0) {
+                let [a, b, c, d] = turn([*a, *b, *c, *d]);
+                out[to..to + 4].copy_from_slice(&a);
+                out[to + panel..][..4].copy_from_slice(&b);
+                out[to + 2 * panel..][..4].copy_from_slice(&c);
+                out[to + 3 * panel..][..4].copy_from_slice(&d);
+                to += 4 * panel;
             }
-            let mut d = 0;
-            while d + SQUARE <= width {
-                let mut square = [[0.0f32; SQUARE]; SQUARE];
-                for (to, from) in square.iter_mut().zip(block) {
-                    to.copy_from_slice(&from[d..d + SQUARE]);
-                }
-                for i in 0..SQUARE {
-                    let mut turned = [0.0f32; SQUARE];
-                    for (to, from) in turned.iter_mut().zip(&square) {
-                        *to = from[i];
-                    }
-                    out[(d + i) * panel + column..][..SQUARE].copy_from_slice(&turned);
-                }
-                d += SQUARE;
+            for (((a, b), c), d) in a.1.iter().zip(b.1).zip(c.1).zip(d.1) {
+                out[to..to + 4].copy_from_slice(&[*a, *b, *c, *d]);
+                to += panel;
             }
-            for d in d..width {
-                for (i, row) in block.iter().enumerate() {
-                    out[d * panel + column + i] = row[d];
-                }
-            }
-            column += SQUARE;
+            column += 4;
         }
         for column in column..columns {
             for (d, from) in rows.row(begin + first + column, width).iter().enumerate() {
@@ -122,5 +114,37 @@ pub(super) fn transpose(
     }
 }
 
-/// Edge of the squares that are transposed in registers.
-const SQUARE: usize = 8;
+/// Columns for rows.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn turn(square: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+    use pulp::bytemuck::cast;
+    use std::arch::x86_64::{_mm_movehl_ps, _mm_movelh_ps, _mm_unpackhi_ps, _mm_unpacklo_ps};
+    let [a, b, c, d] = [cast(square[0]), cast(square[1]), cast(square[2]), cast(square[3])];
+    // The compiler does not find these by itself, and moves number by number.
+    // SAFETY: SSE is part of x86-64.
+    let [a, b, c, d] = unsafe {
+        let (low, high) = (_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+        let (low2, high2) = (_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+        [
+            _mm_movelh_ps(low, low2),
+            _mm_movehl_ps(low2, low),
+            _mm_movelh_ps(high, high2),
+            _mm_movehl_ps(high2, high),
+        ]
+    };
+    [cast(a), cast(b), cast(c), cast(d)]
+}
+
+/// Columns for rows.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+fn turn(square: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+    let mut turned = square;
+    for i in 0..4 {
+        for j in 0..4 {
+            turned[i][j] = square[j][i];
+        }
+    }
+    turned
+}
