@@ -2,6 +2,7 @@
 //!
 //! The rest of the engine sees `Tensor<D>`, `Device` and plain `&[f32]`.
 
+mod attention;
 mod axis;
 mod batch_norm;
 mod conv;
@@ -19,6 +20,7 @@ mod pool;
 mod residual;
 mod work;
 
+pub(crate) use attention::{Rule, Seen, apart, attention};
 pub use axis::Axis;
 pub(crate) use axis::{copy_to_split, gather_time, scatter_time, sum_of_split};
 pub(crate) use batch_norm::{Norm, batch_norm, batch_norm_by_running};

@@ -1,9 +1,10 @@
 //! Attention over heads that may be split over ranks (Vaswani et al. 2017, section 3.2; Shoeybi et al. 2019, section 3).
 
-use super::{Context, Init, Linear, Split, dropout_part};
+use super::{Context, Init, Linear, Split};
+use crate::autograd::{Rule, Seen, apart, attention};
+use crate::random::Stream;
 use burn::module::Module;
-use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::Tensor;
 
 /// Self-attention.
 #[derive(Module, Debug)]
@@ -28,8 +29,6 @@ pub struct CrossAttention {
 struct Heads {
     /// In the whole model.
     whole: usize,
-    /// Width of each.
-    width: usize,
     split: Split,
 }
 
@@ -43,40 +42,14 @@ pub struct Deviations {
 }
 
 impl Heads {
-    fn new(init: &Init, width: usize, heads: usize) -> Self {
-        Self { whole: heads, width: width / heads, split: init.split("heads") }
+    fn new(init: &Init, heads: usize) -> Self {
+        Self { whole: heads, split: init.split("heads") }
     }
 
-    /// `[batch, time, n * heads * head]` to n times `[batch, heads, time, head]`.
-    fn apart<const N: usize>(&self, x: Tensor<3>) -> [Tensor<4>; N] {
-        let [batch, time, _] = x.dims();
-        let heads = self.split.part(self.whole).len();
-        let x = x.reshape([batch, time, N * heads, self.width]).swap_dims(1, 2);
-        std::array::from_fn(|i| x.clone().narrow(1, i * heads, heads))
-    }
-
-    /// What the heads see, side by side, `[batch, time, heads * head]`. With `past`, queries come after that many keys and
-    /// see only those up to themselves.
-    fn mix(
-        &self,
-        [query, keys, values]: [Tensor<4>; 3],
-        past: Option<usize>,
-        rate: f64,
-        noise: Option<crate::random::Stream>,
-    ) -> Tensor<3> {
-        let [batch, heads, time, width] = query.dims();
-        let [_, _, seen, _] = keys.dims();
-        let scores = query.matmul(keys.swap_dims(2, 3)).mul_scalar((width as f64).powf(-0.5));
-        let scores = match past {
-            Some(past) => {
-                let mask = Tensor::<2, Bool>::tril_mask([time, seen], past as i64, &scores.device());
-                scores.mask_fill(mask.unsqueeze::<4>(), f32::NEG_INFINITY)
-            }
-            None => scores,
-        };
+    /// How this rank's heads see; with `past`, queries come after that many keys and see only those up to themselves.
+    fn rule(&self, past: Option<usize>, rate: f64, noise: Option<Stream>) -> Rule {
         let part = self.split.part(self.whole);
-        let weights = dropout_part(softmax(scores, 3), rate, noise, part, self.whole);
-        weights.matmul(values).swap_dims(1, 2).reshape([batch, time, heads * width])
+        Rule { heads: part.len(), first: part.start, all: self.whole, past, rate, noise }
     }
 }
 
@@ -90,7 +63,7 @@ impl Attention {
         Self {
             qkv: Linear::columns(&qkv, &[("embed", width)], three, deviations.input, bias),
             out: Linear::rows(&out, one, &[("embed", width)], deviations.residual, bias),
-            heads: Heads::new(init, width, heads),
+            heads: Heads::new(init, heads),
         }
     }
 
@@ -105,10 +78,16 @@ impl Attention {
         place: u64,
     ) -> Tensor<3> {
         let heads = &self.heads;
-        let [query, keys, values] = heads.apart(self.qkv.forward(heads.split.enter(x)));
-        let past = context.past();
-        let (keys, values) = context.remember(block, keys, values);
-        let mixed = heads.mix([query, keys, values], causal.then_some(past), rate, context.noise(place));
+        let rule = heads.rule(causal.then_some(context.past()), rate, context.noise(place));
+        let qkv = self.qkv.forward(heads.split.enter(x));
+        let seen = if context.remembers() {
+            let [query, keys, values] = apart(qkv, rule.heads);
+            let (keys, values) = context.remember(block, keys, values);
+            Seen::Apart([query, keys, values])
+        } else {
+            Seen::Itself(qkv)
+        };
+        let mixed = attention(seen, rule);
         self.out.add_bias(heads.split.leave(self.out.sum(mixed)))
     }
 }
@@ -124,7 +103,7 @@ impl CrossAttention {
             query: Linear::columns(&init.at("query"), embed, one, deviations.input, bias),
             kv: Linear::columns(&init.at("kv"), embed, two, deviations.input, bias),
             out: Linear::rows(&init.at("out"), one, embed, deviations.residual, bias),
-            heads: Heads::new(init, width, heads),
+            heads: Heads::new(init, heads),
         }
     }
 
@@ -138,9 +117,10 @@ impl CrossAttention {
         place: u64,
     ) -> Tensor<3> {
         let heads = &self.heads;
-        let [query] = heads.apart(self.query.forward(heads.split.enter(x)));
-        let [keys, values] = heads.apart(self.kv.forward(heads.split.enter(memory)));
-        let mixed = heads.mix([query, keys, values], None, rate, context.noise(place));
+        let rule = heads.rule(None, rate, context.noise(place));
+        let query = self.query.forward(heads.split.enter(x));
+        let kv = self.kv.forward(heads.split.enter(memory));
+        let mixed = attention(Seen::Other(query, kv), rule);
         self.out.add_bias(heads.split.leave(self.out.sum(mixed)))
     }
 }

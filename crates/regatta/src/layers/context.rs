@@ -67,6 +67,11 @@ impl Context {
         }
     }
 
+    /// Whether keys and values are kept, as in generation.
+    pub(crate) fn remembers(&self) -> bool {
+        self.cache.is_some()
+    }
+
     /// Keys and values of all tokens, from those of the new ones, `[batch, heads, time, head]`.
     pub(crate) fn remember(
         &self,
