@@ -53,20 +53,17 @@ fn sixteen_bit_numbers_train_as_f32_does_under_every_kind_of_plan() {
 #[test]
 fn steps_that_overflow_are_skipped_and_reported_and_the_scale_is_resumed() {
     let place = Place::new();
-    let more = ["--workers", "2", "--set", "train.precision=f16", "--set", "train.loss_scale=4294967296"];
+    let more = ["--workers", "2", "--set", "train.precision=f16", "--set", "train.loss_scale=4194304"];
     let output = succeed(&mut place.train("whole", &more));
     let whole = place.summary("whole");
     let skipped = whole["skipped_steps"].as_u64().unwrap();
     assert!((2..11).contains(&skipped), "{skipped}");
-    assert_eq!(whole["loss_scale"].as_f64(), Some(4294967296.0 / 2f64.powi(skipped as i32)));
+    assert_eq!(whole["loss_scale"].as_f64(), Some(4194304.0 / 2f64.powi(skipped as i32)));
     assert!(said(&output).contains("step 1 is skipped"), "{}", said(&output));
     let metrics = fs::read_to_string(place.path("whole/metrics.jsonl")).unwrap();
     let lines: Vec<serde_json::Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let first = &lines[0];
-    assert_eq!(
-        (first["skipped_steps"].as_u64(), first["loss_scale"].as_f64()),
-        (Some(1), Some(4294967296.0))
-    );
+    assert_eq!((first["skipped_steps"].as_u64(), first["loss_scale"].as_f64()), (Some(1), Some(4194304.0)));
     // Nothing is learnt in steps that are skipped: the first two see the same parameters.
     assert!(losses(&whole)[11] < losses(&whole)[0]);
     // Stopped while it still overflows, and gone on with.
@@ -89,8 +86,8 @@ fn a_scale_changes_nothing_in_f32_and_a_loss_that_is_not_finite_ends_the_run() {
     assert!(plain["loss_scale"].is_null());
     // A power of two: no bit is lost.
     assert_eq!(losses(&plain), losses(&scaled));
-    let wild = ["--workers", "1", "--set", "train.loss_scale=4", "--set", "optimizer.kind=sgd"];
-    let wild = [&wild[..], &["--set", "optimizer.lr=1e30", "--set", "optimizer.clip=0"]].concat();
+    let wild = ["--workers", "1", "--set", "optimizer.kind=sgd", "--set", "optimizer.lr=1e6"];
+    let wild = [&wild[..], &["--set", "optimizer.clip=0"]].concat();
     let wild = fail(&mut place.train("wild", &wild));
     assert!(wild.contains("lower optimizer.lr"), "{wild}");
 }
