@@ -154,8 +154,8 @@ fn digits_and_bpe_and_folders_train() {
 #[test]
 fn a_residual_network_learns_made_up_pictures() {
     let place = Place::new();
-    let text = "[model]\nkind = \"resnet\"\nstages = [1, 1]\nchannels = 8\nside = 12\n[data]\nkind = \"synthetic\"\n\
-                samples = 2000\n[train]\nsteps = 60\nbatch = 32\neval_batches = 0\n[optimizer]\nkind = \"sgd\"\nlr = 0.05\n\
+    let text = "[model]\nkind = \"resnet\"\nstages = [1, 1]\nchannels = 12\nside = 12\n[data]\nkind = \"synthetic\"\n\
+                samples = 2000\nclasses = 4\n[train]\nsteps = 100\nbatch = 32\neval_batches = 0\n[optimizer]\nkind = \"sgd\"\nlr = 0.1\n\
                 momentum = 0.9\n[parallel]\nworkers = 2\n";
     fs::write(place.path("resnet.toml"), text).unwrap();
     succeed(&mut place.regatta(&["train", "resnet.toml", "--out", "run"]));

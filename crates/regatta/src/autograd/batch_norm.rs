@@ -272,8 +272,8 @@ mod tests {
         };
         let plain: Vec<f64> = f64s(x.clone());
         let wanted = |i: usize| match i % 2 {
-            0 => (plain[i] - 1.0) / 2.0 * 2.0 + 0.5,
-            _ => (plain[i] + 1.0) / 0.5 * 3.0 - 1.0,
+            0 => (plain[i] - 1.0) / (4.0 + EPS).sqrt() * 2.0 + 0.5,
+            _ => (plain[i] + 1.0) / (0.25 + EPS).sqrt() * 3.0 - 1.0,
         };
         for dtype in [DType::F32, DType::F64] {
             let cast = |x: Tensor<1>| x.cast(dtype);
