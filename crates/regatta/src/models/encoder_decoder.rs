@@ -296,23 +296,24 @@ impl EncoderDecoderConfig {
     /// What each block costs for one sample, over `vocab` tokens.
     pub fn costs(&self, vocab: usize) -> Vec<BlockCost> {
         let (width, tokens) = (self.embed as f64, self.block as f64);
-        let scores = self.heads as f64 * tokens * tokens;
+        // What is kept: see `GptConfig::costs`.
+        let heads = self.heads as f64;
         let block = |name: String, flops: f64, kept: f64| BlockCost { name, flops, kept };
-        let embedding = |name: &str| block(name.into(), 2.0 * tokens * width, 3.0 * tokens * width);
+        let embedding = |name: &str| block(name.into(), 2.0 * tokens * width, tokens * width);
         let encoder = |i: usize| {
             let flops = tokens * 24.0 * width * width + 4.0 * tokens * tokens * width;
-            block(format!("encoder layer {i}"), flops, 34.0 * tokens * width + 3.0 * scores)
+            block(format!("encoder layer {i}"), flops, tokens * (16.0 * width + heads))
         };
         let decoder = |i: usize| {
             let flops = tokens * 32.0 * width * width + 8.0 * tokens * tokens * width;
-            block(format!("decoder layer {i}"), flops, 48.0 * tokens * width + 5.0 * scores)
+            block(format!("decoder layer {i}"), flops, tokens * (22.0 * width + 2.0 * heads))
         };
         let flops = 2.0 * tokens * width * vocab as f64;
         std::iter::once(embedding("source embedding"))
             .chain((0..self.encoder_layers).map(encoder))
             .chain([embedding("target embedding")])
             .chain((0..self.decoder_layers).map(decoder))
-            .chain([block("output".into(), flops, tokens * (3.0 * width + 2.0 * vocab as f64))])
+            .chain([block("output".into(), flops, tokens * (2.0 * width + vocab as f64))])
             .collect()
     }
 }

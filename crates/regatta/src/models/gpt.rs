@@ -218,20 +218,21 @@ impl GptConfig {
     pub fn costs(&self, vocab: usize, time: usize) -> Vec<BlockCost> {
         let (width, tokens) = (self.embed as f64, time as f64);
         let embedding =
-            BlockCost { name: "embedding".into(), flops: 2.0 * tokens * width, kept: 2.0 * tokens * width };
+            BlockCost { name: "embedding".into(), flops: 2.0 * tokens * width, kept: tokens * width };
         let layer = |i: usize| {
             let scores = self.heads as f64 * tokens * tokens;
             BlockCost {
                 name: format!("layer {i}"),
                 flops: tokens * (24.0 * width * width) + 4.0 * scores * width / self.heads as f64,
-                // Inputs that backward reads: of the norms, projections and GELU, and the attention's matrices.
-                kept: 34.0 * tokens * width + 3.0 * scores,
+                // Inputs of the norms, of the four products and of the activation, and what attention gave; of its scores
+                // a number a row.
+                kept: tokens * (16.0 * width + self.heads as f64),
             }
         };
         let output = BlockCost {
             name: "output".into(),
             flops: 2.0 * tokens * width * vocab as f64,
-            kept: tokens * (3.0 * width + 2.0 * vocab as f64),
+            kept: tokens * (2.0 * width + vocab as f64),
         };
         std::iter::once(embedding).chain((0..self.layers).map(layer)).chain([output]).collect()
     }
