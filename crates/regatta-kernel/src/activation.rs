@@ -26,7 +26,7 @@ pub enum Activation {
 /// Elements that one task takes.
 const CHUNK: usize = 1 << 14;
 /// `2 sqrt(2 / pi)`
-const TWO_ROOTS: f32 = 1.595_769_1;
+const TWO_ROOTS: f32 = 1.595_769;
 const CUBIC: f32 = 0.044_715;
 
 /// A function and its derivative, each vectorised for itself.

@@ -7,7 +7,7 @@ use std::f32::consts::LOG2_E;
 pub fn exp(x: f32) -> f32 {
     // 2^k e^r with |r| <= ln(2) / 2. ln(2) comes in two parts, of which the first has few digits, so that r is exact
     // (Cody & Waite 1980, "Software Manual for the Elementary Functions").
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     // Adding it rounds to a whole number, which is then in the low bits.
     const ROUND: f32 = 12_582_912.0;
@@ -55,7 +55,7 @@ pub fn normal(x: f32) -> (f32, f32) {
         p = p.mul_add(t, P[i]);
     }
     let tail = 0.5 * e * t * p;
-    (if x < 0.0 { tail } else { 1.0 - tail }, 0.398_942_28 * e)
+    (if x < 0.0 { tail } else { 1.0 - tail }, 0.398_942_3 * e)
 }
 
 /// `1 / (1 + e^-x)`.

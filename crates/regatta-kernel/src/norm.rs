@@ -106,7 +106,7 @@ pub fn forward(norm: Norm, x: &[f32], gamma: &[f32], beta: Option<&[f32]>) -> (V
     assert!(beta.is_none_or(|beta| beta.len() == gamma.len()), "beta has as many elements as gamma");
     let mut moments = vec![[0.0; 2]; x.len() / width];
     let rows = rows_of_chunk(width);
-    let all = |((x, y), moments): ((&[f32], &mut [MaybeUninit<f32>]), &mut [Moments])| {
+    let one = |x: &[f32], y: &mut [MaybeUninit<f32>], moments: &mut [Moments]| {
         forward_rows(norm, x, gamma, beta, y, moments);
     };
     // SAFETY: the chunks are all of the rows, and `forward_rows` writes every element of its rows.
@@ -114,10 +114,11 @@ pub fn forward(norm: Norm, x: &[f32], gamma: &[f32], beta: Option<&[f32]>) -> (V
         fresh(x.len(), |y| {
             let chunk = rows * width;
             if rayon::current_num_threads() == 1 {
-                x.chunks(chunk).zip(y.chunks_mut(chunk)).zip(moments.chunks_mut(rows)).for_each(all);
+                let pairs = x.chunks(chunk).zip(y.chunks_mut(chunk));
+                pairs.zip(moments.chunks_mut(rows)).for_each(|((x, y), moments)| one(x, y, moments));
             } else {
                 let pairs = x.par_chunks(chunk).zip(y.par_chunks_mut(chunk));
-                pairs.zip(moments.par_chunks_mut(rows)).for_each(all);
+                pairs.zip(moments.par_chunks_mut(rows)).for_each(|((x, y), moments)| one(x, y, moments));
             }
         })
     };

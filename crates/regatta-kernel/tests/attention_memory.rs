@@ -50,5 +50,5 @@ fn memory_is_linear_in_the_sequence() {
     assert!(output[(time - 1) * heads * width..].iter().all(|x| x.abs() < 1.0));
     assert_eq!(gradients[0].len(), all.len());
     // Output and gradients are 8 MiB, and each of two threads has copies of one head: 5 MiB. Scores would be 64 MiB a head.
-    assert!(most >= 8 << 20 && most < 24 << 20, "{most} bytes");
+    assert!((8 << 20..24 << 20).contains(&most), "{most} bytes");
 }
