@@ -10,6 +10,8 @@ use burn::tensor::{Bool, Tensor};
 use regatta_kernel::attention::{Attention, Dropout, Operands, Strides, View};
 
 /// Queries, keys and values.
+// One is alive at a time, so its size does not matter.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum Seen {
     /// Of one projection, `[batch, time, 3 * heads * width]`.
     Itself(Tensor<3>),

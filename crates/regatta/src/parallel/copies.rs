@@ -14,8 +14,11 @@ pub(crate) struct Copies {
     params: Vec<Option<One>>,
 }
 
+/// Makes a copy anew.
+type Fill = Box<dyn Fn(&[f32]) + Send>;
+
 struct One {
-    fill: Box<dyn Fn(&[f32]) + Send>,
+    fill: Fill,
     take: Take,
 }
 

@@ -37,11 +37,14 @@ pub struct Profile {
     pub rows: Vec<Row>,
 }
 
+/// Name and phase.
+type Kind = (&'static str, &'static str);
+
 /// What the steps took so far.
 #[derive(Default)]
 pub(super) struct Profiler {
     /// By kind of work, in the order in which they were first seen: by step, calls, milliseconds, operations, bytes.
-    kinds: Vec<((&'static str, &'static str), Vec<[f64; 4]>)>,
+    kinds: Vec<(Kind, Vec<[f64; 4]>)>,
     steps: Vec<f64>,
 }
 
@@ -68,7 +71,7 @@ impl Profiler {
         self.count(index, ("everything else", ""), ms(step) - known, Cost::default());
     }
 
-    fn count(&mut self, step: usize, kind: (&'static str, &'static str), ms: f64, cost: Cost) {
+    fn count(&mut self, step: usize, kind: Kind, ms: f64, cost: Cost) {
         let place = self.kinds.iter().position(|(known, _)| *known == kind).unwrap_or_else(|| {
             self.kinds.push((kind, vec![]));
             self.kinds.len() - 1
@@ -82,7 +85,7 @@ impl Profiler {
     /// The medians over the steps behind the first `skip`.
     pub(super) fn finish(mut self, skip: usize, peak_flops_per_s: f64) -> Profile {
         let skip = skip.min(self.steps.len().saturating_sub(1));
-        let row = |((name, phase), steps): &((&str, &str), Vec<[f64; 4]>)| {
+        let row = |((name, phase), steps): &(Kind, Vec<[f64; 4]>)| {
             let column = |i: usize| median(&mut steps[skip..].iter().map(|step| step[i]).collect::<Vec<_>>());
             Row {
                 name: (*name).into(),
