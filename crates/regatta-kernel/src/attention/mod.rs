@@ -100,6 +100,10 @@ impl Attention<'_> {
     /// # Panics
     /// If operands are shorter than the sizes say.
     pub fn forward(&self, operands: &Operands<'_>) -> (Vec<f32>, Vec<f32>) {
+        self.forward_on(Arch::new(), operands)
+    }
+
+    fn forward_on(&self, unit: impl Unit, operands: &Operands<'_>) -> (Vec<f32>, Vec<f32>) {
         let views = operands.views(self);
         let mut output = Room::new(self.batch * self.time * self.heads * self.width);
         let mut sums = Room::new(self.batch * self.heads * self.time);
@@ -108,18 +112,27 @@ impl Attention<'_> {
         self.share(1.0, |batch, head| {
             // SAFETY: only this call has this batch and head, and the rooms are alive until below.
             let (output, sums) = unsafe { (of_output.rows(batch, head), of_sums.rows(batch, head)) };
-            dispatch(forward::Forward { pair: self.pair(&views, batch, head), output, sums });
+            unit.run(forward::Forward { pair: self.pair(&views, batch, head), output, sums });
         });
         // SAFETY: all rows of all heads together are all there is, and forward writes each of them.
         unsafe { (output.written(), sums.written()) }
     }
 
     /// The gradients of the operands, each in its operand's layout (one that was in parts is `[batch, heads, time, width]`),
-    /// from `output` and `sums` of [`Self::forward`] and the output's `gradient`.
+    /// from what is given: the output and the sums of [`Self::forward`], and the output's gradient.
     ///
     /// # Panics
     /// As [`Self::forward`].
-    pub fn backward(&self, operands: &Operands<'_>, [output, sums, gradient]: [&[f32]; 3]) -> Vec<Vec<f32>> {
+    pub fn backward(&self, operands: &Operands<'_>, given: [&[f32]; 3]) -> Vec<Vec<f32>> {
+        self.backward_on(Arch::new(), operands, given)
+    }
+
+    fn backward_on(
+        &self,
+        unit: impl Unit,
+        operands: &Operands<'_>,
+        [output, sums, gradient]: [&[f32]; 3],
+    ) -> Vec<Vec<f32>> {
         let views = operands.views(self);
         let output = View::new(output, self.side_by_side()).checked(self, self.time);
         let gradient = View::new(gradient, self.side_by_side()).checked(self, self.time);
@@ -130,7 +143,7 @@ impl Attention<'_> {
             // are alive until below.
             let targets = targets.each_ref().map(|target| unsafe { target.rows(batch, head) });
             let begin = (batch * self.heads + head) * self.time;
-            dispatch(backward::Backward {
+            unit.run(backward::Backward {
                 pair: self.pair(&views, batch, head),
                 output: output.rows(batch, head),
                 gradient: gradient.rows(batch, head),
@@ -178,7 +191,14 @@ impl Attention<'_> {
     }
 }
 
-/// Runs it on the machine's best vector unit.
-fn dispatch(work: impl WithSimd<Output = ()>) {
-    Arch::new().dispatch(work);
+/// A vector unit.
+trait Unit: Copy + Sync {
+    fn run(self, work: impl WithSimd<Output = ()>);
+}
+
+/// The machine's best.
+impl Unit for Arch {
+    fn run(self, work: impl WithSimd<Output = ()>) {
+        self.dispatch(work);
+    }
 }

@@ -158,7 +158,7 @@ fn operands(sizes: &Attention<'_>, kind: Kind, seed: u64, scale: f32) -> (Vec<Ve
 }
 
 /// Forward and backward against the definition.
-fn compare(sizes: Attention<'_>, kind: Kind, seed: u64, scale: f32) {
+fn compare(unit: impl Unit, sizes: Attention<'_>, kind: Kind, seed: u64, scale: f32) {
     let (values, places) = operands(&sizes, kind, seed, scale);
     let given = match kind {
         Kind::Fused => Operands::Fused(&values[0]),
@@ -172,13 +172,13 @@ fn compare(sizes: Attention<'_>, kind: Kind, seed: u64, scale: f32) {
         gather(&sizes, &all[operand], begin, strides, time)
     };
     let plain = Plain { sizes, queries: part(0, &values), keys: part(1, &values), values: part(2, &values) };
-    let (output, sums) = sizes.forward(&given);
+    let (output, sums) = sizes.forward_on(unit, &given);
     let beside = sizes.side_by_side();
     let found = gather(&sizes, &output, 0, beside, sizes.time);
     let off = error(&found, &plain.output(), 1e-3);
     assert!(off < 1e-5, "output: {off:e} {sizes:?}");
     let gradient = Stream::new(seed + 1).normal(output.len(), 1.0);
-    let found = sizes.backward(&given, [&output, &sums, &gradient]);
+    let found = sizes.backward_on(unit, &given, [&output, &sums, &gradient]);
     let wanted = plain.gradients(&gather(&sizes, &gradient, 0, beside, sizes.time));
     let least = 0.1 * wanted.iter().map(|wanted| largest(wanted)).fold(1e-3, f64::max);
     for (of, wanted) in wanted.iter().enumerate() {
@@ -207,6 +207,146 @@ proptest! {
             hidden: masked.then_some(&mask),
             dropout: dropped.then_some(dropout),
         };
-        compare(sizes, kind, u64::from(seed), 1.0);
+        compare(Arch::new(), sizes, kind, u64::from(seed), 1.0);
+    }
+}
+
+/// A vector unit that may not be the best.
+#[derive(Clone, Copy)]
+struct Only<S>(S);
+
+impl<S: pulp::Simd> Unit for Only<S> {
+    fn run(self, work: impl WithSimd<Output = ()>) {
+        self.0.vectorize(work);
+    }
+}
+
+fn causal(batch: usize, heads: usize, time: usize, width: usize) -> Attention<'static> {
+    Attention { batch, heads, time, seen: time, width, past: Some(0), hidden: None, dropout: None }
+}
+
+#[test]
+fn every_vector_unit_agrees() {
+    let dropout = Dropout { stream: Stream::new(4), rate: 0.1, first: 0, all: 2 };
+    for dropout in [None, Some(dropout)] {
+        for (time, past, width) in [(70, Some(0), 32), (131, Some(3), 7), (64, None, 40)] {
+            let seen = time + past.unwrap_or(0);
+            let sizes = Attention { seen, past, dropout, ..causal(1, 2, time, width) };
+            compare(Only(pulp::Scalar::new()), sizes, Kind::Apart, 1, 1.0);
+            #[cfg(target_arch = "x86_64")]
+            {
+                use pulp::x86::{V3, V4};
+                V3::try_new().into_iter().for_each(|unit| compare(Only(unit), sizes, Kind::Apart, 1, 1.0));
+                V4::try_new().into_iter().for_each(|unit| compare(Only(unit), sizes, Kind::Apart, 1, 1.0));
+            }
+        }
+    }
+}
+
+/// Scores so far apart that queries have to look for their own largest, and blocks of keys that raise it.
+#[test]
+fn large_scores_neither_overflow_nor_vanish() {
+    let time = 300;
+    let mut all = Stream::new(5).normal(3 * time * 8, 2.0);
+    for (i, row) in all.chunks_exact_mut(24).enumerate() {
+        // Keys that grow make scores of all signs and up to hundreds.
+        row[8..16].iter_mut().for_each(|key| *key *= 0.3 * i as f32);
+    }
+    let sizes = causal(1, 1, time, 8);
+    let (output, sums) = sizes.forward(&Operands::Fused(&all));
+    let strides = Strides::projected(time, 3, 1, 8);
+    let part = |begin| gather(&sizes, &all, begin, strides, time);
+    let plain = Plain { sizes, queries: part(0), keys: part(8), values: part(16) };
+    // Scores are in the hundreds, so exponentials have three digits less.
+    assert!(error(&wide(&output), &plain.output(), 1.0) < 1e-3);
+    let gradients = sizes.backward(&Operands::Fused(&all), [&output, &sums, &output]);
+    assert!(gradients[0].iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn queries_that_see_nothing_get_nothing_and_give_nothing() {
+    let time = 5;
+    let hidden: Vec<bool> = (0..time * time).map(|i| i / time == 2).collect();
+    let sizes = Attention { hidden: Some(&hidden), ..causal(1, 1, time, 4) };
+    let all = Stream::new(1).normal(time * 12, 1.0);
+    let (output, sums) = sizes.forward(&Operands::Fused(&all));
+    assert_eq!(output[8..12], [0.0; 4]);
+    let gradient = sizes.backward(&Operands::Fused(&all), [&output, &sums, &[1.0; 20]]);
+    assert_eq!(gradient[0][24..28], [0.0; 4]);
+    assert!(gradient[0].iter().all(|x| x.is_finite()));
+}
+
+/// A number that is none is not lost, and reaches only who sees it.
+#[test]
+fn what_is_not_a_number_stays_so() {
+    let time = 40;
+    let mut all = Stream::new(1).normal(time * 24, 1.0);
+    all[20 * 24 + 8] = f32::NAN;
+    let (output, _) = causal(1, 1, time, 8).forward(&Operands::Fused(&all));
+    assert!(output[..20 * 8].iter().all(|x| x.is_finite()));
+    assert!(output[20 * 8..].iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let sizes = causal(3, 2, 100, 32);
+    let all = Stream::new(1).normal(3 * 100 * 3 * 64, 1.0);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let (output, sums) = sizes.forward(&Operands::Fused(&all));
+            let gradients = sizes.backward(&Operands::Fused(&all), [&output, &sums, &output]);
+            (output, sums, gradients)
+        })
+    };
+    assert_eq!(run(1), run(3));
+}
+
+#[test]
+fn nothing_comes_of_nothing() {
+    for (batch, time) in [(0, 5), (2, 0)] {
+        let sizes = causal(batch, 2, time, 8);
+        let (output, sums) = sizes.forward(&Operands::Fused(&[]));
+        assert!(output.is_empty() && sums.is_empty());
+        assert_eq!(sizes.backward(&Operands::Fused(&[]), [&[], &[], &[]]), [vec![]]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+    /// The gradient of `sum(output * direction)` by central differences, in f64 on the definition: of what the kernel is
+    /// compared with, and of the kernel.
+    #[test]
+    fn gradients_are_differences(time in 1usize..6, more in 0usize..4, width in 1usize..6, seed in any::<u32>()) {
+        let stream = Stream::new(u64::from(seed));
+        let dropout = Dropout { stream, rate: 0.3, first: 0, all: 2 };
+        let seen = time + more;
+        let sizes = Attention { seen, past: Some(more), dropout: Some(dropout), ..causal(1, 2, time, width) };
+        let (values, places) = operands(&sizes, Kind::Apart, u64::from(seed), 1.0);
+        let direction = stream.at(7).normal(2 * time * width, 1.0);
+        let part = |of: usize| wide(&values[of]);
+        let mut plain = Plain { sizes, queries: part(0), keys: part(1), values: part(2) };
+        // The kernel's output has another order than the definition's.
+        let beside = gather(&sizes, &direction, 0, sizes.side_by_side(), time);
+        let wanted = plain.gradients(&beside);
+        let given = Operands::Apart(places.map(|(of, _, strides, _)| View::new(&values[of], strides)));
+        let (output, sums) = sizes.forward(&given);
+        let found = sizes.backward(&given, [&output, &sums, &direction]);
+        for of in 0..3 {
+            for i in 0..values[of].len() {
+                let mut loss = |by: f64| {
+                    let operand = [&mut plain.queries, &mut plain.keys, &mut plain.values].into_iter().nth(of).unwrap();
+                    operand[i] += by;
+                    let sum: f64 = plain.output().iter().zip(&beside).map(|(a, b)| a * b).sum();
+                    let operand = [&mut plain.queries, &mut plain.keys, &mut plain.values].into_iter().nth(of).unwrap();
+                    operand[i] -= by;
+                    sum
+                };
+                let step = 1e-5;
+                let difference = (loss(step) - loss(-step)) / (2.0 * step);
+                prop_assert!((difference - wanted[of][i]).abs() < 1e-7 * (1.0 + difference.abs()));
+                prop_assert!((difference - f64::from(found[of][i])).abs() < 2e-5 * (1.0 + difference.abs()));
+            }
+        }
     }
 }
