@@ -1,7 +1,7 @@
 //! Forward and the gradient of the images: sums over taps and source channels for every place of the target.
 
 use super::{Epilogue, Meeting, scratch};
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Steps (taps x source channels) of a panel of weights: with vectors for a register tile it fits a half of a 1 MiB cache.
@@ -37,7 +37,7 @@ impl Correlation<'_> {
             return;
         }
         let each = self.images.div_ceil(rayon::current_num_threads());
-        let part = |(x, out): (&[f32], &mut [f32])| Arch::new().dispatch(Part { all: self, x, out });
+        let part = |(x, out): (&[f32], &mut [f32])| super::dispatch(Part { all: self, x, out });
         if each == self.images || source == 0 {
             part((x, out));
         } else {

@@ -93,6 +93,22 @@ impl Shape {
     }
 }
 
+/// Runs `job` on the best vector unit that the machine has.
+fn dispatch<J: pulp::WithSimd>(job: J) -> J::Output {
+    #[cfg(test)]
+    match tests::UNIT.get() {
+        tests::Unit::Best => {}
+        tests::Unit::None => return job.with_simd(pulp::Scalar::new()),
+        #[cfg(target_arch = "x86_64")]
+        tests::Unit::Avx2 => {
+            if let Some(unit) = pulp::x86::V3::try_new() {
+                return pulp::Simd::vectorize(unit, job);
+            }
+        }
+    }
+    pulp::Arch::new().dispatch(job)
+}
+
 /// A tap of the kernel, and the place that it meets along one axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Meeting {

@@ -2,7 +2,7 @@
 
 use super::correlate::{Tile, by_tile, load, multiply, rows_of_tile, store};
 use super::{Shape, scratch};
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// Places whose gradients are packed at once: with vectors for a register tile they take a quarter of a 1 MiB cache.
@@ -15,7 +15,7 @@ pub(super) fn run(shape: &Shape, x: &[f32], gradient: &[f32], add: bool, out: &m
     let parts = rayon::current_num_threads().min(items).max(1);
     let part = |index: usize| {
         let items = [index * items / parts, (index + 1) * items / parts];
-        Arch::new().dispatch(Part { shape, x, gradient, add, out: &out, items });
+        super::dispatch(Part { shape, x, gradient, add, out: &out, items });
     };
     match parts {
         1 => part(0),

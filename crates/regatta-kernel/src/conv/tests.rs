@@ -1,6 +1,20 @@
 use super::*;
 use crate::random::Stream;
 use proptest::prelude::*;
+use std::cell::Cell;
+
+/// What conv's kernels run on.
+#[derive(Clone, Copy)]
+pub(super) enum Unit {
+    Best,
+    None,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+thread_local! {
+    pub(super) static UNIT: Cell<Unit> = const { Cell::new(Unit::Best) };
+}
 
 /// Result, gradient of the images and gradient of the weights, by the definition and in f64.
 fn plain(shape: &Shape, x: &[f32], weight: &[f32], gradient: &[f32]) -> [Vec<f64>; 3] {
@@ -89,6 +103,34 @@ fn many_channels_and_images_go_in_blocks() {
     check(&shape);
     check(&Shape { images: 3, height: 40, width: 36, inputs: 2, outputs: 70, stride: 1, ..shape });
     check(&Shape { kernel: 1, padding: 0, inputs: 1500, outputs: 5, ..shape });
+}
+
+/// The vector units that this machine would not take.
+#[test]
+fn other_units_agree_with_the_definition() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let units = [
+        Unit::None,
+        #[cfg(target_arch = "x86_64")]
+        Unit::Avx2,
+    ];
+    for unit in units {
+        pool.install(|| {
+            UNIT.set(unit);
+            for (images, outputs, stride) in [(1, 1, 1), (7, 13, 2), (13, 16, 1), (5, 40, 1), (26, 9, 2)] {
+                check(&Shape {
+                    images,
+                    height: 6,
+                    width: 5,
+                    inputs: 15,
+                    outputs,
+                    kernel: 3,
+                    stride,
+                    padding: 1,
+                });
+            }
+        });
+    }
 }
 
 #[test]
