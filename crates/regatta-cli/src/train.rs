@@ -198,12 +198,12 @@ fn report(summary: &Summary, out: &Path) {
     let validation = summary.val_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
     let accuracy = summary.val_accuracy.map_or(String::new(), |a| format!(", accuracy {:.2} %", 100.0 * a));
     println!("{} steps: training loss {:.4}{validation}{accuracy}", summary.steps, summary.train_loss);
+    let peak = summary.mfu.map_or(String::new(), |mfu| format!(", {:.0} % of the cores' peak", 100.0 * mfu));
     println!(
-        "{:.0} tokens/s, {:.1} ms a step, {:.0} % of the cores' peak (communication {:.1} ms, not hidden {:.1} ms), first \
+        "{:.0} tokens/s, {:.1} ms a step{peak} (communication {:.1} ms, not hidden {:.1} ms), first \
          step after {:.2} s, at most {:.0} MiB a rank",
         summary.tokens_per_s,
         summary.step_ms,
-        100.0 * summary.mfu,
         summary.comm_ms,
         summary.comm_exposed_ms,
         summary.time_to_first_step_s,

@@ -97,20 +97,24 @@ fn table(summary: &Summary) -> String {
     line(head);
     rows.iter().for_each(|row| line(row.each_ref().map(String::as_str)));
     let product = profile.rows.iter().filter(|row| is_product(row)).map(|row| row.ms).sum::<f64>();
+    let peak = summary.mfu.map_or(String::new(), |mfu| {
+        format!(
+            ": {:.1} % of the cores' peak (rank 0's: {:.0} GFLOP/s, copying {:.1} GB/s)",
+            100.0 * mfu,
+            profile.peak_flops_per_s * 1e-9,
+            profile.peak_bytes_per_s * 1e-9
+        )
+    });
     let _ = writeln!(
         text,
         "\n{} rank(s) with {} thread(s) each over {}; rank 0: {:.1} ms a step, of which {:.1} % in layers of matrix \
-         products;\n{:.1} GFLOP of the model a step over all ranks: {:.1} % of the cores' peak (rank 0's: {:.0} GFLOP/s, \
-         copying {:.1} GB/s)",
+         products;\n{:.1} GFLOP of the model a step over all ranks{peak}",
         summary.world,
         summary.threads,
         summary.transport,
         profile.step_ms,
         100.0 * product / profile.step_ms.max(1e-9),
         summary.model_flops * 1e-9,
-        100.0 * summary.mfu,
-        profile.peak_flops_per_s * 1e-9,
-        profile.peak_bytes_per_s * 1e-9,
     );
     text
 }

@@ -12,7 +12,7 @@ use super::scaling::LossScale;
 use super::schedule::learning_rate;
 use super::summary::{Communication, Memory, Pipeline, Summary, median, peak_rss_bytes};
 use super::trace::Trace;
-use crate::autograd::{Cost, Phase, Precision, keep_freed_memory, measured, recording};
+use crate::autograd::{Backend, Cost, Phase, Precision, keep_freed_memory, measured, recording};
 use crate::checkpoint::{self, State, Which};
 use crate::data::prefetch::Prefetch;
 use crate::data::sampler::{Position, Sampler};
@@ -518,6 +518,7 @@ impl<'a, M: Model> Run<'a, M> {
         let flops = 3.0 * costs.iter().map(|cost| cost.flops).sum::<f64>() * job.plan.global_batch() as f64;
         let mut peaks = vec![0.0f64; job.group.size()];
         job.group.all_gather(&[self.peak_flops_per_s], &mut peaks)?;
+        let on_cores = job.config.train.device.backend == Backend::Cpu;
         let own = Memory {
             parameters,
             gradients,
@@ -535,7 +536,7 @@ impl<'a, M: Model> Run<'a, M> {
             tokens_per_s: if step_ms > 0.0 { tokens as f64 / step_ms * 1e3 } else { 0.0 },
             step_ms,
             model_flops: flops,
-            mfu: flops / (step_ms * 1e-3 * peaks.iter().sum::<f64>()).max(1.0),
+            mfu: on_cores.then(|| flops / (step_ms * 1e-3 * peaks.iter().sum::<f64>()).max(1.0)),
             comm_ms: column(1),
             comm_exposed_ms: column(2),
             time_to_first_step_s: self.time_to_first_step.map_or(0.0, |time| time.as_secs_f64()),

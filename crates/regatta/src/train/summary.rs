@@ -34,9 +34,10 @@ pub struct Summary {
     #[serde(default)]
     pub model_flops: f64,
     /// Model FLOP utilisation (Chowdhery et al. 2022, "PaLM", appendix B): these operations, over what the ranks' threads
-    /// could have done in the time, as measured at the beginning.
+    /// could have done in the time, as measured at the beginning. None where ranks compute on other devices, whose rates are
+    /// not measured.
     #[serde(default)]
-    pub mfu: f64,
+    pub mfu: Option<f64>,
     /// Median time in milliseconds that a step's all-reduces ran.
     pub comm_ms: f64,
     /// Median time in milliseconds that a step stood waiting for them.
