@@ -38,7 +38,7 @@ impl Convolution {
         let weight = self.weight.val();
         let [kernel, _, _, outputs] = weight.dims();
         let bias = self.bias.as_ref().map(Param::val);
-        let bias = bias.unwrap_or_else(|| Tensor::zeros([outputs], &x.device()));
+        let bias = bias.unwrap_or_else(|| Tensor::zeros([outputs], (&x.device(), x.dtype())));
         convolution_pooled(x, weight, bias, kernel / 2)
     }
 }

@@ -553,6 +553,12 @@ impl Config {
                 train.precision.name()
             )));
         }
+        if matches!(self.model, ModelConfig::Resnet(_)) && train.device.backend != Backend::Cpu {
+            return Err(PlanError::Layout(format!(
+                "batch normalisation hands its running statistics out on the cpu only: a resnet cannot have train.device = \"{}\"",
+                train.device
+            )));
+        }
         let placement =
             Placement { mesh: plan.mesh.clone(), layout: plan.layout.clone(), ..Placement::whole() };
         for made in self.model.describe(vocab, placement) {
