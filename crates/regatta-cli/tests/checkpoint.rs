@@ -68,8 +68,12 @@ fn import_inspect_verify_export() {
     let step = path("run/checkpoints/step-00000000");
     for target in [&path("run"), &step, &format!("file://{}", path("run/checkpoints"))] {
         let said = succeed(&["inspect", target]);
-        for part in ["step        0", "gelu tanh", "parameters  328", "layers.0.attention.qkv.weight [4, 12]"]
-        {
+        for part in [
+            "step        0",
+            "activation gelu-tanh",
+            "parameters  328",
+            "layers.0.attention.qkv.weight [4, 12]",
+        ] {
             assert!(said.contains(part), "{part:?} is not in {said}");
         }
         assert!(succeed(&["verify", target]).contains("1 checkpoint(s), 1 file(s)"));

@@ -76,6 +76,7 @@ vectorized! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{close, values, wide};
     use proptest::prelude::*;
 
     fn plain_adamw(p: &mut f64, g: f64, m: &mut f64, v: &mut f64, t: i32, lr: f64, decay: f64) {
@@ -102,6 +103,36 @@ mod tests {
                 plain_adamw(&mut pd, g, &mut md, &mut vd, t, 0.01, 0.1);
             }
             prop_assert!((f64::from(p[2]) - pd).abs() < 2e-4, "{} {pd}", p[2]);
+        }
+
+        #[test]
+        fn one_update_agrees_with_f64(len in 1usize..100, t in 1i32..1000, seed: u64) {
+            let [p, g, m] = [0, 1, 2].map(|n| values(seed ^ n, len, 1.0));
+            let v: Vec<f32> = values(seed ^ 3, len, 1.0).iter().map(|v| v * v).collect();
+            let (scale, lr, decay, mu) = (0.7f64, 0.01, 0.1, 0.9);
+            let [mut pd, mut md, mut vd] = [&p, &m, &v].map(|x| wide(x));
+            for i in 0..len {
+                plain_adamw(&mut pd[i], scale * f64::from(g[i]), &mut md[i], &mut vd[i], t, lr, decay);
+            }
+            let rule = AdamW {
+                scale: scale as f32, decay: (1.0 - lr * decay) as f32, beta1: 0.9, beta2: 0.99,
+                step: (lr / (1.0 - 0.9f64.powi(t))) as f32, root: (1.0 / (1.0 - 0.99f64.powi(t)).sqrt()) as f32, eps: 1e-8,
+            };
+            let (mut pf, mut mf, mut vf) = (p.clone(), m.clone(), v.clone());
+            adamw(&mut pf, &g, &mut mf, &mut vf, rule);
+            close(&pf, pd, 1e-5);
+            close(&mf, md, 1e-5);
+            close(&vf, vd, 1e-5);
+            let kept = 1.0 - lr * decay;
+            let (plain, old) = (wide(&p), wide(&m));
+            let mut pf = p.clone();
+            sgd(&mut pf, &g, scale as f32, kept as f32, lr as f32);
+            close(&pf, (0..len).map(|i| plain[i] * kept - lr * scale * f64::from(g[i])), 1e-5);
+            let (mut pf, mut velocity) = (p.clone(), m.clone());
+            momentum(&mut pf, &g, &mut velocity, scale as f32, kept as f32, mu as f32, lr as f32);
+            let speed: Vec<f64> = (0..len).map(|i| mu * old[i] + scale * f64::from(g[i])).collect();
+            close(&pf, (0..len).map(|i| plain[i] * kept - lr * speed[i]), 1e-5);
+            close(&velocity, speed, 1e-5);
         }
 
         #[test]

@@ -288,7 +288,7 @@ fn foreign_models_are_refused() {
     let config = fs::read_to_string(from.join("config.json")).unwrap();
     for (was, becomes, wanted) in [
         ("\"gpt2\"", "\"llama\"", "model_type"),
-        ("\"gelu_new\"", "\"relu\"", "activation_function"),
+        ("\"gelu_new\"", "\"mish\"", "activation_function"),
         ("\"n_head\": 3", "\"n_head\": 5", "n_embd"),
         ("\"n_head\": 3", "\"n_head\": 0", "n_head"),
         ("\"n_layer\": 2", "\"n_layer\": 99999999999", "n_layer"),

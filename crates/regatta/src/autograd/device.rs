@@ -231,6 +231,11 @@ pub(crate) fn cast<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D>
     if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
 }
 
+/// The same numbers in a type in which many of them can be summed.
+pub(crate) fn at_least_f32<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if matches!(tensor.dtype(), DType::F16 | DType::BF16) { tensor.cast(DType::F32) } else { tensor }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

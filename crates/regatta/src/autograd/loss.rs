@@ -3,10 +3,11 @@
 
 use super::axis::Axis;
 use super::custom::{Back, custom, fused, in_place, integers, numbers, tensor_of, value};
+use super::device::at_least_f32;
 use super::work::Work;
 use burn::backend::Shape;
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{FloatDType, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 use regatta_comm::ReduceOp;
 use regatta_kernel::loss::{Backward, Sums, largest, sums};
 
@@ -91,7 +92,7 @@ fn add_up(axis: &Axis, all: &mut [Sums], smooth: bool) {
 /// By Burn's operations; narrow numbers are summed as f32.
 fn decomposed(logits: Tensor<2>, targets: Tensor<1, Int>, smoothing: f32) -> Tensor<1> {
     let [rows, _] = logits.dims();
-    let logs = log_softmax(logits.cast(FloatDType::F32), 1);
+    let logs = log_softmax(at_least_f32(logits), 1);
     let ignored = targets.clone().equal_elem(IGNORED);
     let counted = ignored.clone().bool_not().int().sum().into_scalar::<i64>().max(1);
     let at = targets.clamp_min(0).reshape([rows, 1]);

@@ -18,6 +18,8 @@ mod memory;
 mod norm;
 mod pool;
 mod residual;
+#[cfg(test)]
+mod tests;
 mod work;
 
 pub(crate) use attention::{Rule, Seen, apart, attention};

@@ -1,9 +1,10 @@
 //! Layer norm and RMS norm over the last dimension.
 
 use super::custom::{Back, custom, fused, in_place, numbers, tensor_of, value};
+use super::device::{at_least_f32, cast};
 use super::work::Work;
 use burn::backend::{TensorMetadata, flex::FlexTensor};
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::Tensor;
 use regatta_kernel::norm::{self, Moments, Norm};
 
 /// `x` `[.., width]` normalised, times `gamma` `[width]`, plus `beta` `[width]`.
@@ -41,20 +42,16 @@ fn decomposed<const D: usize>(
     beta: Option<Tensor<1>>,
     norm: Norm,
 ) -> Tensor<D> {
-    let narrow = x.dtype();
-    let x = x.cast(FloatDType::F32);
+    let given = x.dtype();
+    let x = at_least_f32(x);
     let x = if norm.centred { x.clone() - x.mean_dim(D - 1) } else { x };
     let variance = x.clone().powi_scalar(2).mean_dim(D - 1);
-    let x = x / variance.add_scalar(norm.eps).sqrt() * gamma.cast(FloatDType::F32).unsqueeze();
+    let x = x / variance.add_scalar(norm.eps).sqrt() * at_least_f32(gamma).unsqueeze();
     let x = match beta {
-        Some(beta) => x + beta.cast(FloatDType::F32).unsqueeze(),
+        Some(beta) => x + at_least_f32(beta).unsqueeze(),
         None => x,
     };
-    match narrow {
-        DType::F16 => x.cast(FloatDType::F16),
-        DType::BF16 => x.cast(FloatDType::BF16),
-        _ => x,
-    }
+    cast(x, given)
 }
 
 /// What backward needs.

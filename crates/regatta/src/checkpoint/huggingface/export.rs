@@ -6,6 +6,7 @@ use crate::checkpoint::header::safetensors_header;
 use crate::checkpoint::{Checkpoint, Location, write_atomically};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::models::NormKind;
 use crate::train::ModelConfig;
 use regatta_plan::Piece;
 use std::fs;
@@ -34,6 +35,12 @@ pub fn export(checkpoint: &Checkpoint, tokenizer: Option<&Path>, out: &Path) -> 
         let problem = "holds no gpt: only language models can be exported for transformers";
         return Err(Error::checkpoint(checkpoint.path(), problem));
     };
+    if gpt.norm == NormKind::Rms {
+        return Err(Error::checkpoint(
+            checkpoint.path(),
+            "has RMS norms, of which transformers' GPT-2 has none",
+        ));
+    }
     if out.join("model.safetensors").exists() || out.join("config.json").exists() {
         return Err(Error::checkpoint(
             out,
