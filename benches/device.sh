@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Losses of 10 steps of a small GPT on 2 workers, on a device against on the cpu; on hardware also the speed of both.
-# usage: benches/device.sh [vulkan|cuda|wgpu]; on Debian, software Vulkan is in mesa-vulkan-drivers.
+# usage: benches/device.sh [wgpu|vulkan|cuda]; without a GPU, wgpu runs on Debian's software Vulkan (mesa-vulkan-drivers).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-device=${1:-vulkan}
+device=${1:-wgpu}
 cargo build --release -q -p regatta-cli --features "$device"
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT

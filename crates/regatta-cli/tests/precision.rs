@@ -107,9 +107,20 @@ fn devices_that_cannot_be_had_say_why() {
 }
 
 /// On software Vulkan, too (Debian: mesa-vulkan-drivers).
+#[cfg(feature = "wgpu")]
+#[test]
+fn wgpu_gives_the_losses_of_the_cpu() {
+    on_device("wgpu");
+}
+
 #[cfg(feature = "vulkan")]
 #[test]
 fn vulkan_gives_the_losses_of_the_cpu() {
+    on_device("vulkan");
+}
+
+#[cfg(any(feature = "vulkan", feature = "wgpu"))]
+fn on_device(name: &str) {
     let place = Place::new();
     let run = |out: &str, more: &[&str]| {
         let steps = ["--steps", "10", "--workers", "2"];
@@ -120,12 +131,12 @@ fn vulkan_gives_the_losses_of_the_cpu() {
         }
     };
     let cpu = run("cpu", &[]).unwrap();
-    let vulkan = match run("vulkan", &["--set", "train.device=vulkan"]) {
+    let device = match run("device", &["--set", &format!("train.device={name}")]) {
         Err(said) if said.contains("finds no device") => return eprintln!("skipped: {said}"),
         other => other.unwrap(),
     };
-    assert_eq!(vulkan["device"], "vulkan");
-    let off = difference(&losses(&cpu), &losses(&vulkan));
+    assert_eq!(device["device"], name);
+    let off = difference(&losses(&cpu), &losses(&device));
     assert!(off > 0.0 && off < 1e-4, "{off}");
-    assert_ne!(cpu["parameter_hash"], vulkan["parameter_hash"]);
+    assert_ne!(cpu["parameter_hash"], device["parameter_hash"]);
 }

@@ -78,6 +78,11 @@ pub(crate) fn fused<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
 }
 
+/// The place of a tensor in graphs, where operations of our own see it.
+pub(crate) fn node_of<const D: usize>(tensor: &Tensor<D>) -> Option<NodeId> {
+    tensor.clone().try_into_primitive::<Autodiff<Flex>>().ok().map(|tracked| tracked.id())
+}
+
 /// Runs `forward` on the numbers of `inputs` and records what it returns for backward, if any input is recorded.
 /// Measured as `work` where somebody records.
 pub(crate) fn custom<const N: usize, const D: usize>(

@@ -46,7 +46,9 @@ impl Backend {
         match self {
             Self::Cpu => vec![device()],
             #[cfg(feature = "vulkan")]
-            Self::Vulkan => Device::enumerate(DeviceType::Vulkan).into_iter().collect(),
+            Self::Vulkan => {
+                Device::enumerate(DeviceType::Vulkan).into_iter().filter(|one| !in_software(one)).collect()
+            }
             #[cfg(feature = "cuda")]
             Self::Cuda => Device::enumerate(DeviceType::Cuda).into_iter().collect(),
             #[cfg(feature = "wgpu")]
@@ -55,6 +57,14 @@ impl Backend {
             _ => vec![],
         }
     }
+}
+
+/// Whether a Vulkan device is a driver that computes on the host's processor. CubeCL 0.11 makes SPIR-V for this backend that
+/// takes Mesa's down with the process wherever a kernel shares memory; `wgpu` makes shaders that it does run.
+#[cfg(feature = "vulkan")]
+fn in_software(device: &Device) -> bool {
+    // Its kind is shown, and not told otherwise.
+    format!("{device:?}").contains("kind: Cpu")
 }
 
 /// `[train] device`: a backend, and after a colon which of its devices; left out, each local rank takes the next one.
@@ -181,7 +191,11 @@ impl Compute {
         let usage = |problem: String| choice.usage(&problem);
         let devices = choice.backend.devices();
         if devices.is_empty() {
-            return Err(usage(format!("{name} finds no device here; is its driver installed?")));
+            let software = match choice.backend {
+                Backend::Vulkan => "; software drivers run under wgpu alone",
+                _ => "",
+            };
+            return Err(usage(format!("{name} finds no device here; is its driver installed?{software}")));
         }
         let count = devices.len();
         let index = choice.index.unwrap_or(local % count);

@@ -27,7 +27,7 @@ pub use axis::Axis;
 pub(crate) use axis::{copy_to_split, gather_time, scatter_time, sum_of_split};
 pub(crate) use batch_norm::{Norm, batch_norm, batch_norm_by_running};
 pub(crate) use conv::{convolution, convolution_pooled};
-pub(crate) use custom::{fused, numbers};
+pub(crate) use custom::{fused, node_of, numbers};
 pub(crate) use device::cast;
 pub use device::{Backend, Compute, DeviceChoice, Precision, device, train_device};
 pub(crate) use embedding::{add_positions, rows_of};

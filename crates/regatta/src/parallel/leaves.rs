@@ -2,9 +2,8 @@
 
 use super::copies::{Copies, Take};
 use super::units::Units;
-use crate::autograd::Wanted;
+use crate::autograd::{Wanted, node_of};
 use burn::backend::autodiff::NodeId;
-use burn::backend::{Autodiff, Flex};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Gradients, Tensor};
 use std::collections::HashMap;
@@ -68,8 +67,8 @@ impl ModuleVisitor for Find {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let Some(&index) = self.index.get(&self.path.join(".")) else { return };
         let tensor = param.val();
-        if let Ok(tracked) = tensor.clone().try_into_primitive::<Autodiff<Flex>>() {
-            self.leaves.nodes.insert(tracked.id().value, index);
+        if let Some(node) = node_of(&tensor) {
+            self.leaves.nodes.insert(node.value, index);
         }
         self.leaves.take[index] = Some(Arc::new(move |found| tensor.grad_remove(found).map(Wanted::of)));
     }
