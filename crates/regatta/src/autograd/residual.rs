@@ -1,7 +1,7 @@
 //! Dropout, and sums of a layer's result with what went around it.
 
 use super::custom::{Back, custom, fused, in_place, numbers, tensor_of, value};
-use super::work::Work;
+use super::work::{Cost, Work};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, TensorData};
 use regatta_kernel::bias;
@@ -65,7 +65,10 @@ pub(crate) fn residual<const D: usize>(x: Tensor<D>, y: Tensor<D>, drops: Option
         return x + drops.into_iter().fold(y, drop_elements);
     }
     let outer = x.dims()[0];
-    custom(work(&x), [value(x), value(y)], |[x, y]| {
+    let work = work(&x);
+    // Without dropout backward hands the gradient on.
+    let work = if drops.is_some() { work } else { Work { backward: Cost::default(), ..work } };
+    custom(work, [value(x), value(y)], |[x, y]| {
         let output = in_place(y, |y| {
             if let Some(drops) = &drops {
                 drops.apply(outer, y);
