@@ -192,7 +192,7 @@ impl Compute {
         let devices = choice.backend.devices();
         if devices.is_empty() {
             let software = match choice.backend {
-                Backend::Vulkan => "; software drivers run under wgpu alone",
+                Backend::Vulkan => " Software drivers run under wgpu alone.",
                 _ => "",
             };
             return Err(usage(format!("{name} finds no device here; is its driver installed?{software}")));
