@@ -7,12 +7,12 @@ pub(crate) fn values(seed: u64, len: usize, deviation: f32) -> Vec<f32> {
     Stream::new(seed).normal(len, deviation)
 }
 
-/// Asserts that the largest difference is at most `bound` times the largest number.
+/// Asserts that the largest difference is at most `bound` times the largest number, or 0.1: inputs are about 1.
 #[track_caller]
 pub(crate) fn close(found: &[f32], wanted: impl IntoIterator<Item = f64>, bound: f64) {
     let wanted: Vec<f64> = wanted.into_iter().collect();
     assert_eq!(found.len(), wanted.len());
-    let largest = wanted.iter().fold(1e-2f64, |most, x| most.max(x.abs()));
+    let largest = wanted.iter().fold(0.1f64, |most, x| most.max(x.abs()));
     for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
         let error = (f64::from(*found) - wanted).abs() / largest;
         assert!(error <= bound, "element {i} is {found} and not {wanted}: {error:.1e} of {largest}");
