@@ -69,7 +69,7 @@ pub(crate) fn apart<const N: usize>(x: Tensor<3>, heads: usize) -> [Tensor<4>; N
 impl Rule {
     fn sizes(&self, batch: usize, [time, seen]: [usize; 2], width: usize) -> Attention<'static> {
         let &Self { heads, first, all, past, rate, noise } = self;
-        let dropout = noise.filter(|_| rate > 0.0).map(|stream| Dropout { stream, rate, first, all });
+        let dropout = noise.map(|stream| Dropout { stream, rate, first, all });
         Attention { batch, heads, time, seen, width, past, hidden: None, dropout }
     }
 }

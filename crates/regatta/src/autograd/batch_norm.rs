@@ -1,7 +1,7 @@
 //! Batch normalisation of channels-last images, whose running statistics are parameters: their gradient is the statistic
 //! of the batch, so that averaging over micro-batches and workers, sharding and checkpoints treat them as any other.
 
-use super::custom::{Back, Value, custom, fused, numbers, plain, tensor_of, value};
+use super::custom::{Back, Value, custom, fused, in_place, numbers, plain, tensor_of, value};
 use super::work::Work;
 use burn::backend::autodiff::NodeId;
 use burn::backend::{TensorMetadata, flex::FlexTensor};
@@ -48,8 +48,7 @@ pub(crate) fn batch_norm(x: Tensor<4>, norm: Norm, residual: Option<Tensor<4>>, 
                 let back: Back<6> = Box::new(move |gradient, [x, gamma, beta, mean, variance, residual]| {
                     let mut gradient = gradient;
                     if let Some(mask) = mask {
-                        gradient = owned(gradient);
-                        through_relu(&numbers(&mask), gradient.storage_mut());
+                        gradient = in_place(gradient, |values| through_relu(&numbers(&mask), values));
                     }
                     let of_residual = residual.map(|_| gradient.clone());
                     let [x, gamma, beta, mean, variance] =
@@ -120,9 +119,11 @@ impl Kept {
     /// The gradients of x, gamma, beta and the running statistics.
     fn backward(self, gradient: FlexTensor, wanted: [Option<NodeId>; 5]) -> [Option<FlexTensor>; 5] {
         let Self { x, gamma, statistics, line, relu } = self;
-        let mut gradient = owned(gradient);
-        let [of_gamma, of_beta] =
-            backward(&numbers(&x), &statistics, &numbers(&gamma), &line, EPS, relu, gradient.storage_mut());
+        let mut of_line = [vec![], vec![]];
+        let gradient = in_place(gradient, |values| {
+            of_line = backward(&numbers(&x), &statistics, &numbers(&gamma), &line, EPS, relu, values);
+        });
+        let [of_gamma, of_beta] = of_line;
         let rows = x.shape().num_elements() / of_beta.len().max(1);
         let Statistics { mean, mut variance } = statistics;
         let correction = correction(rows) as f32;
@@ -147,17 +148,6 @@ impl Kept {
 /// What makes the variance of a sample an estimate of that of what it was taken from (Bessel).
 fn correction(rows: usize) -> f64 {
     rows as f64 / rows.saturating_sub(1).max(1) as f64
-}
-
-/// A gradient whose numbers are its own, from the first on: to be written in place.
-fn owned(gradient: FlexTensor) -> FlexTensor {
-    let whole = gradient.layout().is_contiguous() && gradient.layout().start_offset() == 0;
-    let len = gradient.shape().num_elements();
-    if whole && gradient.storage::<f32>().len() == len {
-        return gradient;
-    }
-    let shape = gradient.shape();
-    tensor_of(numbers(&gradient).into_owned(), shape)
 }
 
 /// Of Burn's own operations.
