@@ -51,7 +51,9 @@ pub fn run(args: StepArgs, started: Instant) -> Result<ExitCode> {
         trace: args.trace,
         steps: Some(args.steps),
         out: Some(folder.clone()),
-        resume: false,
+        resume: None,
+        from: None,
+        other_data: false,
         transport: args.transport,
         algorithm: None,
     };
