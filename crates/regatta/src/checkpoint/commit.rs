@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 
 /// Completes the checkpoint `folder` of all ranks' `files`: writes its manifest and reads it back, lets `last` (and `best`)
 /// name it, and removes the checkpoints that nothing keeps: neither `last` nor `best`, nor the configuration's `train.keep`
-/// and `train.keep_every`. For rank 0, after every rank has told it its [`FileEntry`].
+/// and `train.keep_every`. Nothing is removed while the last validation loss is not finite. For rank 0, after every rank has
+/// told it its [`FileEntry`].
 ///
 /// # Errors
 /// Files that do not make up every tensor exactly, or that cannot be seen from here; a write that fails, or that cannot be
@@ -47,7 +48,10 @@ pub fn commit(
     if best {
         location.put(BEST, folder.into())?;
     }
-    prune(location, this, state.config.train.keep, state.config.train.keep_every);
+    // After a validation loss that is not finite, the older ones may be what is left to go on from.
+    if state.val_loss.is_none_or(f64::is_finite) {
+        prune(location, this, state.config.train.keep, state.config.train.keep_every);
+    }
     Ok(())
 }
 

@@ -299,6 +299,10 @@ impl<'a, M: Model> Run<'a, M> {
         for warning in self.warnings.drain(..) {
             observer.warning(&warning);
         }
+        if let Some(path) = &job.config.train.trace {
+            // A path that cannot be written is told now, and not when all is done.
+            fs::OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("write the trace", path))?;
+        }
         if let Some(tokenizer) = &self.data.tokenizer {
             // So that the folder is all that generating text takes. A resumed run has it already.
             let path = job.out.join("tokenizer.json");
@@ -306,10 +310,6 @@ impl<'a, M: Model> Run<'a, M> {
             if fs::read_to_string(&path).ok().as_deref() != Some(&json) {
                 checkpoint::write_atomically(&path, json.as_bytes())?;
             }
-        }
-        if let Some(path) = &job.config.train.trace {
-            // A path that cannot be written is told now, and not when all is done.
-            fs::OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("write the trace", path))?;
         }
         Ok(())
     }
@@ -355,11 +355,12 @@ impl<'a, M: Model> Run<'a, M> {
         let (job, config) = (self.job, &self.job.config.train);
         let mut summary = self.summary(interrupted);
         // The summary of a run that had ended before tells of its steps; this process did none.
-        let keep = self.done == self.before && Summary::read(&job.out).is_some_and(|there| there.steps == self.done);
+        let ended = |there: Summary| there.steps == self.done && !there.interrupted;
+        let keep = self.done == self.before && Summary::read(&job.out).is_some_and(ended);
         let writes = job.group.rank() == 0 && !keep;
-        if writes {
-            summary.write(&job.out)?;
-        }
+        // It is written again below as more is known. What the last attempt says is told when all else is done.
+        let write = |summary: &Summary| if writes { summary.write(&job.out) } else { Ok(()) };
+        let _ = write(&summary);
         let unsaved = self.saving.finish(job, true)?;
         summary.parameter_hash = format!("{:016x}", self.engine.check_identical()?);
         self.gather(&mut summary)?;
@@ -368,25 +369,22 @@ impl<'a, M: Model> Run<'a, M> {
             let profile = std::mem::take(&mut self.profiler).finish(skip, self.peak_flops_per_s);
             summary.profile = profile.of_all(&job.group)?;
         }
-        if writes {
-            summary.write(&job.out)?;
-        }
+        let mut written = write(&summary);
         if let Some(path) = &config.trace {
             harmless(self.trace.write(path, &job.group), "no trace", observer)?;
         }
         let sample = self.sample(interrupted);
         if let Some(sample) = harmless(sample, "no sample", observer)?.flatten() {
             summary.sample = Some(sample);
-            if writes {
-                summary.write(&job.out)?;
-            }
+            written = write(&summary);
         }
         match unsaved {
             Some(reason) => {
-                let problem = format!("could not be written: {reason}; the summary is there");
+                let summary = if written.is_ok() { "; the summary is there" } else { "" };
+                let problem = format!("could not be written: {reason}{summary}");
                 Err(Error::checkpoint(self.saving.location().show(""), problem))
             }
-            None => Ok(summary),
+            None => written.map(|()| summary),
         }
     }
 
@@ -576,7 +574,8 @@ impl<'a, M: Model> Run<'a, M> {
         self.val_loss = Some(score.loss);
         if !score.loss.is_finite() && job.group.rank() == 0 {
             observer.warning(&format!(
-                "the validation loss after step {} is {}: it counts for no best checkpoint",
+                "the validation loss after step {} is {}: it makes no best checkpoint, and no older one is removed while \
+                 it is so; --resume --from step-N goes back to one",
                 self.done, score.loss
             ));
         }
