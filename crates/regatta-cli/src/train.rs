@@ -337,7 +337,9 @@ fn earlier_runs(runs: &Path, name: &OsStr) -> Vec<PathBuf> {
         let rest = folder.as_encoded_bytes().strip_prefix(name.as_encoded_bytes())?;
         match rest {
             [] => Some(1),
-            [b'-', digits @ ..] => std::str::from_utf8(digits).ok()?.parse().ok().filter(|number| *number > 1),
+            [b'-', digits @ ..] => {
+                std::str::from_utf8(digits).ok()?.parse().ok().filter(|number| *number > 1)
+            }
             _ => None,
         }
     };

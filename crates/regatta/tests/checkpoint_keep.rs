@@ -23,9 +23,8 @@ fn save(location: &Location, state: &State, best: bool) {
 
 fn there(location: &Location) -> Vec<usize> {
     let folders = fs::read_dir(location.show("")).unwrap().flatten();
-    let mut steps: Vec<usize> = folders
-        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok())
-        .collect();
+    let mut steps: Vec<usize> =
+        folders.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()).collect();
     steps.sort();
     steps
 }

@@ -86,7 +86,8 @@ fn prune(location: &Location, this: (usize, usize), keep: usize, keep_every: usi
         .filter_map(|folder| parse(folder).map(|place| (place, folder.as_str(), complete(folder))))
         .collect();
     all.sort();
-    let until_this = all.iter().filter(|(place, _, complete)| *complete && *place <= this).map(|(place, ..)| *place);
+    let until_this =
+        all.iter().filter(|(place, _, complete)| *complete && *place <= this).map(|(place, ..)| *place);
     let kept = kept(&until_this.collect::<Vec<_>>(), keep, keep_every);
     for (place, folder, complete) in all {
         if !named.contains(&folder) && !kept.contains(&place) && (complete || place < this) {

@@ -23,8 +23,8 @@ pub use commit::{abandon, commit};
 pub use manifest::{FileEntry, Manifest, PartEntry};
 pub use names::fresh_folder;
 pub use report::{Report, Summary, inspect, verify};
-pub(crate) use restore::{Candidate, Candidates, candidates, none_at};
 pub use restore::Checkpoint;
+pub(crate) use restore::{Candidate, Candidates, candidates, none_at};
 pub use shards::{Part, ShardWriter};
 pub use storage::Location;
 

@@ -130,6 +130,11 @@ impl RunFolder {
         if job.resume.is_none() {
             self.is_new(job, location)?;
         }
+        if let Some(path) = &job.config.train.trace {
+            // A path that cannot be written is told now, and not when all is done.
+            let opened = File::options().create(true).append(true).open(path);
+            opened.map_err(Error::io("write the trace", path))?;
+        }
         let token = format!("{:x}-{:x}", std::process::id(), now().as_nanos());
         let written = location
             .create_folder()
@@ -186,7 +191,9 @@ impl RunFolder {
             Some(url) if there => (url.clone(), "train.checkpoint_url"),
             _ => (job.out.display().to_string(), "--out"),
         };
-        Err(Error::Usage(format!("{place} holds an earlier run: go on with --resume, or give another {other}")))
+        Err(Error::Usage(format!(
+            "{place} holds an earlier run: go on with --resume, or give another {other}"
+        )))
     }
 
     /// Looks for rank 0's token, and tries to write beside it. Says what is wrong.
@@ -212,7 +219,9 @@ impl RunFolder {
                 Err(error) if error.kind() != io::ErrorKind::NotADirectory => {
                     return wrong(format!("cannot read ({error}) what rank 0 writes to"));
                 }
-                _ if begun.elapsed() >= patience => return wrong("does not see what rank 0 writes to".into()),
+                _ if begun.elapsed() >= patience => {
+                    return wrong("does not see what rank 0 writes to".into());
+                }
                 _ => {
                     location.refresh();
                     std::thread::sleep(Duration::from_millis(50));

@@ -30,7 +30,11 @@ impl Losses {
             Ok((file, lines)) => {
                 let there = lines.saturating_sub(1);
                 let problem = (there < done).then(|| {
-                    format!("{}: the losses of {} of the first {done} steps are not there", path.display(), done - there)
+                    format!(
+                        "{}: the losses of {} of the first {done} steps are not there",
+                        path.display(),
+                        done - there
+                    )
                 });
                 (Self { path, file: Some(BufWriter::new(file)) }, problem)
             }

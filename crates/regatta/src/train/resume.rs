@@ -60,7 +60,8 @@ pub(super) fn resume<M: Model>(
     let state = checkpoint.state().clone();
     optimizer.set_updates(state.updates);
     let differ = differences(&state, job);
-    if !differ.is_empty() {
+    // What came from elsewhere and was not trained here yet is as nothing that this run could differ from.
+    if !differ.is_empty() && state.step > 0 {
         warnings.push(format!(
             "this run is not as the one that wrote the checkpoint: {}; it goes on, but not bit for bit as that one would have",
             differ.join(", ")
@@ -71,7 +72,8 @@ pub(super) fn resume<M: Model>(
     }
     if alone {
         let later = candidates(location, Which::Last)?.folders.into_iter();
-        let later = later.filter_map(|candidate| step_of(&candidate.folder)).filter(|step| *step > state.step);
+        let later =
+            later.filter_map(|candidate| step_of(&candidate.folder)).filter(|step| *step > state.step);
         if let Some(last) = later.max() {
             warnings.push(format!(
                 "going back to step {}: the next checkpoint replaces those of later steps, up to {last}; copy the folder to \
@@ -229,7 +231,8 @@ fn differences(state: &State, job: &Job) -> Vec<String> {
         serde_json::to_value(config).map(|mut all| all[name].take()).unwrap_or_default()
     };
     let mut found = vec![];
-    for (name, keys) in [("model", None), ("optimizer", None), ("train", Some(&TRAIN[..])), ("data", Some(&DATA[..]))]
+    for (name, keys) in
+        [("model", None), ("optimizer", None), ("train", Some(&TRAIN[..])), ("data", Some(&DATA[..]))]
     {
         let (Value::Object(before), Value::Object(now)) = (section(before, name), section(now, name)) else {
             continue;

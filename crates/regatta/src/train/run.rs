@@ -259,7 +259,8 @@ impl<'a, M: Model> Run<'a, M> {
             if lead {
                 observer.step(&report);
             }
-            let logged = self.done.is_multiple_of(config.log_every) || self.done == config.steps || self.done == 1;
+            let logged =
+                self.done.is_multiple_of(config.log_every) || self.done == config.steps || self.done == 1;
             if let (Some(metrics), Some(losses)) = (&mut metrics, &mut losses) {
                 metrics.add(&report);
                 tell(losses.add(self.done, report.loss), observer);
@@ -299,10 +300,6 @@ impl<'a, M: Model> Run<'a, M> {
         for warning in self.warnings.drain(..) {
             observer.warning(&warning);
         }
-        if let Some(path) = &job.config.train.trace {
-            // A path that cannot be written is told now, and not when all is done.
-            fs::OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("write the trace", path))?;
-        }
         if let Some(tokenizer) = &self.data.tokenizer {
             // So that the folder is all that generating text takes. A resumed run has it already.
             let path = job.out.join("tokenizer.json");
@@ -325,12 +322,14 @@ impl<'a, M: Model> Run<'a, M> {
             when.push(format!("every {} steps", config.checkpoint_every));
         }
         when.push("at the best validation loss".into());
-        let from = self.from.as_ref().map_or(String::new(), |from| format!("; going on from {}", from.display()));
+        let from =
+            self.from.as_ref().map_or(String::new(), |from| format!("; going on from {}", from.display()));
+        let place = self.saving.location().show("");
         format!(
             "run folder {}: checkpoints {} and at the end, in {}{from}",
             out.display(),
             when.join(", "),
-            self.saving.location().show("").display()
+            place.display().to_string().trim_end_matches('/')
         )
     }
 
@@ -472,7 +471,7 @@ impl<'a, M: Model> Run<'a, M> {
         if !goes_on {
             return Err(Error::Numeric(format!(
                 "the loss is {loss} and the gradient's norm {norm} at step {}: lower optimizer.lr or set \
-                 optimizer.clip; the last checkpoint in {} is from before",
+                 optimizer.clip; {} has the last checkpoint for --resume, and --from step-N goes back to an older one",
                 self.done + 1,
                 job.out.display()
             )));
@@ -537,7 +536,8 @@ impl<'a, M: Model> Run<'a, M> {
         let loss = if speaks { loss / job.plan.mesh.workers() as f64 } else { 0.0 };
         let written = self.saving.written();
         let minutes = job.config.train.checkpoint_minutes;
-        let due = job.group.rank() == 0 && minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= 60.0 * minutes;
+        let due =
+            job.group.rank() == 0 && minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= 60.0 * minutes;
         let stop = f64::from(u8::from(stop)) + if due { SAVE_DUE } else { 0.0 };
         let mut values = [loss, stop, f64::from(u8::from(written))];
         if job.group.size() > 1 {
@@ -699,7 +699,8 @@ impl<'a, M: Model> Run<'a, M> {
         job.group.all_gather(&[self.peak_flops_per_s], &mut peaks)?;
         let on_cores = job.config.train.device.backend == Backend::Cpu;
         let peak = peaks.iter().sum::<f64>();
-        summary.mfu = summary.step_ms.filter(|_| on_cores).map(|ms| summary.model_flops / (ms * 1e-3 * peak).max(1.0));
+        summary.mfu =
+            summary.step_ms.filter(|_| on_cores).map(|ms| summary.model_flops / (ms * 1e-3 * peak).max(1.0));
         let (parameters, gathered) = self.engine.parameters.bytes();
         let (gradients, reduced) = self.engine.gradients.bytes();
         let own = Memory {
