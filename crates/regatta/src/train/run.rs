@@ -34,6 +34,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Steps left out of the medians while caches and allocators warm up, where a run has more.
 const WARM_UP: usize = 5;
+/// Steps whose times are kept at least, the newest ones: medians and memory do not depend on how long a run is.
+const TIMED: usize = 20_000;
 /// Batches prepared ahead of the step that uses them.
 const PREFETCH: usize = 4;
 /// What rank 0 adds to the number of ranks that are told to stop, when its clock says that a save is due: more than there
@@ -164,7 +166,7 @@ struct Run<'a, M> {
     val_loss: Option<f64>,
     loss_scale: Option<LossScale>,
     score: Option<Score>,
-    /// Of each step of this process, in milliseconds: all of it, communication, that part that was waited for, tasks of the
+    /// Of the newest steps of this process, in milliseconds: all of it, communication, that part that was waited for, tasks of the
     /// schedule, and the end of the last of them.
     times: Vec<[f64; 5]>,
     time_to_first_step: Option<Duration>,
@@ -494,6 +496,9 @@ impl<'a, M: Model> Run<'a, M> {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let tasks = &self.engine.timeline;
         let last = tasks.tasks.last().map_or(Duration::ZERO, |(_, _, end)| *end);
+        if self.times.len() >= 2 * TIMED {
+            self.times.drain(..TIMED);
+        }
         self.times.push([ms(took), ms(comm.busy), ms(comm.exposed), ms(tasks.busy()), ms(last)]);
         let report = StepReport {
             step: self.done,

@@ -42,11 +42,13 @@ pub struct Summary {
     pub val_accuracy: Option<f64>,
     /// Median over the steps; for digits a sample counts as a token. None, as for all times, where no step was done since
     /// the program was started.
+    #[serde(default, with = "crate::json::optional")]
     pub tokens_per_s: Option<f64>,
     /// Median duration of a step in milliseconds, from its first batch to its last update.
+    #[serde(default, with = "crate::json::optional")]
     pub step_ms: Option<f64>,
     /// Floating-point operations that the model takes for a step's samples, forward and backward, over all ranks.
-    #[serde(default)]
+    #[serde(default, with = "crate::json::float")]
     pub model_flops: f64,
     /// Model FLOP utilisation (Chowdhery et al. 2022, "PaLM", appendix B): these operations, over what the ranks' threads
     /// could have done in the time, as measured at the beginning. None where ranks compute on other devices, whose rates are
@@ -54,10 +56,13 @@ pub struct Summary {
     #[serde(default, with = "crate::json::optional")]
     pub mfu: Option<f64>,
     /// Median time in milliseconds that a step's all-reduces ran.
+    #[serde(default, with = "crate::json::optional")]
     pub comm_ms: Option<f64>,
     /// Median time in milliseconds that a step stood waiting for them.
+    #[serde(default, with = "crate::json::optional")]
     pub comm_exposed_ms: Option<f64>,
     /// From the start of the program to the end of the first step, in seconds.
+    #[serde(default, with = "crate::json::optional")]
     pub time_to_first_step_s: Option<f64>,
     /// Most resident memory of each rank's process in bytes.
     pub peak_rss_bytes: Vec<u64>,
@@ -70,6 +75,7 @@ pub struct Summary {
     #[serde(default)]
     pub communication: Vec<Vec<Communication>>,
     /// Median time in milliseconds that saving a checkpoint kept training waiting.
+    #[serde(with = "crate::json::float")]
     pub checkpoint_blocked_ms: f64,
     /// Steps whose update was skipped, because their gradients were not finite; those before a resume included.
     #[serde(default)]
@@ -183,8 +189,10 @@ impl Communication {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Pipeline {
     /// Share of the time from the first task to the last that the stages stood idle: the median over the steps.
+    #[serde(with = "crate::json::float")]
     pub idle_share: f64,
     /// What it would be with stages all alike and messages that take no time.
+    #[serde(with = "crate::json::float")]
     pub bubble: f64,
     /// Most micro-batches whose activations each rank held at once, each counted once a chunk.
     pub peak_in_flight: Vec<usize>,
