@@ -33,9 +33,12 @@ for model in ${MODELS:-gpt encoder-decoder}; do
       run "$out/$model.toml" "$out/b" $plan "${more[@]}"
       python3 - "$out" "$model $1 $plan" <<'P'
 import json, sys
-one, a, b = (json.load(open(f"{sys.argv[1]}/{name}/summary.json")) for name in ("one", "a", "b"))
-largest = max(abs(x - y) / x for x, y in zip(one["losses"], a["losses"]))
-same = a["losses"] == b["losses"] and a["parameter_hash"] == b["parameter_hash"]
+def run(name):
+    hash = json.load(open(f"{sys.argv[1]}/{name}/summary.json"))["parameter_hash"]
+    return [float(line.split(",")[1]) for line in open(f"{sys.argv[1]}/{name}/losses.csv").readlines()[1:]], hash
+one, a, b = run("one"), run("a"), run("b")
+largest = max(abs(x - y) / x for x, y in zip(one[0], a[0]))
+same = a == b
 print(f"{sys.argv[2]:<70} {largest:.1e} {'same bits' if same else 'DIFFERS'}", flush=True)
 P
     done

@@ -39,11 +39,14 @@ pub struct GenerateArgs {
     /// The newest checkpoint instead of the one with the lowest validation loss.
     #[arg(long)]
     last: bool,
+    /// Which checkpoint: best, last, or step-N; left out: best.
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "last")]
+    from: Option<Which>,
 }
 
 impl GenerateArgs {
     fn which(&self) -> Which {
-        if self.last { Which::Last } else { Which::Best }
+        self.from.unwrap_or(if self.last { Which::Last } else { Which::Best })
     }
 
     /// How the model lies over a job of `world` ranks; none where no launcher has started one yet.
@@ -105,6 +108,9 @@ fn on_rank(args: &GenerateArgs, group: &Group, mesh: Mesh) -> Result<()> {
     let options =
         SampleConfig { prompt: None, tokens: args.tokens, temperature: args.temperature, top_k: args.top_k };
     let lead = group.rank() == 0;
+    if lead {
+        generator.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    }
     let mut out = std::io::stdout().lock();
     if lead {
         write!(out, "{}", args.prompt)?;

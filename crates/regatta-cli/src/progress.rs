@@ -40,6 +40,10 @@ impl Progress {
 }
 
 impl Observer for Progress {
+    fn announced(&mut self, message: &str) {
+        self.say(message);
+    }
+
     fn started(&mut self, job: &Job, done: usize, parameters: usize) {
         let threads = if job.threads == 1 { "1 thread".into() } else { format!("{} threads", job.threads) };
         self.say(&format!(

@@ -7,10 +7,14 @@ use crate::launcher;
 use crate::progress::Progress;
 use crate::signals;
 use clap::Args;
+use regatta::checkpoint::Which;
 use regatta::plan::threads_per_worker;
-use regatta::train::{Config, Datasets, Job, Observer, Silent, Summary, train};
+use regatta::train::{
+    Config, Datasets, Job, Observer, Resume, Silent, Summary, claim_folder, holds_run, train,
+};
 use regatta_comm::rendezvous::World;
 use regatta_comm::{Algorithm, Group, Options, TransportKind};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -35,9 +39,15 @@ pub struct TrainArgs {
     /// The run's folder; left out: runs/NAME, numbered where that is taken.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Go on from the last checkpoint in the run's folder.
-    #[arg(long)]
-    pub resume: bool,
+    /// Go on from a checkpoint in the run's folder; with `auto`, begin where there is none.
+    #[arg(long, value_name = "auto", num_args = 0..=1, default_missing_value = "", value_parser = when)]
+    pub resume: Option<When>,
+    /// From which checkpoint: last, best or step-N; left out: last.
+    #[arg(long, value_name = "CHECKPOINT", requires = "resume")]
+    pub from: Option<Which>,
+    /// Go on though the data or the tokenizer are not those that the checkpoint was trained on.
+    #[arg(long, requires = "resume")]
+    pub other_data: bool,
     /// `thread` (ranks in one process), `shm` or `tcp`; left out: the fastest that works.
     #[arg(long)]
     pub transport: Option<TransportKind>,
@@ -46,7 +56,36 @@ pub struct TrainArgs {
     pub algorithm: Option<Algorithm>,
 }
 
+/// When to go on from a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// There must be one.
+    Always,
+    /// Where there is one.
+    Auto,
+}
+
+fn when(text: &str) -> std::result::Result<When, String> {
+    match text {
+        "" => Ok(When::Always),
+        "auto" => Ok(When::Auto),
+        _ => Err("it is `--resume` or `--resume auto`; the configuration goes before it".into()),
+    }
+}
+
 impl TrainArgs {
+    fn resume(&self) -> Result<Option<Resume>> {
+        if self.resume == Some(When::Auto) && self.from.is_some_and(|from| from != Which::Last) {
+            let problem = "--from goes with --resume alone: with `auto`, every restart would go back to that checkpoint";
+            return Err(problem.into());
+        }
+        Ok(self.resume.map(|when| Resume {
+            from: self.from.unwrap_or(Which::Last),
+            or_begin: when == When::Auto,
+            other_data: self.other_data,
+        }))
+    }
+
     fn config(&self) -> Result<Config> {
         let steps = self.steps.map(|steps| format!("train.steps={steps}"));
         let transport = self.transport.map(|transport| format!("parallel.transport={transport}"));
@@ -82,16 +121,18 @@ fn worker(
     // Before the ranks meet, so that none of them waits for another's preparation with a deadline running.
     let data = Datasets::open(&config)?;
     check(&config, &plan, data.vocab)?;
+    config.check_sample(&data)?;
     drop(data);
-    let out = match std::env::var_os(OUT) {
-        Some(out) => PathBuf::from(out),
+    let resume = args.resume()?;
+    let folder = match std::env::var_os(OUT) {
+        Some(out) => Folder::Known(out.into()),
         // Before the ranks meet, so before rank 0 writes there: all of them see the same.
-        None => folder(args, args.resume)?,
+        None => folder(args)?,
     };
-    let group = Group::connect(world, &options(args, &config, &out)?)?;
+    let group = Group::connect(world, &options(args, &config, folder.path())?)?;
+    let out = folder.of_all(&group)?;
     let threads = config.parallel.threads.unwrap_or_else(|| cores::threads(world.local_size));
-    let job =
-        Job { config, plan, group, out, resume: args.resume, stop, started: launched(started), threads };
+    let job = Job { config, plan, group, out, resume, stop, started: launched(started), threads };
     on_rank(&job, speaks)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -108,10 +149,12 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant, speaks: bool) ->
         eprintln!("data prepared in {:.1} s: {}", prepared.elapsed().as_secs_f64(), data.describe());
     }
     check(&config, &plan, data.vocab)?;
+    config.check_sample(&data)?;
     if let Some(warning) = plan.pipeline()?.warning() {
         eprintln!("warning: {warning}");
     }
-    let out = folder(args, args.resume)?;
+    let resume = args.resume()?;
+    let out = folder(args)?.of_all(&Group::solo())?;
     let threads = config.parallel.threads.unwrap_or_else(|| threads_per_worker(cores::available(), workers));
     let transport = config.parallel.transport.as_deref().map(str::parse::<TransportKind>).transpose()?;
     if workers == 1 || transport == Some(TransportKind::Thread) {
@@ -125,7 +168,7 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant, speaks: bool) ->
             plan: plan.clone(),
             group,
             out: out.clone(),
-            resume: args.resume,
+            resume,
             stop: stop.clone(),
             started,
             threads,
@@ -199,16 +242,18 @@ fn report(summary: &Summary, out: &Path) {
     let accuracy = summary.val_accuracy.map_or(String::new(), |a| format!(", accuracy {:.2} %", 100.0 * a));
     println!("{} steps: training loss {:.4}{validation}{accuracy}", summary.steps, summary.train_loss);
     let peak = summary.mfu.map_or(String::new(), |mfu| format!(", {:.0} % of the cores' peak", 100.0 * mfu));
-    println!(
-        "{:.0} tokens/s, {:.1} ms a step{peak} (communication {:.1} ms, not hidden {:.1} ms), first \
-         step after {:.2} s, at most {:.0} MiB a rank",
-        summary.tokens_per_s,
-        summary.step_ms,
-        summary.comm_ms,
-        summary.comm_exposed_ms,
-        summary.time_to_first_step_s,
-        summary.peak_rss_bytes.iter().max().copied().unwrap_or(0) as f64 / (1 << 20) as f64
-    );
+    if let (Some(rate), Some(step_ms)) = (summary.tokens_per_s, summary.step_ms) {
+        println!(
+            "{rate:.0} tokens/s, {step_ms:.1} ms a step{peak} (communication {:.1} ms, not hidden {:.1} ms), first \
+             step after {:.2} s, at most {:.0} MiB a rank",
+            summary.comm_ms.unwrap_or(0.0),
+            summary.comm_exposed_ms.unwrap_or(0.0),
+            summary.time_to_first_step_s.unwrap_or(0.0),
+            summary.peak_rss_bytes.iter().max().copied().unwrap_or(0) as f64 / (1 << 20) as f64
+        );
+    } else {
+        println!("no step was left to do");
+    }
     if summary.interrupted {
         println!("stopped after step {}; go on with --resume --out {}", summary.steps, out.display());
     }
@@ -231,24 +276,80 @@ fn options(args: &TrainArgs, config: &Config, out: &Path) -> Result<Options> {
     Ok(options)
 }
 
-/// The run's folder: the given one, or one named after the configuration. A new run never goes where another
-/// has been.
-fn folder(args: &TrainArgs, existing: bool) -> Result<PathBuf> {
-    let used = |path: &Path| path.join("checkpoints").exists() || path.join("summary.json").exists();
+/// The folder of a run.
+enum Folder {
+    /// This one.
+    Known(PathBuf),
+    /// A new one of this name, or numbered where that is taken.
+    New(PathBuf),
+}
+
+impl Folder {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Known(path) | Self::New(path) => path,
+        }
+    }
+
+    /// The folder that all ranks of the group use; rank 0 makes it where it is new. All call it.
+    fn of_all(self, group: &Group) -> Result<PathBuf> {
+        match self {
+            Self::Known(path) => Ok(path),
+            Self::New(path) => Ok(claim_folder(group, &path)?),
+        }
+    }
+}
+
+/// The run's folder: the given one, or one named after the configuration. A new run never goes where another has been.
+fn folder(args: &TrainArgs) -> Result<Folder> {
     if let Some(out) = &args.out {
-        if !existing && used(out) {
+        if args.resume.is_none() && holds_run(out) {
             let problem = "holds an earlier run: go on with --resume, or give another --out";
             return Err(format!("{} {problem}", out.display()).into());
         }
-        return Ok(out.clone());
+        return Ok(Folder::Known(out.clone()));
     }
-    let name = args.plan.path().file_stem().map_or("run".into(), |stem| stem.to_string_lossy().into_owned());
-    let path = |number: usize| match number {
-        1 => PathBuf::from("runs").join(&name),
-        _ => PathBuf::from("runs").join(format!("{name}-{number}")),
+    let name = args.plan.path().file_stem().map_or("run".into(), |stem| stem.to_os_string());
+    let new = Folder::New(Path::new("runs").join(&name));
+    if args.resume.is_none() {
+        return Ok(new);
+    }
+    let earlier = earlier_runs(Path::new("runs"), &name);
+    match earlier.as_slice() {
+        [one] => Ok(Folder::Known(one.clone())),
+        [] if args.resume == Some(When::Auto) => Ok(new),
+        [] => Err(format!(
+            "{}: there is no run with a checkpoint to go on from: give its folder with --out, or leave out --resume",
+            new.path().display()
+        )
+        .into()),
+        several => {
+            let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
+            let problem = "--resume could mean several runs: say which one with --out";
+            Err(format!("{problem}; there are {}", names.join(", ")).into())
+        }
+    }
+}
+
+/// The folders of earlier runs in `runs` that were named after a configuration: `NAME`, `NAME-2`, `NAME-3` and so on.
+fn earlier_runs(runs: &Path, name: &OsStr) -> Vec<PathBuf> {
+    let number = |folder: &OsStr| -> Option<usize> {
+        let rest = folder.as_encoded_bytes().strip_prefix(name.as_encoded_bytes())?;
+        match rest {
+            [] => Some(1),
+            [b'-', digits @ ..] => {
+                std::str::from_utf8(digits).ok()?.parse().ok().filter(|number| *number > 1)
+            }
+            _ => None,
+        }
     };
-    let free = (1..).find(|&number| !used(&path(number))).unwrap_or(1);
-    Ok(path(if existing { (free - 1).max(1) } else { free }))
+    let entries = std::fs::read_dir(runs).into_iter().flatten().flatten();
+    let mut found: Vec<(usize, PathBuf)> = entries
+        .filter_map(|entry| Some((number(&entry.file_name())?, entry.path())))
+        .filter(|(_, path)| holds_run(path))
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, path)| path).collect()
 }
 
 /// When the launcher started, or else this process.

@@ -8,10 +8,10 @@ use crate::layers::Context;
 use crate::models::{Batch, Gpt, GptConfig, Model};
 use crate::parallel::Engine;
 use crate::random::Stream;
-use crate::train::{Config, ModelConfig, Rank, SampleConfig, check_model, load};
+use crate::train::{Config, ModelConfig, Rank, SampleConfig, check_model, load, open_to_read};
 use burn::tensor::{Int, Tensor, TensorData};
 use regatta_comm::{Group, ReduceOp};
-use regatta_plan::{Batch as Samples, Mesh, Plan, PlanError};
+use regatta_plan::{Batch as Samples, Mesh, Piece, Plan, PlanError};
 use std::path::Path;
 
 /// A language model and its tokenizer, loaded from a run's folder; on several ranks, each has its part.
@@ -19,6 +19,7 @@ pub struct Generator {
     engine: Engine<Gpt>,
     tokenizer: Tokenizer,
     block: usize,
+    warnings: Vec<String>,
 }
 
 impl Generator {
@@ -46,7 +47,8 @@ impl Generator {
     /// # Errors
     /// As [`load`](Self::load); a mesh of another size, or that the model cannot follow.
     pub fn load_on(run: &Path, which: Which, group: &Group, mesh: Mesh) -> Result<Self> {
-        let checkpoint = Checkpoint::find(&Location::of_run(run), which)?;
+        let fits = |checkpoint: &Checkpoint| language_model(checkpoint).map(drop);
+        let (checkpoint, warnings) = open_to_read(group, &Location::of_run(run), which, fits, whole)?;
         let state = checkpoint.state();
         let config = language_model(&checkpoint)?;
         let tokenizer = Tokenizer::load(&run.join("tokenizer.json"))?;
@@ -65,7 +67,12 @@ impl Generator {
         let init = rank.init(0);
         let mut engine = rank.engine(Gpt::new(config, state.vocab, &init), &init)?;
         load(&checkpoint, &mut engine, None)?;
-        Ok(Self { engine, tokenizer, block: config.block })
+        Ok(Self { engine, tokenizer, block: config.block, warnings })
+    }
+
+    /// What should be said to the user about which checkpoint was taken; on rank 0.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The model's logits for `ids`, `[ids, vocab]` in row-major order; on all ranks.
@@ -120,6 +127,13 @@ fn on_host(config: &Config) -> Config {
 
 fn usage(error: PlanError) -> Error {
     Error::Usage(error.to_string())
+}
+
+/// Checks that the model's parameters are undamaged.
+fn whole(checkpoint: &Checkpoint) -> Result<()> {
+    let parameters = checkpoint.tensors().iter().filter(|(name, _)| !name.contains('/'));
+    let pieces: Vec<_> = parameters.map(|(name, shape)| (name.as_str(), Piece::whole(shape))).collect();
+    checkpoint.check(pieces.iter().map(|(name, piece)| (*name, piece)))
 }
 
 fn language_model(checkpoint: &Checkpoint) -> Result<&GptConfig> {

@@ -18,7 +18,7 @@ fn state(step: usize) -> State {
     let text = "[model]\nkind = \"gpt\"\n[data]\npath = \"x\"\n[train]\nbatch = 1";
     let config = Config::parse(text, "test", &[]).unwrap();
     let plan = Plan::new(Mesh::data(1), Batch::global(1, 1), 1 << 20).unwrap();
-    State::new(step, config, plan, 256, Default::default(), vec![], None, None)
+    State::new(step, config, plan, 256, Default::default(), None, None, None)
 }
 
 fn value(step: usize, place: usize) -> f32 {

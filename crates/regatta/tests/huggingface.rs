@@ -143,7 +143,7 @@ fn save(run: &Path, gpt: &GptConfig) -> Gpt {
     let mut config = Config::parse(text, "test", &[]).unwrap();
     config.model = ModelConfig::Gpt(gpt.clone());
     let plan = Plan::new(Mesh::data(1), Batch::global(1, 1), 1 << 20).unwrap();
-    let state = State::new(4, config, plan, VOCAB, Default::default(), vec![], None, None);
+    let state = State::new(4, config, plan, VOCAB, Default::default(), None, None, None);
     let location = Location::of_run(run);
     let folder = fresh_folder(&location, 4).unwrap();
     let mut writer = ShardWriter::new(location.clone(), 0);

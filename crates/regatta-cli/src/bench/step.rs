@@ -38,6 +38,7 @@ pub fn run(args: StepArgs, started: Instant) -> Result<ExitCode> {
         // As little as can be at the end, which is not timed.
         "train.eval_batches=1".into(),
         "train.checkpoint_every=0".into(),
+        "train.checkpoint_minutes=0".into(),
         "train.check_every=0".into(),
         "sample.tokens=0".into(),
     ];
@@ -51,7 +52,9 @@ pub fn run(args: StepArgs, started: Instant) -> Result<ExitCode> {
         trace: args.trace,
         steps: Some(args.steps),
         out: Some(folder.clone()),
-        resume: false,
+        resume: None,
+        from: None,
+        other_data: false,
         transport: args.transport,
         algorithm: None,
     };

@@ -69,13 +69,16 @@ impl Place {
         self.regatta(&arguments)
     }
 
+    /// The summary of a run, with the losses that lie beside it as `losses`.
     #[allow(dead_code)]
     pub fn summary(&self, out: &str) -> Value {
         let path = self.path(out).join("summary.json");
-        serde_json::from_slice(
+        let mut summary: Value = serde_json::from_slice(
             &std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())),
         )
-        .unwrap()
+        .unwrap();
+        summary["losses"] = regatta::train::read_losses(&self.path(out)).unwrap().into();
+        summary
     }
 }
 

@@ -89,6 +89,11 @@ impl ObjectFolder {
         self.wait(async { Ok(self.store.head(&key).await?.size) })
     }
 
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        let key = self.key(name);
+        self.wait(async { self.store.delete(&key).await })
+    }
+
     pub fn folders(&self) -> io::Result<Vec<String>> {
         let listed = self.wait(self.store.list_with_delimiter(Some(&self.prefix)))?;
         Ok(listed.common_prefixes.iter().filter_map(|key| key.filename().map(str::to_string)).collect())

@@ -124,7 +124,7 @@ impl fmt::Display for Summary {
             model.replace(['{', '}', '"'], "").replace(',', ", ").replace(':', " ")
         )?;
         writeln!(f, "  vocabulary  {}", state.vocab)?;
-        if let Some(loss) = state.losses.last() {
+        if let Some(loss) = state.loss {
             writeln!(f, "  loss        {loss:.4}")?;
         }
         if let Some((loss, step)) = state.best {

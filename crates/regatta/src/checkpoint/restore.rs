@@ -7,7 +7,7 @@ use super::storage::{Location, Source};
 use super::{State, Which};
 use crate::error::{Error, Result};
 use regatta_plan::{Piece, copy_pieces};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -38,49 +38,26 @@ impl Checkpoint {
     /// # Errors
     /// None there, or none whose manifest can be read.
     pub fn find(location: &Location, which: Which) -> Result<Self> {
-        let mut warnings = vec![];
+        let Candidates { folders, mut warnings } = candidates(location, which)?;
         let mut first_error = None;
-        let names: &[&str] = if which == Which::Best { &[BEST, LAST] } else { &[LAST] };
-        for &name in names {
-            match location.text(name) {
-                Ok(None) => continue,
-                Ok(Some(folder)) if parse(folder.trim()).is_some() => {
-                    match Self::open(location, folder.trim()) {
-                        Ok(found) => return Ok(Self { warnings, ..found }),
-                        Err(error) => {
-                            warnings
-                                .push(format!("`{name}` names a checkpoint that cannot be used: {error}"));
-                            first_error.get_or_insert(error);
-                        }
+        for Candidate { folder, named } in folders {
+            match (Self::open(location, &folder), named) {
+                (Ok(found), named) => {
+                    if !warnings.is_empty() && named.is_none() {
+                        warnings.push(format!("going on from {folder}, the newest complete checkpoint"));
                     }
-                }
-                Ok(Some(text)) => {
-                    let text: String = text.chars().take(40).collect();
-                    warnings.push(format!(
-                        "{}: names {text:?}, which is no checkpoint's folder",
-                        location.show(name).display()
-                    ));
-                }
-                Err(error) => warnings.push(Error::io("read", location.show(name))(error).to_string()),
-            }
-        }
-        for folder in complete_folders(location)? {
-            match Self::open(location, &folder) {
-                Ok(found) => {
-                    warnings.push(format!("going on from {folder}, the newest complete checkpoint"));
                     return Ok(Self { warnings, ..found });
                 }
-                Err(error) => {
-                    warnings.push(error.to_string());
+                (Err(error), named) => {
+                    warnings.push(match named {
+                        Some(name) => format!("`{name}` names a checkpoint that cannot be used: {error}"),
+                        None => error.to_string(),
+                    });
                     first_error.get_or_insert(error);
                 }
             }
         }
-        Err(first_error.unwrap_or_else(|| {
-            let problem = "there is none that is complete; train with --out pointing here first, or leave out \
-                           --resume";
-            Error::checkpoint(location.show(""), problem)
-        }))
+        Err(first_error.unwrap_or_else(|| none_at(location)))
     }
 
     /// Opens the checkpoint that `target` names: a run's folder, a checkpoint's folder, or a URL of either.
@@ -316,6 +293,77 @@ impl std::fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Checkpoint").field(&self.path()).finish()
     }
+}
+
+/// A checkpoint that may serve.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    /// The name of its folder.
+    pub folder: String,
+    /// The small file that names it: `last` or `best`.
+    pub named: Option<&'static str>,
+}
+
+/// Checkpoints in the order in which to try them.
+#[derive(Debug)]
+pub(crate) struct Candidates {
+    /// The one that is wanted, and those that may stand in for it, the newest first. None where there is none at all.
+    pub folders: Vec<Candidate>,
+    /// What is wrong with `last` or `best` themselves.
+    pub warnings: Vec<String>,
+}
+
+/// The checkpoints at `location` that may be taken where `which` is wanted.
+///
+/// # Errors
+/// A location that cannot be listed, or a step after which there is none.
+pub(crate) fn candidates(location: &Location, which: Which) -> Result<Candidates> {
+    let complete = complete_folders(location)?;
+    let names: &[&str] = match which {
+        Which::Last => &[LAST],
+        Which::Best => &[BEST, LAST],
+        Which::Step(step) => {
+            let of_step = |folder: &String| parse(folder).is_some_and(|(of, _)| of == step);
+            let Some(folder) = complete.iter().find(|folder| of_step(folder)).cloned() else {
+                return Err(no_step(location, step, &complete));
+            };
+            return Ok(Candidates { folders: vec![Candidate { folder, named: None }], warnings: vec![] });
+        }
+    };
+    let (mut folders, mut warnings): (Vec<Candidate>, _) = (vec![], vec![]);
+    for &name in names {
+        match location.text(name) {
+            Ok(None) => {}
+            Ok(Some(text)) if parse(text.trim()).is_some() => {
+                folders.push(Candidate { folder: text.trim().into(), named: Some(name) });
+            }
+            Ok(Some(text)) => {
+                let text: String = text.chars().take(40).collect();
+                warnings.push(format!(
+                    "{}: names {text:?}, which is no checkpoint's folder",
+                    location.show(name).display()
+                ));
+            }
+            Err(error) => warnings.push(Error::io("read", location.show(name))(error).to_string()),
+        }
+    }
+    folders.extend(complete.into_iter().map(|folder| Candidate { folder, named: None }));
+    let mut seen = HashSet::new();
+    folders.retain(|candidate| seen.insert(candidate.folder.clone()));
+    Ok(Candidates { folders, warnings })
+}
+
+/// That there is no checkpoint at `location`.
+pub(crate) fn none_at(location: &Location) -> Error {
+    let problem = "there is none that is complete: give the folder of a run that has saved one";
+    Error::checkpoint(location.show(""), problem)
+}
+
+fn no_step(location: &Location, step: usize, complete: &[String]) -> Error {
+    let there: Vec<String> =
+        complete.iter().rev().filter_map(|name| Some(format!("step-{}", parse(name)?.0))).collect();
+    let there = if there.is_empty() { "none".into() } else { there.join(", ") };
+    Error::checkpoint(location.show(""), format!("there is none of step {step}; there are: {there}"))
 }
 
 /// Folders with a manifest, the newest first.

@@ -70,7 +70,7 @@ impl Location {
     }
 
     /// The text of a small file; none where it is not there.
-    pub(super) fn text(&self, name: &str) -> io::Result<Option<String>> {
+    pub(crate) fn text(&self, name: &str) -> io::Result<Option<String>> {
         match self.get(name) {
             Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(io::Error::other),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -79,7 +79,7 @@ impl Location {
     }
 
     /// Writes a small file that is either as before or wholly new.
-    pub(super) fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
+    pub(crate) fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
         match &self.0 {
             Kind::Folder(folder) => write_atomically(&folder.join(name), &bytes),
             Kind::Objects(objects) => objects.put(name, bytes).map_err(Error::io("write", self.show(name))),
@@ -96,6 +96,37 @@ impl Location {
             Ok(size) => Ok(Some(size)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the place itself, where it is a folder that is not there yet.
+    pub(crate) fn create_folder(&self) -> io::Result<()> {
+        match &self.0 {
+            Kind::Folder(folder) => fs::create_dir_all(folder),
+            Kind::Objects(_) => Ok(()),
+        }
+    }
+
+    /// Asks the file system for the names around it anew: clients of network file systems remember for a while what was not
+    /// there.
+    pub(crate) fn refresh(&self) {
+        let Kind::Folder(folder) = &self.0 else { return };
+        let around: Vec<&Path> = folder.ancestors().take(4).collect();
+        for folder in around.into_iter().rev() {
+            // It may not be there yet.
+            let _ = fs::read_dir(folder).map(Iterator::count);
+        }
+    }
+
+    /// Removes a small file; one that is not there is no error.
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        let removed = match &self.0 {
+            Kind::Folder(folder) => fs::remove_file(folder.join(name)),
+            Kind::Objects(objects) => objects.remove(name),
+        };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
         }
     }
 

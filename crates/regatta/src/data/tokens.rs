@@ -115,6 +115,22 @@ impl TokenFile {
         &self.path
     }
 
+    /// A checksum of the content. Of a large file, of pieces spread over it, so that it costs no more than a moment.
+    pub fn digest(&self) -> u32 {
+        const PIECE: usize = 64 << 10;
+        const PIECES: usize = 1024;
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&self.map[..HEADER]);
+        let content = &self.map[HEADER..];
+        if content.len() <= PIECE * PIECES {
+            sum.update(content);
+        } else {
+            let apart = (content.len() - PIECE) / (PIECES - 1);
+            (0..PIECES).for_each(|piece| sum.update(&content[piece * apart..][..PIECE]));
+        }
+        sum.finalize()
+    }
+
     /// Appends the `len` tokens from `at` on to `out`. Panics where there are fewer.
     pub fn copy(&self, at: usize, len: usize, out: &mut Vec<i64>) {
         assert!(at <= self.len && len <= self.len - at, "{len} tokens from {at} on, of {}", self.len);
@@ -157,6 +173,11 @@ impl Windows {
             return Err(Error::data(tokens.path(), problem));
         }
         Ok(Self { tokens, block, phase: seed.map(|seed| Stream::new(seed).named("phase")) })
+    }
+
+    /// The tokens.
+    pub fn tokens(&self) -> &TokenFile {
+        &self.tokens
     }
 
     /// Windows in an epoch.

@@ -1,5 +1,6 @@
 //! The configuration of a training run: a TOML file, changed by `--set key.path=value`.
 
+use super::dataset::Datasets;
 use crate::autograd::{Backend, DeviceChoice, Precision, device};
 use crate::data::cifar10;
 use crate::error::{Error, Result};
@@ -265,8 +266,14 @@ pub struct TrainConfig {
     pub eval_every: usize,
     /// Batches per evaluation, each as large as a step's; 0: all of the held-out data.
     pub eval_batches: usize,
-    /// Steps between checkpoints; 0: only at the end.
+    /// Steps between checkpoints; 0: only by the clock and at the end.
     pub checkpoint_every: usize,
+    /// Minutes between checkpoints by the clock; 0: only by steps and at the end.
+    pub checkpoint_minutes: f64,
+    /// How many of the newest checkpoints stay; the best one stays beside them.
+    pub keep: usize,
+    /// Of every so many steps, one checkpoint stays for good; 0: none.
+    pub keep_every: usize,
     /// Where checkpoints go: a folder, or a URL as `s3://bucket/prefix`; absent: `checkpoints` in the run's folder.
     pub checkpoint_url: Option<String>,
     /// A file for what each rank did when, in the format of Chrome's and Perfetto's trace viewers; absent: none.
@@ -299,6 +306,9 @@ impl Default for TrainConfig {
             eval_every: 0,
             eval_batches: 20,
             checkpoint_every: 0,
+            checkpoint_minutes: 15.0,
+            keep: 1,
+            keep_every: 0,
             checkpoint_url: None,
             trace: None,
             profile: false,
@@ -582,6 +592,23 @@ impl Config {
         plan.cut(&costs).map(drop)
     }
 
+    /// Checks that the text to go on from at the end can be told in the data's tokens, before anything is trained.
+    ///
+    /// # Errors
+    /// A prompt that the tokenizer cannot encode.
+    pub fn check_sample(&self, data: &Datasets) -> Result<()> {
+        let (Some(prompt), Some(tokenizer), ModelConfig::Gpt(_)) =
+            (&self.sample.prompt, &data.tokenizer, &self.model)
+        else {
+            return Ok(());
+        };
+        tokenizer.encode(prompt).map(drop).map_err(|error| Error::Config {
+            origin: "the configuration".into(),
+            key: "sample.prompt".into(),
+            problem: format!("{error}; the text is generated when training has ended"),
+        })
+    }
+
     fn check(&self, reader: &Reader) -> Result<()> {
         let (data, train, optimizer, parallel) = (&self.data, &self.train, &self.optimizer, &self.parallel);
         let given = match data.kind {
@@ -684,7 +711,8 @@ impl Config {
         let counts =
             [("steps", train.steps), ("accumulate", train.accumulate), ("log_every", train.log_every)];
         reader.at_least_one("train", &counts)?;
-        reader.at_least_one("train", &[("batch", train.batch.unwrap_or(1))])?;
+        reader.at_least_one("train", &[("batch", train.batch.unwrap_or(1)), ("keep", train.keep)])?;
+        reader.within("train.checkpoint_minutes", train.checkpoint_minutes, 0.0, 1e6, true)?;
         reader.at_least_one("train", &[("batch_per_worker", train.batch_per_worker.unwrap_or(1))])?;
         reader.within("train.loss_scale", train.loss_scale.unwrap_or(1.0), 1e-30, 1e30, true)?;
         reader.within("optimizer.lr", optimizer.lr, 0.0, 1e6, true)?;

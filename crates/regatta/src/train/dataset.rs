@@ -43,6 +43,9 @@ pub trait Dataset: Send + Sync {
     /// # Errors
     /// Data that cannot be read.
     fn batch(&self, epoch: u64, indices: &[usize]) -> Result<HostBatch>;
+
+    /// A checksum of the content, whatever the seed.
+    fn digest(&self) -> u32;
 }
 
 /// A batch in ordinary memory.
@@ -253,6 +256,16 @@ impl Datasets {
         }
     }
 
+    /// What the data and the tokenizer hold, as one short word: the same for the same content, wherever it lies.
+    ///
+    /// # Errors
+    /// A tokenizer that cannot be written as JSON.
+    pub fn digest(&self) -> Result<String> {
+        let tokenizer = self.tokenizer.as_ref().map(Tokenizer::to_json).transpose()?.unwrap_or_default();
+        let tokenizer = crc32fast::hash(tokenizer.as_bytes());
+        Ok(format!("{:08x}-{:08x}-{tokenizer:08x}", self.train.digest(), self.val.digest()))
+    }
+
     /// A few words on the data.
     pub fn describe(&self) -> String {
         let (train, val) = (self.train.len(), self.val.len());
@@ -287,6 +300,10 @@ impl Dataset for TextSamples {
         }
         Ok(HostBatch::Text { inputs, targets, time: self.1 })
     }
+
+    fn digest(&self) -> u32 {
+        self.0.tokens().digest()
+    }
 }
 
 /// A stretch of text as the source, and the text behind it as its answer.
@@ -315,6 +332,10 @@ impl Dataset for PairSamples {
             targets.extend_from_slice(&next[time - 1..2 * time - 1]);
         }
         Ok(HostBatch::Pairs { sources, inputs, targets, source_time: time, time })
+    }
+
+    fn digest(&self) -> u32 {
+        self.0.tokens().digest()
     }
 }
 

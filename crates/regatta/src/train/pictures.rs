@@ -7,6 +7,23 @@ use crate::data::{cifar10, cifar10::Pictures};
 use crate::error::Result;
 use crate::random::Stream;
 
+/// Pictures that a digest looks at, spread over all.
+const LOOKED_AT: usize = 1024;
+
+/// A checksum of pictures, from a function that gives the pixels of one and returns its label.
+fn digest(len: usize, mut picture: impl FnMut(usize, &mut Vec<f32>) -> u64) -> u32 {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&(len as u64).to_le_bytes());
+    let mut pixels = vec![];
+    for index in (0..len).step_by(len.div_ceil(LOOKED_AT).max(1)) {
+        pixels.clear();
+        let label = picture(index, &mut pixels);
+        sum.update(bytemuck::cast_slice(&pixels));
+        sum.update(&label.to_le_bytes());
+    }
+    sum.finalize()
+}
+
 /// Handwritten digits.
 pub(super) struct DigitSamples {
     pub(super) digits: Digits,
@@ -31,6 +48,14 @@ impl Dataset for DigitSamples {
             labels.push(i64::from(self.digits.labels[index]));
         }
         Ok(HostBatch::Images { pixels, labels, shape: [mnist::SIDE, mnist::SIDE, 1] })
+    }
+
+    fn digest(&self) -> u32 {
+        let noise = Stream::new(0);
+        digest(self.len(), |index, pixels| {
+            self.digits.fill(index, 0, noise, pixels);
+            self.digits.labels[index].into()
+        })
     }
 }
 
@@ -61,6 +86,14 @@ impl Dataset for PictureSamples {
         }
         Ok(HostBatch::Images { pixels, labels, shape })
     }
+
+    fn digest(&self) -> u32 {
+        let noise = Stream::new(0);
+        digest(self.len(), |index, pixels| {
+            self.pictures.fill(index, 0, noise, pixels);
+            self.pictures.label(index).into()
+        })
+    }
 }
 
 /// Made-up pictures.
@@ -89,5 +122,10 @@ impl Dataset for SyntheticSamples {
             labels.push(self.patterns.label(self.name, index) as i64);
         }
         Ok(HostBatch::Images { pixels, labels, shape: self.shape })
+    }
+
+    fn digest(&self) -> u32 {
+        // The seed makes the pictures themselves.
+        crc32fast::hash(format!("{} {} {:?}", self.name, self.len, self.shape).as_bytes())
     }
 }

@@ -15,12 +15,16 @@ pub struct Row {
     /// In which part of the step: `forward`, `backward` or `update`.
     pub phase: String,
     /// How often.
+    #[serde(with = "crate::json::float")]
     pub calls: f64,
     /// How long it takes, in milliseconds.
+    #[serde(with = "crate::json::float")]
     pub ms: f64,
     /// Floating-point operations.
+    #[serde(with = "crate::json::float")]
     pub flops: f64,
     /// Bytes read and written, each input and output once.
+    #[serde(with = "crate::json::float")]
     pub bytes: f64,
 }
 
@@ -28,10 +32,13 @@ pub struct Row {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     /// Median duration of a step in milliseconds.
+    #[serde(with = "crate::json::float")]
     pub step_ms: f64,
     /// Most floating-point operations a second that the rank's threads reach.
+    #[serde(with = "crate::json::float")]
     pub peak_flops_per_s: f64,
     /// Most bytes a second that one thread copies, reading and writing both counted.
+    #[serde(with = "crate::json::float")]
     pub peak_bytes_per_s: f64,
     /// The longest first.
     pub rows: Vec<Row>,

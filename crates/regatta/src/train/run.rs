@@ -3,14 +3,17 @@
 use super::config::{Config, LastBatch, ModelConfig};
 use super::dataset::{Datasets, HostBatch};
 use super::evaluate::{Score, evaluate};
+use super::folder::RunFolder;
+use super::losses::Losses;
 use super::metrics::Metrics;
 use super::optimizer::FlatOptimizer;
 use super::profile::Profiler;
 use super::rank::Rank;
+use super::resume::{Resume, resume};
 use super::saving::Saving;
 use super::scaling::LossScale;
 use super::schedule::learning_rate;
-use super::summary::{Communication, Memory, Pipeline, Summary, median, peak_rss_bytes};
+use super::summary::{Communication, Memory, Pipeline, Summary, hosts, median, peak_rss_bytes};
 use super::trace::Trace;
 use crate::autograd::{Backend, Cost, Phase, Precision, keep_freed_memory, measured, recording};
 use crate::checkpoint::{self, State, Which};
@@ -23,17 +26,21 @@ use crate::parallel::{Carried, CommTime, Engine};
 use crate::random::Stream;
 use regatta_comm::{Group, ReduceOp};
 use regatta_plan::Plan;
-use serde::Serialize;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Steps left out of the medians while caches and allocators warm up, where a run has more.
 const WARM_UP: usize = 5;
+/// Steps whose times are kept at least, the newest ones: medians and memory do not depend on how long a run is.
+const TIMED: usize = 20_000;
 /// Batches prepared ahead of the step that uses them.
 const PREFETCH: usize = 4;
+/// What rank 0 adds to the number of ranks that are told to stop, when its clock says that a save is due: more than there
+/// are ranks. So all ranks hear of it without a message more.
+const SAVE_DUE: f64 = 4294967296.0;
 
 /// What one rank is to do.
 pub struct Job {
@@ -45,8 +52,8 @@ pub struct Job {
     pub group: Group,
     /// The run's folder.
     pub out: PathBuf,
-    /// Go on from the folder's last checkpoint.
-    pub resume: bool,
+    /// Go on from one of its checkpoints; none: begin, in a folder without an earlier run.
+    pub resume: Option<Resume>,
     /// Set from outside (a signal) to save and stop at the end of the step.
     pub stop: Arc<AtomicBool>,
     /// When the program was started.
@@ -56,7 +63,7 @@ pub struct Job {
 }
 
 /// One finished step.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy)]
 pub struct StepReport {
     /// Steps done.
     pub step: usize,
@@ -75,19 +82,15 @@ pub struct StepReport {
     /// Time that the step stood waiting for them, in milliseconds.
     pub comm_exposed_ms: f64,
     /// What the loss was multiplied by before backward, where it was.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,
     /// Steps so far whose update was skipped, because their gradients were not finite.
-    #[serde(skip_serializing_if = "none")]
     pub skipped_steps: usize,
-}
-
-fn none(count: &usize) -> bool {
-    *count == 0
 }
 
 /// Sees a run as it happens; on rank 0 only.
 pub trait Observer {
+    /// Before anything else: where the run's folder is, and when and where checkpoints are written.
+    fn announced(&mut self, _message: &str) {}
     /// Before the first step: steps already done, and the model's trainable parameters.
     fn started(&mut self, _job: &Job, _done: usize, _parameters: usize) {}
     /// After every step.
@@ -111,6 +114,7 @@ impl Observer for Silent {}
 pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
     keep_freed_memory();
     let data = Datasets::open(&job.config)?;
+    job.config.check_sample(&data)?;
     let seed = job.config.train.seed;
     let rank = Rank::new(&job.config, &job.plan, &job.group, data.vocab)?;
     let init = &rank.init(seed);
@@ -141,14 +145,28 @@ struct Run<'a, M> {
     engine: Engine<M>,
     optimizer: FlatOptimizer,
     saving: Saving,
+    folder: RunFolder,
+    /// Of the content of the data and the tokenizer.
+    digest: String,
+    /// What to say before the first step.
+    warnings: Vec<String>,
     done: usize,
     position: Position,
-    losses: Vec<f64>,
+    /// Steps done before this process.
+    before: usize,
+    /// Which checkpoint it went on from.
+    from: Option<PathBuf>,
+    /// When the last checkpoint was begun, or else the run.
+    saved: Instant,
+    /// Whether rank 0's clock says that a checkpoint is due.
+    save_due: bool,
+    /// The last training loss that was finite.
+    loss: Option<f64>,
     best: Option<(f64, usize)>,
     val_loss: Option<f64>,
     loss_scale: Option<LossScale>,
     score: Option<Score>,
-    /// Of each step of this process, in milliseconds: all of it, communication, that part that was waited for, tasks of the
+    /// Of the newest steps of this process, in milliseconds: all of it, communication, that part that was waited for, tasks of the
     /// schedule, and the end of the last of them.
     times: Vec<[f64; 5]>,
     time_to_first_step: Option<Duration>,
@@ -163,6 +181,9 @@ struct Run<'a, M> {
 impl<'a, M: Model> Run<'a, M> {
     fn new(job: &'a Job, data: &'a Datasets, engine: Engine<M>) -> Result<Self> {
         let rank = job.group.rank();
+        let saving = Saving::new(job)?;
+        let mut folder = RunFolder::enter(job, saving.location())?;
+        let warnings = std::mem::take(&mut folder.warnings);
         let offload = job.plan.offload.then(|| job.out.join("offload").join(format!("rank-{rank:05}")));
         let (units, shard) = (engine.units().clone(), engine.shard());
         let mut run = Self {
@@ -170,10 +191,17 @@ impl<'a, M: Model> Run<'a, M> {
             data,
             optimizer: FlatOptimizer::new(&job.config.optimizer, units, shard, offload.as_deref())?,
             engine,
-            saving: Saving::new(job)?,
+            saving,
+            folder,
+            digest: data.digest()?,
+            warnings,
             done: 0,
             position: Position::default(),
-            losses: vec![],
+            before: 0,
+            from: None,
+            saved: Instant::now(),
+            save_due: false,
+            loss: None,
             best: None,
             val_loss: None,
             loss_scale: LossScale::new(&job.config.train),
@@ -185,12 +213,20 @@ impl<'a, M: Model> Run<'a, M> {
             peak_flops_per_s: regatta_kernel::peak::flops_per_s(),
             carried: None,
         };
-        if job.resume {
-            let state = run.saving.resume(job, data.vocab, &mut run.engine, &mut run.optimizer)?;
+        let known = (data.vocab, run.digest.as_str());
+        let resumed = match job.resume {
+            Some(how) => resume(job, how, run.saving.location(), known, &mut run.engine, &mut run.optimizer)?,
+            None => None,
+        };
+        if let Some(resumed) = resumed {
+            let state = resumed.state;
+            run.warnings.extend(resumed.warnings);
+            run.from = Some(resumed.path);
             run.done = state.step;
+            run.before = state.step;
             run.position = state.position;
-            run.losses = state.losses;
-            run.best = state.best;
+            run.loss = state.loss;
+            run.best = state.best.filter(|(loss, _)| loss.is_finite());
             run.val_loss = state.val_loss;
             // A run that goes on with other numbers begins with a scale of its own.
             let same = state.config.train.precision == job.config.train.precision;
@@ -202,23 +238,17 @@ impl<'a, M: Model> Run<'a, M> {
     fn train(mut self, observer: &mut dyn Observer) -> Result<Summary> {
         let (job, config) = (self.job, &self.job.config.train);
         let lead = job.group.rank() == 0;
+        let mut batches = self.batches()?;
         if lead {
-            fs::create_dir_all(&job.out).map_err(Error::io("create the run's folder", &job.out))?;
-            if let Some(tokenizer) = &self.data.tokenizer {
-                // So that the folder is all that generating text takes. A resumed run has it already.
-                let path = job.out.join("tokenizer.json");
-                let json = tokenizer.to_json()?;
-                if fs::read_to_string(&path).ok().as_deref() != Some(&json) {
-                    checkpoint::write_atomically(&path, json.as_bytes())?;
-                }
-            }
+            self.prepare(observer)?;
         }
-        let mut metrics = if lead { Some(Metrics::open(job, self.done, observer)?) } else { None };
+        let (mut metrics, mut losses) = if lead { self.logs(observer) } else { (None, None) };
         if lead {
             let parameters = job.config.model.describe(self.data.vocab, crate::layers::Placement::whole());
             observer.started(job, self.done, trainable(&parameters));
         }
-        let mut batches = self.batches()?;
+        self.folder.begin();
+        self.saved = Instant::now();
         let mut interrupted = false;
         while self.done < config.steps && !interrupted {
             let report;
@@ -231,10 +261,15 @@ impl<'a, M: Model> Run<'a, M> {
             if lead {
                 observer.step(&report);
             }
-            if let Some(metrics) = &mut metrics
-                && (self.done.is_multiple_of(config.log_every) || self.done == config.steps || self.done == 1)
-            {
-                metrics.log(&report, observer);
+            let logged =
+                self.done.is_multiple_of(config.log_every) || self.done == config.steps || self.done == 1;
+            if let (Some(metrics), Some(losses)) = (&mut metrics, &mut losses) {
+                metrics.add(&report);
+                tell(losses.add(self.done, report.loss), observer);
+                if logged {
+                    metrics.log(&report, self.position, observer);
+                    tell(losses.flush(), observer);
+                }
             }
             if due(self.done, config.check_every) {
                 self.engine.check_identical()?;
@@ -243,37 +278,115 @@ impl<'a, M: Model> Run<'a, M> {
             if !interrupted && (due(self.done, config.eval_every) || self.done == config.steps) {
                 best = self.evaluate(observer)?;
                 if let (Some(metrics), Some(score)) = (&mut metrics, self.score) {
-                    metrics.log_score(self.done, score, observer);
+                    metrics.log_score(self.done, self.position, self.skipped_steps(), score, observer);
                 }
             }
             let last = interrupted || self.done == config.steps;
-            if best || last || due(self.done, config.checkpoint_every) {
+            if best || last || self.save_due || due(self.done, config.checkpoint_every) {
+                if let Some(losses) = &mut losses {
+                    // A run that goes on from this checkpoint has them.
+                    tell(losses.flush(), observer);
+                }
                 let failed = self.save(best)?;
                 self.warn(failed, observer);
             }
         }
         drop(batches);
-        if let Some(reason) = self.saving.finish(job, true)? {
-            return Err(Error::checkpoint(&job.out, format!("could not be written: {reason}")));
+        self.end(interrupted, observer)
+    }
+
+    /// Rank 0's last part before the first step: what the user is told, and what the folder holds beside checkpoints.
+    fn prepare(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let job = self.job;
+        observer.announced(&self.announcement());
+        for warning in self.warnings.drain(..) {
+            observer.warning(&warning);
         }
-        let hash = self.engine.check_identical()?;
-        let mut rss = vec![0i64; job.group.size()];
-        job.group.all_gather(&[peak_rss_bytes() as i64], &mut rss)?;
-        let mut summary = self.summary(interrupted, hash, rss)?;
+        if let Some(tokenizer) = &self.data.tokenizer {
+            // So that the folder is all that generating text takes. A resumed run has it already.
+            let path = job.out.join("tokenizer.json");
+            let json = tokenizer.to_json()?;
+            if fs::read_to_string(&path).ok().as_deref() != Some(&json) {
+                checkpoint::write_atomically(&path, json.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the run's folder is, and when and where checkpoints are written.
+    fn announcement(&self) -> String {
+        let (out, config) = (&self.job.out, &self.job.config.train);
+        let mut when = vec![];
+        if config.checkpoint_minutes > 0.0 {
+            when.push(format!("every {} minutes", config.checkpoint_minutes));
+        }
+        if config.checkpoint_every > 0 {
+            when.push(format!("every {} steps", config.checkpoint_every));
+        }
+        when.push("at the best validation loss".into());
+        let from =
+            self.from.as_ref().map_or(String::new(), |from| format!("; going on from {}", from.display()));
+        let place = self.saving.location().show("");
+        format!(
+            "run folder {}: checkpoints {} and at the end, in {}{from}",
+            out.display(),
+            when.join(", "),
+            place.display().to_string().trim_end_matches('/')
+        )
+    }
+
+    /// Rank 0's files of lines.
+    fn logs(&self, observer: &mut dyn Observer) -> (Option<Metrics>, Option<Losses>) {
+        let (job, config) = (self.job, &self.job.config.train);
+        let (batch, samples) = (job.plan.global_batch(), self.data.train.len());
+        let epoch = match config.last_batch {
+            LastBatch::Drop => samples / batch.max(1),
+            LastBatch::Pad => samples.div_ceil(batch.max(1)),
+        };
+        let tokens = batch * self.data.train.tokens_per_sample();
+        let metrics = Metrics::open(job, self.done, tokens, epoch, observer);
+        let (losses, problem) = Losses::open(&job.out, self.done);
+        tell(problem, observer);
+        (Some(metrics), Some(losses))
+    }
+
+    /// After the last step. The summary is written first with what this rank knows by itself, so that nothing that fails now
+    /// costs it.
+    fn end(mut self, interrupted: bool, observer: &mut dyn Observer) -> Result<Summary> {
+        let (job, config) = (self.job, &self.job.config.train);
+        let mut summary = self.summary(interrupted);
+        // The summary of a run that had ended before tells of its steps; this process did none.
+        let ended = |there: Summary| there.steps == self.done && !there.interrupted;
+        let keep = self.done == self.before && Summary::read(&job.out).is_some_and(ended);
+        let writes = job.group.rank() == 0 && !keep;
+        // It is written again below as more is known. What the last attempt says is told when all else is done.
+        let write = |summary: &Summary| if writes { summary.write(&job.out) } else { Ok(()) };
+        let _ = write(&summary);
+        let unsaved = self.saving.finish(job, true)?;
+        summary.parameter_hash = format!("{:016x}", self.engine.check_identical()?);
+        self.gather(&mut summary)?;
         if config.profile {
-            let skip = if self.times.len() > 2 * WARM_UP { WARM_UP } else { 0 };
+            let skip = self.warm_up();
             let profile = std::mem::take(&mut self.profiler).finish(skip, self.peak_flops_per_s);
             summary.profile = profile.of_all(&job.group)?;
         }
+        let mut written = write(&summary);
         if let Some(path) = &config.trace {
-            self.trace.write(path, &job.group)?;
+            harmless(self.trace.write(path, &job.group), "no trace", observer)?;
         }
-        let sample = self.sample(interrupted)?;
-        let summary = Summary { sample, ..summary };
-        if lead {
-            summary.write(&job.out)?;
+        let sample = self.sample(interrupted);
+        if let Some(sample) = harmless(sample, "no sample", observer)?.flatten() {
+            summary.sample = Some(sample);
+            written = write(&summary);
         }
-        Ok(summary)
+        match unsaved {
+            Some(reason) => {
+                let summary = if written.is_ok() { "; the summary is there" } else { "" };
+                let problem = format!("could not be written: {reason}{summary}");
+                Err(Error::checkpoint(self.saving.location().show(""), problem))
+            }
+            None => written.map(|()| summary),
+        }
     }
 
     /// This rank's batches from the current position on.
@@ -360,7 +473,7 @@ impl<'a, M: Model> Run<'a, M> {
         if !goes_on {
             return Err(Error::Numeric(format!(
                 "the loss is {loss} and the gradient's norm {norm} at step {}: lower optimizer.lr or set \
-                 optimizer.clip; the last checkpoint in {} is from before",
+                 optimizer.clip; {} has the last checkpoint for --resume, and --from step-N goes back to an older one",
                 self.done + 1,
                 job.out.display()
             )));
@@ -377,12 +490,15 @@ impl<'a, M: Model> Run<'a, M> {
         }
         self.done += 1;
         self.position = position;
-        self.losses.push(loss);
+        self.loss = if loss.is_finite() { Some(loss) } else { self.loss };
         let took = begun.elapsed();
         self.time_to_first_step.get_or_insert_with(|| job.started.elapsed());
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let tasks = &self.engine.timeline;
         let last = tasks.tasks.last().map_or(Duration::ZERO, |(_, _, end)| *end);
+        if self.times.len() >= 2 * TIMED {
+            self.times.drain(..TIMED);
+        }
         self.times.push([ms(took), ms(comm.busy), ms(comm.exposed), ms(tasks.busy()), ms(last)]);
         let report = StepReport {
             step: self.done,
@@ -394,9 +510,13 @@ impl<'a, M: Model> Run<'a, M> {
             comm_ms: ms(comm.busy),
             comm_exposed_ms: ms(comm.exposed),
             loss_scale,
-            skipped_steps: self.loss_scale.as_ref().map_or(0, |scaling| scaling.skipped),
+            skipped_steps: self.skipped_steps(),
         };
         Ok((report, stop))
+    }
+
+    fn skipped_steps(&self) -> usize {
+        self.loss_scale.as_ref().map_or(0, |scaling| scaling.skipped)
     }
 
     /// Says that this step's update is skipped.
@@ -420,7 +540,11 @@ impl<'a, M: Model> Run<'a, M> {
         let speaks = self.engine.is_last() && self.engine.axes().coordinate("tensor") == 0;
         let loss = if speaks { loss / job.plan.mesh.workers() as f64 } else { 0.0 };
         let written = self.saving.written();
-        let mut values = [loss, f64::from(u8::from(stop)), f64::from(u8::from(written))];
+        let minutes = job.config.train.checkpoint_minutes;
+        let due =
+            job.group.rank() == 0 && minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= 60.0 * minutes;
+        let stop = f64::from(u8::from(stop)) + if due { SAVE_DUE } else { 0.0 };
+        let mut values = [loss, stop, f64::from(u8::from(written))];
         if job.group.size() > 1 {
             let begun = Instant::now();
             self.engine.axes().control.all_reduce(&mut values, ReduceOp::Sum)?;
@@ -431,7 +555,8 @@ impl<'a, M: Model> Run<'a, M> {
             let failed = self.saving.finish(job, false)?;
             self.warn(failed, observer);
         }
-        Ok((values[0], values[1] > 0.0))
+        self.save_due = values[1] >= SAVE_DUE;
+        Ok((values[0], values[1] % SAVE_DUE > 0.0))
     }
 
     fn warn(&self, failed: Option<String>, observer: &mut dyn Observer) {
@@ -452,7 +577,14 @@ impl<'a, M: Model> Run<'a, M> {
             observer.evaluated(self.done, score);
         }
         self.val_loss = Some(score.loss);
-        let best = self.best.is_none_or(|(loss, _)| score.loss < loss);
+        if !score.loss.is_finite() && job.group.rank() == 0 {
+            observer.warning(&format!(
+                "the validation loss after step {} is {}: it makes no best checkpoint, and no older one is removed while \
+                 it is so; --resume --from step-N goes back to one",
+                self.done, score.loss
+            ));
+        }
+        let best = score.loss.is_finite() && self.best.is_none_or(|(loss, _)| score.loss < loss);
         if best {
             self.best = Some((score.loss, self.done));
         }
@@ -468,12 +600,15 @@ impl<'a, M: Model> Run<'a, M> {
             job.plan.clone(),
             self.data.vocab,
             self.position,
-            self.losses.clone(),
+            self.loss,
             self.best,
             self.val_loss,
         );
-        let state = State { loss_scale: self.loss_scale.clone(), ..state };
-        self.saving.begin(job, state, best, &self.engine, &self.optimizer)
+        let data = Some(self.digest.clone());
+        let state = State { loss_scale: self.loss_scale.clone(), data, ..state };
+        let begun = self.saving.begin(job, state, best, &self.engine, &self.optimizer);
+        (self.saved, self.save_due) = (Instant::now(), false);
+        begun
     }
 
     /// The configured sample of text, from all ranks together.
@@ -503,50 +638,48 @@ impl<'a, M: Model> Run<'a, M> {
         Ok(Some(text))
     }
 
-    fn summary(&self, interrupted: bool, hash: u64, rss: Vec<i64>) -> Result<Summary> {
+    /// Steps that medians leave out.
+    fn warm_up(&self) -> usize {
+        if self.times.len() > 2 * WARM_UP { WARM_UP } else { 0 }
+    }
+
+    /// What this rank knows by itself. Times are none where no step was done.
+    fn summary(&self, interrupted: bool) -> Summary {
         let job = self.job;
-        let skip = if self.times.len() > 2 * WARM_UP { WARM_UP } else { 0 };
-        let column =
-            |i: usize| median(&mut self.times.iter().skip(skip).map(|row| row[i]).collect::<Vec<_>>());
+        let column = |i: usize| {
+            let mut column: Vec<f64> = self.times.iter().skip(self.warm_up()).map(|row| row[i]).collect();
+            (!column.is_empty()).then(|| median(&mut column))
+        };
         let step_ms = column(0);
         let tokens = job.plan.global_batch() * self.data.train.tokens_per_sample();
         let whole = job.config.model.describe(self.data.vocab, crate::layers::Placement::whole());
-        let (parameters, gathered) = self.engine.parameters.bytes();
-        let (gradients, reduced) = self.engine.gradients.bytes();
         let costs = job.config.model.costs(self.data.vocab);
         // Backward takes twice what forward does; work done again does not count.
         let flops = 3.0 * costs.iter().map(|cost| cost.flops).sum::<f64>() * job.plan.global_batch() as f64;
-        let mut peaks = vec![0.0f64; job.group.size()];
-        job.group.all_gather(&[self.peak_flops_per_s], &mut peaks)?;
-        let on_cores = job.config.train.device.backend == Backend::Cpu;
-        let own = Memory {
-            parameters,
-            gradients,
-            optimizer: self.optimizer.bytes(),
-            working: gathered + reduced,
-            saving: self.saving.copied(),
-        };
-        Ok(Summary {
+        let started = SystemTime::now().checked_sub(job.started.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
+        Summary {
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: humantime::format_rfc3339_millis(started).to_string(),
+            hosts: vec![],
             steps: self.done,
             interrupted,
-            train_loss: self.losses.iter().copied().rfind(|loss| loss.is_finite()).unwrap_or(f64::NAN),
+            train_loss: self.loss.unwrap_or(f64::NAN),
             val_loss: self.val_loss,
             best_val_loss: self.best.map(|(loss, _)| loss),
             val_accuracy: self.score.and_then(|score| score.accuracy),
-            tokens_per_s: if step_ms > 0.0 { tokens as f64 / step_ms * 1e3 } else { 0.0 },
+            tokens_per_s: step_ms.filter(|ms| *ms > 0.0).map(|ms| tokens as f64 / ms * 1e3),
             step_ms,
             model_flops: flops,
-            mfu: on_cores.then(|| flops / (step_ms * 1e-3 * peaks.iter().sum::<f64>()).max(1.0)),
+            mfu: None,
             comm_ms: column(1),
             comm_exposed_ms: column(2),
-            time_to_first_step_s: self.time_to_first_step.map_or(0.0, |time| time.as_secs_f64()),
-            peak_rss_bytes: rss.into_iter().map(|bytes| bytes as u64).collect(),
-            memory: own.of_all(&job.group)?,
-            pipeline: Pipeline::of_all(&self.engine, &self.times[skip..])?,
-            communication: Communication::of_all(self.carried, &job.group)?,
+            time_to_first_step_s: self.time_to_first_step.map(|time| time.as_secs_f64()),
+            peak_rss_bytes: vec![peak_rss_bytes()],
+            memory: vec![],
+            pipeline: None,
+            communication: vec![],
             checkpoint_blocked_ms: self.saving.blocked_ms(),
-            losses: self.losses.clone(),
-            skipped_steps: self.loss_scale.as_ref().map_or(0, |scaling| scaling.skipped),
+            skipped_steps: self.skipped_steps(),
             loss_scale: self.loss_scale.as_ref().map(|scaling| scaling.scale),
             device: job.config.train.device,
             precision: job.config.train.precision,
@@ -555,10 +688,39 @@ impl<'a, M: Model> Run<'a, M> {
             transport: job.group.transport().to_string(),
             threads: job.threads,
             parameters: trainable(&whole),
-            parameter_hash: format!("{hash:016x}"),
+            parameter_hash: String::new(),
             sample: None,
             profile: vec![],
-        })
+        }
+    }
+
+    /// Adds to the summary what only all ranks know together. All call it.
+    fn gather(&self, summary: &mut Summary) -> Result<()> {
+        let job = self.job;
+        let mut rss = vec![0i64; job.group.size()];
+        job.group.all_gather(&[peak_rss_bytes() as i64], &mut rss)?;
+        summary.peak_rss_bytes = rss.into_iter().map(|bytes| bytes as u64).collect();
+        let mut peaks = vec![0.0f64; job.group.size()];
+        job.group.all_gather(&[self.peak_flops_per_s], &mut peaks)?;
+        let on_cores = job.config.train.device.backend == Backend::Cpu;
+        let peak = peaks.iter().sum::<f64>();
+        summary.mfu =
+            summary.step_ms.filter(|_| on_cores).map(|ms| summary.model_flops / (ms * 1e-3 * peak).max(1.0));
+        let (parameters, gathered) = self.engine.parameters.bytes();
+        let (gradients, reduced) = self.engine.gradients.bytes();
+        let own = Memory {
+            parameters,
+            gradients,
+            optimizer: self.optimizer.bytes(),
+            working: gathered + reduced,
+            saving: self.saving.copied(),
+        };
+        summary.memory = own.of_all(&job.group)?;
+        summary.pipeline = Pipeline::of_all(&self.engine, &self.times[self.warm_up()..])?;
+        summary.communication = Communication::of_all(self.carried, &job.group)?;
+        summary.checkpoint_blocked_ms = self.saving.blocked_ms();
+        summary.hosts = hosts(&job.group)?;
+        Ok(())
     }
 }
 
@@ -569,4 +731,24 @@ fn trainable(made: &[crate::layers::Made]) -> usize {
 
 fn due(step: usize, every: usize) -> bool {
     every > 0 && step.is_multiple_of(every)
+}
+
+/// Says what is wrong, if something is.
+fn tell(problem: Option<String>, observer: &mut dyn Observer) {
+    if let Some(problem) = problem {
+        observer.warning(&problem);
+    }
+}
+
+/// What the outcome of a part is that a trained run can do without: its failure is said, unless the ranks cannot go on
+/// together.
+fn harmless<T>(outcome: Result<T>, what: &str, observer: &mut dyn Observer) -> Result<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(Error::Comm(error)) => Err(error.into()),
+        Err(error) => {
+            observer.warning(&format!("{what}: {error}"));
+            Ok(None)
+        }
+    }
 }

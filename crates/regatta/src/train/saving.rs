@@ -1,10 +1,11 @@
 //! Checkpoints of a run: every rank writes its part while training goes on, and what all have written becomes complete.
 
 use super::config::ModelConfig;
+use super::folder::agree_on;
 use super::optimizer::FlatOptimizer;
 use super::run::Job;
 use crate::checkpoint::{
-    Checkpoint, FileEntry, Location, Part, ShardWriter, State, Which, abandon, commit, fresh_folder,
+    Checkpoint, FileEntry, Location, Part, ShardWriter, State, abandon, commit, fresh_folder,
 };
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -53,7 +54,7 @@ impl Saving {
     ) -> Result<Option<String>> {
         let begun = Instant::now();
         let failed = self.finish(job, true)?;
-        let folder = agree_on(job, || fresh_folder(&self.location, state.step))?;
+        let folder = agree_on(&job.group, || fresh_folder(&self.location, state.step))?;
         let mut parts = vec![];
         let units = engine.units();
         for unit in 0..units.units.len() {
@@ -138,42 +139,14 @@ impl Saving {
         super::summary::median(&mut times)
     }
 
+    /// Where checkpoints go.
+    pub(super) fn location(&self) -> &Location {
+        &self.location
+    }
+
     /// Bytes of the copy that checkpoints are written from.
     pub(super) fn copied(&self) -> usize {
         self.copied
-    }
-
-    /// Reads what this rank owns from the last checkpoint, of whatever plan. All ranks call it.
-    pub(super) fn resume<M: Model>(
-        &mut self,
-        job: &Job,
-        vocab: usize,
-        engine: &mut Engine<M>,
-        optimizer: &mut FlatOptimizer,
-    ) -> Result<State> {
-        let find = || Checkpoint::find(&self.location, Which::Last).map(|found| found.folder().to_string());
-        let folder = agree_on(job, find)?;
-        let checkpoint = Checkpoint::open(&self.location, &folder)?;
-        let state = checkpoint.state().clone();
-        let refuse = |problem: String| Err(Error::checkpoint(checkpoint.path(), problem));
-        if state.vocab != vocab {
-            return refuse(format!(
-                "was trained on {} tokens or classes, the data now has {vocab}: resume on the same data",
-                state.vocab
-            ));
-        }
-        if state.plan.global_batch() != job.plan.global_batch() {
-            return refuse(format!(
-                "was trained with a batch of {} over all workers, this run has {}: its place in the data would be \
-                 lost; use the same train.batch",
-                state.plan.global_batch(),
-                job.plan.global_batch()
-            ));
-        }
-        check_model(&checkpoint, &job.config.model, vocab)?;
-        load(&checkpoint, engine, Some(optimizer))?;
-        optimizer.set_updates(state.updates);
-        Ok(state)
     }
 }
 
@@ -199,7 +172,44 @@ pub(crate) fn load<M: Model>(
     engine: &mut Engine<M>,
     mut optimizer: Option<&mut FlatOptimizer>,
 ) -> Result<()> {
-    let units = engine.units().clone();
+    let wanted = wanted(checkpoint, engine, optimizer.as_deref());
+    // All of it is checked before any of it is taken.
+    checkpoint.check(wanted.iter().map(|part| (part.name.as_str(), &part.piece)))?;
+    for Wanted { unit, name, kind, piece, within } in wanted {
+        match (kind, &mut optimizer) {
+            (Some(kind), Some(optimizer)) => {
+                if let Some((_, mut values)) = optimizer.state_mut().nth(kind) {
+                    checkpoint.read(&name, &piece, &mut values[unit][within])?;
+                }
+            }
+            _ => checkpoint.read(&name, &piece, &mut engine.parameters.own_mut(unit)[within])?,
+        }
+    }
+    for unit in 0..engine.units().units.len() {
+        engine.parameters.updated(unit);
+    }
+    Ok(())
+}
+
+/// A part of a tensor that a rank reads.
+pub(crate) struct Wanted {
+    unit: usize,
+    /// The tensor's name in the checkpoint.
+    pub name: String,
+    /// Which state of the optimizer it is; none for parameters.
+    kind: Option<usize>,
+    /// Which part of the tensor.
+    pub piece: Piece,
+    within: std::ops::Range<usize>,
+}
+
+/// What [`load`] reads of a checkpoint.
+pub(crate) fn wanted<M: Model>(
+    checkpoint: &Checkpoint,
+    engine: &Engine<M>,
+    optimizer: Option<&FlatOptimizer>,
+) -> Vec<Wanted> {
+    let units = engine.units();
     let kinds: Vec<&str> =
         optimizer.iter().flat_map(|optimizer| optimizer.state().map(|(kind, _)| kind)).collect();
     // A checkpoint that came from elsewhere has seen no update: moments begin at zero.
@@ -210,28 +220,18 @@ pub(crate) fn load<M: Model>(
     for unit in 0..units.units.len() {
         for (param, piece, within) in owned(engine, unit) {
             let path = &units.params[param].spec.path;
-            wanted.push((unit, path.clone(), None, piece.clone(), within.clone()));
-            for (index, kind) in kinds.iter().enumerate() {
-                wanted.push((unit, format!("{kind}/{path}"), Some(index), piece.clone(), within.clone()));
-            }
+            let part = |name: String, kind| Wanted {
+                unit,
+                name,
+                kind,
+                piece: piece.clone(),
+                within: within.clone(),
+            };
+            wanted.push(part(path.clone(), None));
+            wanted.extend(kinds.iter().enumerate().map(|(i, kind)| part(format!("{kind}/{path}"), Some(i))));
         }
     }
-    // All of it is checked before any of it is taken.
-    checkpoint.check(wanted.iter().map(|(_, name, _, piece, _)| (name.as_str(), piece)))?;
-    for (unit, name, kind, piece, within) in wanted {
-        match (kind, &mut optimizer) {
-            (Some(kind), Some(optimizer)) => {
-                if let Some((_, mut values)) = optimizer.state_mut().nth(kind) {
-                    checkpoint.read(&name, &piece, &mut values[unit][within])?;
-                }
-            }
-            _ => checkpoint.read(&name, &piece, &mut engine.parameters.own_mut(unit)[within])?,
-        }
-    }
-    for unit in 0..units.units.len() {
-        engine.parameters.updated(unit);
-    }
-    Ok(())
+    wanted
 }
 
 /// Checks that a checkpoint is of this model.
@@ -262,26 +262,5 @@ pub(crate) fn check_model(checkpoint: &Checkpoint, model: &ModelConfig, vocab: u
     match checkpoint.tensors().keys().find(extra) {
         Some(name) => refuse(format!("has {name}, which this configuration does not")),
         None => Ok(()),
-    }
-}
-
-/// What rank 0 says, on all ranks; or its error.
-fn agree_on(job: &Job, say: impl FnOnce() -> Result<String>) -> Result<String> {
-    if job.group.size() == 1 {
-        return say();
-    }
-    let mine = if job.group.rank() == 0 { Some(say()) } else { None };
-    let mut text = match &mine {
-        Some(Ok(text)) => text.clone().into_bytes(),
-        _ => vec![],
-    };
-    let mut len = [text.len() as i64];
-    job.group.broadcast(&mut len, 0)?;
-    text.resize(len[0] as usize, 0);
-    job.group.broadcast(&mut text, 0)?;
-    match mine {
-        Some(said) => said,
-        None if text.is_empty() => Err(Error::Usage("rank 0 found no checkpoint to agree on".into())),
-        None => Ok(String::from_utf8_lossy(&text).into_owned()),
     }
 }

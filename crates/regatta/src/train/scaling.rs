@@ -3,7 +3,7 @@
 
 use super::config::TrainConfig;
 use crate::autograd::Precision;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 /// Where the scale begins under f16.
 const FIRST: f64 = 65536.0;
@@ -16,6 +16,7 @@ const MOST: usize = 48;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LossScale {
     /// What the loss is multiplied by.
+    #[serde(with = "crate::json::float")]
     pub scale: f64,
     /// Whether it changes.
     dynamic: bool,
@@ -51,12 +52,6 @@ impl LossScale {
         }
         self.row < MOST
     }
-}
-
-/// Losses, of which those that were not finite are `null` in JSON.
-pub(crate) fn losses<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<f64>, D::Error> {
-    let losses = Vec::<Option<f64>>::deserialize(input)?;
-    Ok(losses.into_iter().map(|loss| loss.unwrap_or(f64::NAN)).collect())
 }
 
 #[cfg(test)]

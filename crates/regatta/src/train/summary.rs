@@ -11,39 +11,59 @@ use regatta_plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The result of a run.
+/// The result of a run. The training loss of every step is in `losses.csv` beside it. A number that is not finite is a
+/// string: "NaN", "Infinity" or "-Infinity".
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Summary {
+    /// The version of Regatta.
+    #[serde(default)]
+    pub version: String,
+    /// When the program was started, as RFC 3339 says it, in UTC.
+    #[serde(default)]
+    pub started: String,
+    /// The host of each rank.
+    #[serde(default)]
+    pub hosts: Vec<String>,
     /// Optimizer steps done, those before a resume included.
     pub steps: usize,
     /// Whether Ctrl-C or SIGTERM ended the run before its last step.
     pub interrupted: bool,
-    /// Loss of the last step.
+    /// Loss of the last step whose loss was finite.
+    #[serde(with = "crate::json::float")]
     pub train_loss: f64,
     /// Loss on held-out data at the last evaluation.
+    #[serde(default, with = "crate::json::optional")]
     pub val_loss: Option<f64>,
     /// Lowest loss on held-out data.
+    #[serde(default, with = "crate::json::optional")]
     pub best_val_loss: Option<f64>,
     /// Part of held-out samples classified rightly, for models that classify.
+    #[serde(default, with = "crate::json::optional")]
     pub val_accuracy: Option<f64>,
-    /// Median over the steps; for digits a sample counts as a token.
-    pub tokens_per_s: f64,
+    /// Median over the steps; for digits a sample counts as a token. None, as for all times, where no step was done since
+    /// the program was started.
+    #[serde(default, with = "crate::json::optional")]
+    pub tokens_per_s: Option<f64>,
     /// Median duration of a step in milliseconds, from its first batch to its last update.
-    pub step_ms: f64,
+    #[serde(default, with = "crate::json::optional")]
+    pub step_ms: Option<f64>,
     /// Floating-point operations that the model takes for a step's samples, forward and backward, over all ranks.
-    #[serde(default)]
+    #[serde(default, with = "crate::json::float")]
     pub model_flops: f64,
     /// Model FLOP utilisation (Chowdhery et al. 2022, "PaLM", appendix B): these operations, over what the ranks' threads
     /// could have done in the time, as measured at the beginning. None where ranks compute on other devices, whose rates are
     /// not measured.
-    #[serde(default)]
+    #[serde(default, with = "crate::json::optional")]
     pub mfu: Option<f64>,
     /// Median time in milliseconds that a step's all-reduces ran.
-    pub comm_ms: f64,
+    #[serde(default, with = "crate::json::optional")]
+    pub comm_ms: Option<f64>,
     /// Median time in milliseconds that a step stood waiting for them.
-    pub comm_exposed_ms: f64,
+    #[serde(default, with = "crate::json::optional")]
+    pub comm_exposed_ms: Option<f64>,
     /// From the start of the program to the end of the first step, in seconds.
-    pub time_to_first_step_s: f64,
+    #[serde(default, with = "crate::json::optional")]
+    pub time_to_first_step_s: Option<f64>,
     /// Most resident memory of each rank's process in bytes.
     pub peak_rss_bytes: Vec<u64>,
     /// Counted bytes of each rank, by kind.
@@ -55,15 +75,13 @@ pub struct Summary {
     #[serde(default)]
     pub communication: Vec<Vec<Communication>>,
     /// Median time in milliseconds that saving a checkpoint kept training waiting.
+    #[serde(with = "crate::json::float")]
     pub checkpoint_blocked_ms: f64,
-    /// Training loss of every step.
-    #[serde(deserialize_with = "super::scaling::losses")]
-    pub losses: Vec<f64>,
     /// Steps whose update was skipped, because their gradients were not finite; those before a resume included.
     #[serde(default)]
     pub skipped_steps: usize,
     /// What the loss was multiplied by at the end, where it was.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::json::optional")]
     pub loss_scale: Option<f64>,
     /// What the ranks computed on.
     #[serde(default)]
@@ -171,8 +189,10 @@ impl Communication {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Pipeline {
     /// Share of the time from the first task to the last that the stages stood idle: the median over the steps.
+    #[serde(with = "crate::json::float")]
     pub idle_share: f64,
     /// What it would be with stages all alike and messages that take no time.
+    #[serde(with = "crate::json::float")]
     pub bubble: f64,
     /// Most micro-batches whose activations each rank held at once, each counted once a chunk.
     pub peak_in_flight: Vec<usize>,
@@ -211,6 +231,11 @@ impl Pipeline {
 }
 
 impl Summary {
+    /// Reads the `summary.json` in `folder`; none where there is none that can be read.
+    pub fn read(folder: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(folder.join("summary.json")).ok()?).ok()
+    }
+
     /// Writes `summary.json` into `folder`.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let path = folder.join("summary.json");
@@ -223,6 +248,16 @@ impl Summary {
 pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// The hosts of all ranks. All call it.
+///
+/// # Errors
+/// A failure of communication.
+pub(super) fn hosts(group: &Group) -> Result<Vec<String>> {
+    let mine = regatta_comm::rendezvous::hostname();
+    let all = group.all_gather_vec(mine.as_bytes())?;
+    Ok(all.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect())
 }
 
 /// Most memory that this process has had resident, in bytes; 0 where the system does not tell.

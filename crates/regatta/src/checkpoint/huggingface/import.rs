@@ -269,5 +269,5 @@ fn state(gpt: &GptConfig, vocab: usize, tokenizer: Option<&Path>) -> Result<Stat
     };
     let plan = Plan::new(Mesh::data(1), Batch::global(1, 1), 25 << 20)
         .map_err(|error| Error::Usage(format!("no plan for one worker: {error}")))?;
-    Ok(State::new(0, config, plan, vocab, Default::default(), vec![], None, None))
+    Ok(State::new(0, config, plan, vocab, Default::default(), None, None, None))
 }
