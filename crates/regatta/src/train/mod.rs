@@ -9,6 +9,7 @@ mod optimizer;
 mod pictures;
 mod profile;
 mod rank;
+mod requests;
 mod run;
 mod saving;
 mod scaling;
@@ -19,8 +20,8 @@ mod volume;
 
 pub use crate::autograd::{Backend, DeviceChoice, Precision};
 pub use config::{
-    Config, DataConfig, DataKind, LastBatch, ModelConfig, OptimizerConfig, OptimizerKind, ParallelConfig,
-    SampleConfig, TokenizerKind, TrainConfig,
+    Config, DataConfig, DataKind, LastBatch, ModelConfig, OnUserSignal, OptimizerConfig, OptimizerKind,
+    ParallelConfig, SampleConfig, TokenizerKind, TrainConfig,
 };
 pub use dataset::{Dataset, Datasets, HostBatch};
 pub use evaluate::Score;
@@ -28,6 +29,7 @@ pub use fit::{Change, Misfit};
 pub use optimizer::FlatOptimizer;
 pub use profile::{Profile, Row};
 pub(crate) use rank::Rank;
+pub use requests::Requests;
 pub use run::{Job, Observer, Silent, StepReport, train};
 pub(crate) use saving::{check_model, load};
 pub use scaling::LossScale;

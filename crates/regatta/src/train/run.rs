@@ -7,6 +7,7 @@ use super::metrics::Metrics;
 use super::optimizer::FlatOptimizer;
 use super::profile::Profiler;
 use super::rank::Rank;
+use super::requests::{RequestedSaves, Requests};
 use super::saving::Saving;
 use super::scaling::LossScale;
 use super::schedule::learning_rate;
@@ -27,7 +28,6 @@ use serde::Serialize;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Steps left out of the medians while caches and allocators warm up, where a run has more.
@@ -47,8 +47,8 @@ pub struct Job {
     pub out: PathBuf,
     /// Go on from the folder's last checkpoint.
     pub resume: bool,
-    /// Set from outside (a signal) to save and stop at the end of the step.
-    pub stop: Arc<AtomicBool>,
+    /// What is asked from outside (by signals), answered at the end of the step.
+    pub requests: Arc<Requests>,
     /// When the program was started.
     pub started: Instant,
     /// Threads that this rank computes with.
@@ -135,6 +135,20 @@ pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
     }
 }
 
+/// What was asked from outside during a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Nothing,
+    /// To save and go on.
+    Save,
+    /// To save and stop.
+    Stop,
+}
+
+fn flag(set: bool) -> f64 {
+    f64::from(u8::from(set))
+}
+
 struct Run<'a, M> {
     job: &'a Job,
     data: &'a Datasets,
@@ -158,6 +172,7 @@ struct Run<'a, M> {
     peak_flops_per_s: f64,
     /// What the groups carried in the last step.
     carried: Option<Carried>,
+    requested_saves: RequestedSaves,
 }
 
 impl<'a, M: Model> Run<'a, M> {
@@ -184,6 +199,7 @@ impl<'a, M: Model> Run<'a, M> {
             profiler: Profiler::default(),
             peak_flops_per_s: regatta_kernel::peak::flops_per_s(),
             carried: None,
+            requested_saves: RequestedSaves::default(),
         };
         if job.resume {
             let state = run.saving.resume(job, data.vocab, &mut run.engine, &mut run.optimizer)?;
@@ -221,10 +237,11 @@ impl<'a, M: Model> Run<'a, M> {
         let mut batches = self.batches()?;
         let mut interrupted = false;
         while self.done < config.steps && !interrupted {
-            let report;
+            let (report, asked);
             let last = self.done + 1 == config.steps;
             let before = if last { Some(self.engine.carried()?) } else { None };
-            (report, interrupted) = self.step(&mut batches, observer)?;
+            (report, asked) = self.step(&mut batches, observer)?;
+            interrupted = asked == Asked::Stop;
             if let Some(before) = before {
                 self.carried = Some(self.engine.carried()?.since(&before));
             }
@@ -247,7 +264,8 @@ impl<'a, M: Model> Run<'a, M> {
                 }
             }
             let last = interrupted || self.done == config.steps;
-            if best || last || due(self.done, config.checkpoint_every) {
+            let due = due(self.done, config.checkpoint_every) || asked == Asked::Save;
+            if best || last || due {
                 let failed = self.save(best)?;
                 self.warn(failed, observer);
             }
@@ -269,7 +287,8 @@ impl<'a, M: Model> Run<'a, M> {
             self.trace.write(path, &job.group)?;
         }
         let sample = self.sample(interrupted)?;
-        let summary = Summary { sample, ..summary };
+        let stopped_by = self.stopped_by(interrupted)?;
+        let summary = Summary { sample, stopped_by, ..summary };
         if lead {
             summary.write(&job.out)?;
         }
@@ -298,7 +317,7 @@ impl<'a, M: Model> Run<'a, M> {
         &mut self,
         batches: &mut Prefetch<(HostBatch, Position)>,
         observer: &mut dyn Observer,
-    ) -> Result<(StepReport, bool)> {
+    ) -> Result<(StepReport, Asked)> {
         let config = &self.job.config.train;
         if !config.profile && config.trace.is_none() {
             return self.one_step(batches, observer);
@@ -319,7 +338,7 @@ impl<'a, M: Model> Run<'a, M> {
         &mut self,
         batches: &mut Prefetch<(HostBatch, Position)>,
         observer: &mut dyn Observer,
-    ) -> Result<(StepReport, bool)> {
+    ) -> Result<(StepReport, Asked)> {
         let (job, plan) = (self.job, &self.job.plan);
         let begun = Instant::now();
         let wait = Cost::default();
@@ -345,7 +364,7 @@ impl<'a, M: Model> Run<'a, M> {
         let clip = job.config.optimizer.clip;
         let scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
         let lr = learning_rate(&job.config.optimizer, self.done, job.config.train.steps);
-        let (loss, stop) = {
+        let (loss, asked) = {
             let loss = result.loss_sum / plan.accumulate as f64;
             measured("agree on the loss", Phase::Update, wait, || self.agree(loss, &mut comm, observer))?
         };
@@ -396,7 +415,7 @@ impl<'a, M: Model> Run<'a, M> {
             loss_scale,
             skipped_steps: self.loss_scale.as_ref().map_or(0, |scaling| scaling.skipped),
         };
-        Ok((report, stop))
+        Ok((report, asked))
     }
 
     /// Says that this step's update is skipped.
@@ -411,16 +430,22 @@ impl<'a, M: Model> Run<'a, M> {
         }
     }
 
-    /// The mean loss over the workers, and whether any rank was told to stop: all stop at the same step. A checkpoint
+    /// The mean loss over the workers, and what any rank was asked from outside: all do it at the same step. A checkpoint
     /// that all ranks have written becomes complete here.
-    fn agree(&mut self, loss: f64, comm: &mut CommTime, observer: &mut dyn Observer) -> Result<(f64, bool)> {
+    fn agree(
+        &mut self,
+        loss: f64,
+        comm: &mut CommTime,
+        observer: &mut dyn Observer,
+    ) -> Result<(f64, Asked)> {
         let job = self.job;
-        let stop = job.stop.load(Ordering::Relaxed);
+        let stop = job.requests.stopped_by().is_some();
+        let save = self.requested_saves.wanted(&job.requests);
         // One rank of each worker speaks for it.
         let speaks = self.engine.is_last() && self.engine.axes().coordinate("tensor") == 0;
         let loss = if speaks { loss / job.plan.mesh.workers() as f64 } else { 0.0 };
         let written = self.saving.written();
-        let mut values = [loss, f64::from(u8::from(stop)), f64::from(u8::from(written))];
+        let mut values = [loss, flag(stop), flag(written), flag(save)];
         if job.group.size() > 1 {
             let begun = Instant::now();
             self.engine.axes().control.all_reduce(&mut values, ReduceOp::Sum)?;
@@ -431,7 +456,27 @@ impl<'a, M: Model> Run<'a, M> {
             let failed = self.saving.finish(job, false)?;
             self.warn(failed, observer);
         }
-        Ok((values[0], values[1] > 0.0))
+        if values[3] > 0.0 {
+            self.requested_saves.granted(&job.requests);
+        }
+        let asked = match (values[1] > 0.0, values[3] > 0.0) {
+            (true, _) => Asked::Stop,
+            (false, true) => Asked::Save,
+            (false, false) => Asked::Nothing,
+        };
+        Ok((values[0], asked))
+    }
+
+    /// The signal that stopped the run: that of the highest number, where ranks got several. All ranks call it.
+    fn stopped_by(&self, interrupted: bool) -> Result<Option<u32>> {
+        if !interrupted {
+            return Ok(None);
+        }
+        let mut signal = [i64::from(self.job.requests.stopped_by().unwrap_or(0))];
+        if self.job.group.size() > 1 {
+            self.job.group.all_reduce(&mut signal, ReduceOp::Max)?;
+        }
+        Ok(u32::try_from(signal[0]).ok())
     }
 
     fn warn(&self, failed: Option<String>, observer: &mut dyn Observer) {
@@ -529,6 +574,7 @@ impl<'a, M: Model> Run<'a, M> {
         Ok(Summary {
             steps: self.done,
             interrupted,
+            stopped_by: None,
             train_loss: self.losses.iter().copied().rfind(|loss| loss.is_finite()).unwrap_or(f64::NAN),
             val_loss: self.val_loss,
             best_val_loss: self.best.map(|(loss, _)| loss),
