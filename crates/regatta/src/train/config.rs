@@ -1,5 +1,6 @@
 //! The configuration of a training run: a TOML file, changed by `--set key.path=value`.
 
+use super::path_as_text;
 use crate::autograd::{Backend, DeviceChoice, Precision, device};
 use crate::data::cifar10;
 use crate::error::{Error, Result};
@@ -196,14 +197,17 @@ pub struct DataConfig {
     /// The kind of data.
     pub kind: DataKind,
     /// The file or folder, for `text`, `mnist` and `cifar10`.
+    #[serde(serialize_with = "path_as_text::option")]
     pub path: Option<PathBuf>,
     /// Where prepared data is kept between runs.
+    #[serde(serialize_with = "path_as_text::path")]
     pub cache: PathBuf,
     /// How text becomes tokens.
     pub tokenizer: TokenizerKind,
     /// Tokens of a `bpe` vocabulary that is trained.
     pub vocab_size: usize,
     /// A `tokenizer.json`, or a folder with it or with GPT-2's `vocab.json` and `merges.txt`.
+    #[serde(serialize_with = "path_as_text::option")]
     pub tokenizer_path: Option<PathBuf>,
     /// Part of the text that is held out for validation.
     pub val_fraction: f64,
@@ -280,6 +284,7 @@ pub struct TrainConfig {
     /// Where checkpoints go: a folder, or a URL as `s3://bucket/prefix`; absent: `checkpoints` in the run's folder.
     pub checkpoint_url: Option<String>,
     /// A file for what each rank did when, in the format of Chrome's and Perfetto's trace viewers; absent: none.
+    #[serde(serialize_with = "path_as_text::option")]
     pub trace: Option<PathBuf>,
     /// Time every operation of every step, for the summary.
     pub profile: bool,

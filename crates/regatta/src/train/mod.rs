@@ -6,6 +6,7 @@ mod evaluate;
 mod fit;
 mod metrics;
 mod optimizer;
+mod path_as_text;
 mod pictures;
 mod profile;
 mod rank;
