@@ -50,7 +50,8 @@ impl Observer for Progress {
         (self.done, self.begun) = (done, Instant::now());
         if std::io::stderr().is_terminal() {
             let bar = ProgressBar::new(self.steps as u64).with_position(done as u64);
-            if let Ok(style) = ProgressStyle::with_template("{bar:28} {pos}/{len} {msg}") {
+            // On 80 columns there is room for the `^C` of a key: a line that wraps would be drawn once more below.
+            if let Ok(style) = ProgressStyle::with_template("{bar:16} {pos}/{len} {msg}") {
                 bar.set_style(style);
             }
             out::above(Some(bar.clone()));

@@ -37,13 +37,16 @@ impl Terminal {
         // Free of any launcher's variables.
         let clean = place.regatta(&[]);
         let mut script = Command::new("script");
-        script.args(["-q", "-f", "-e", "-c", "exec bash --norc --noprofile -i", "/dev/null"]);
+        // What a command leaves on the line must not be taken for the prompt, nor wrapped lines for others.
+        let profile = format!("PS1='{PROMPT}'\nstty cols 120\nbind 'set enable-bracketed-paste off'\n");
+        std::fs::write(place.path("shell-profile"), profile).unwrap();
+        script.args(["-q", "-f", "-e", "-c", "exec bash --rcfile shell-profile -i", "/dev/null"]);
         for (key, value) in clean.get_envs() {
             if value.is_none() {
                 script.env_remove(key);
             }
         }
-        script.env("PS1", PROMPT).env("TERM", "xterm").env_remove("PROMPT_COMMAND");
+        script.env("TERM", "xterm").env_remove("PROMPT_COMMAND");
         script.current_dir(place.path("")).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut script = script.spawn().unwrap();
         let (keys, mut output) = (script.stdin.take().unwrap(), script.stdout.take().unwrap());
@@ -60,8 +63,6 @@ impl Terminal {
         });
         let mut terminal = Self { script, keys, screen, seen: 0 };
         terminal.wait_for(PROMPT);
-        // What a command leaves on the line must not be taken for the prompt, nor wrapped lines for others.
-        terminal.run("stty cols 120; bind 'set enable-bracketed-paste off'");
         Some(terminal)
     }
 

@@ -271,9 +271,11 @@ fn agree_on(job: &Job, say: impl FnOnce() -> Result<String>) -> Result<String> {
         return say();
     }
     let mine = if job.group.rank() == 0 { Some(say()) } else { None };
+    // A first byte says whether the rest is what to agree on, or why there is nothing: all ranks give the same reason.
     let mut text = match &mine {
-        Some(Ok(text)) => text.clone().into_bytes(),
-        _ => vec![],
+        Some(Ok(text)) => [b"1", text.as_bytes()].concat(),
+        Some(Err(error)) => [b"0", error.to_string().as_bytes()].concat(),
+        None => vec![],
     };
     let mut len = [text.len() as i64];
     job.group.broadcast(&mut len, 0)?;
@@ -281,7 +283,9 @@ fn agree_on(job: &Job, say: impl FnOnce() -> Result<String>) -> Result<String> {
     job.group.broadcast(&mut text, 0)?;
     match mine {
         Some(said) => said,
-        None if text.is_empty() => Err(Error::Usage("rank 0 found no checkpoint to agree on".into())),
-        None => Ok(String::from_utf8_lossy(&text).into_owned()),
+        None => {
+            let said = String::from_utf8_lossy(text.get(1..).unwrap_or_default()).into_owned();
+            if text.first() == Some(&b'1') { Ok(said) } else { Err(Error::Usage(said)) }
+        }
     }
 }
