@@ -121,10 +121,10 @@ const MORE: usize = 5;
 
 fn run(place: &Place, launcher: Launcher, action: Action, number: usize) -> Option<Outcome> {
     let out = format!("run-{number}");
-    // One step of several seconds, so that the second Ctrl-C comes before the first has been answered.
+    // Steps of seconds, so that the second Ctrl-C comes before the first has been answered.
     let slow = action == CtrlCTwice;
     let (batch, steps) = match action {
-        CtrlCTwice => ("train.batch=16000 --set train.accumulate=1000", 100),
+        CtrlCTwice => ("train.batch=16000 --set train.accumulate=4000 --set train.last_batch=pad", 100),
         CtrlZThenFg => ("train.batch=8", 400),
         _ => ("train.batch=8", 100_000),
     };
