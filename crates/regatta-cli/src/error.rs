@@ -1,4 +1,26 @@
 //! What ends the program with a message: any error that prints as a sentence.
 
+use std::fmt;
+
 /// The program's result.
 pub type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+
+/// An end with an exit code of its own.
+#[derive(Debug)]
+pub struct Exit {
+    /// What to say; nothing where a signal has stopped what it was meant to stop.
+    pub message: Option<String>,
+    /// The exit code.
+    pub code: u8,
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.message {
+            Some(message) => f.write_str(message),
+            None => write!(f, "exit code {}", self.code),
+        }
+    }
+}
+
+impl std::error::Error for Exit {}

@@ -3,6 +3,7 @@
 use crate::cores;
 use crate::error::Result;
 use crate::launcher;
+use crate::out::{self, say};
 use clap::Args;
 use regatta::Generator;
 use regatta::checkpoint::Which;
@@ -10,7 +11,6 @@ use regatta::plan::{Mesh, threads_per_worker};
 use regatta::train::SampleConfig;
 use regatta_comm::rendezvous::World;
 use regatta_comm::{Group, Options};
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -89,15 +89,18 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
             outcome.inspect_err(|error| group.abort(&error.to_string()))?;
             Ok(ExitCode::SUCCESS)
         }
-        None if mesh.size() > 1 => launcher::launch(&launcher::Job {
+        None if mesh.size() > 1 => {
+            launcher::launch(&launcher::Job {
             program: std::env::current_exe()?,
-            arguments: std::env::args().skip(1).collect(),
+            arguments: std::env::args_os().skip(1).collect(),
             workers: mesh.size(),
             threads: threads_per_worker(cores::available(), mesh.size()),
             transport: None,
             environment: vec![],
-            lead_owns_terminal: true,
-        }),
+            own: true,
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
         None => on_rank(&args, &Group::solo(), mesh).map(|()| ExitCode::SUCCESS),
     }
 }
@@ -107,22 +110,14 @@ fn on_rank(args: &GenerateArgs, group: &Group, mesh: Mesh) -> Result<()> {
     let mut generator = Generator::load_on(&args.run, args.which(), group, mesh)?;
     let options =
         SampleConfig { prompt: None, tokens: args.tokens, temperature: args.temperature, top_k: args.top_k };
-    let lead = group.rank() == 0;
-    if lead {
-        generator.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    if group.rank() == 0 {
+        generator.warnings().iter().for_each(|warning| say!("warning: {warning}"));
+        out::write(format_args!("{}", args.prompt));
     }
-    let mut out = std::io::stdout().lock();
-    if lead {
-        write!(out, "{}", args.prompt)?;
+    // Only rank 0 is given text. A reader that has seen enough closes the pipe; that is no error.
+    generator.stream(&args.prompt, &options, args.seed, |piece| out::write(format_args!("{piece}")))?;
+    if group.rank() == 0 {
+        out::write(format_args!("\n"));
     }
-    let mut closed = false;
-    generator.stream(&args.prompt, &options, args.seed, |piece| {
-        // A reader that has seen enough closes the pipe; that is no error.
-        closed = write!(out, "{piece}").and_then(|()| out.flush()).is_err();
-        !closed
-    })?;
-    if lead && !closed {
-        writeln!(out)?;
-    }
-    Ok(())
+    out::finish()
 }

@@ -1,5 +1,8 @@
 //! The `regatta` program: trains, plans, generates, launches, prepares data, measures, explains failures.
 
+// Whatever is said goes through `out`: a closed pipe or a full disk must not end a run.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod bench;
 mod checkpoint;
 mod cores;
@@ -8,6 +11,7 @@ mod error;
 mod flags;
 mod generate;
 mod launcher;
+mod out;
 mod plan;
 mod progress;
 mod signals;
@@ -15,6 +19,7 @@ mod trace;
 mod train;
 
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -45,6 +50,9 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Show what the ranks of a job that failed did last.
     Trace(trace::TraceArgs),
+    /// Ends the ranks of a launcher that is gone; the launcher starts it.
+    #[command(name = launcher::guard::COMMAND, hide = true)]
+    Guard,
 }
 
 #[derive(Args)]
@@ -63,7 +71,7 @@ struct LaunchArgs {
     deadline: Option<f64>,
     /// The program and its arguments, after `--`.
     #[arg(last = true, required = true)]
-    program: Vec<String>,
+    program: Vec<OsString>,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -73,6 +81,9 @@ fn seconds(text: &str) -> Result<f64, String> {
 
 fn main() -> ExitCode {
     let started = Instant::now();
+    if signals::own_rank() {
+        signals::write_from_background();
+    }
     let outcome = match Cli::parse().command {
         Command::Train(args) => train::run(args, started),
         Command::Plan(args) => plan::run(&args),
@@ -82,21 +93,33 @@ fn main() -> ExitCode {
         Command::Checkpoint(args) => checkpoint::run(args),
         Command::Bench(args) => bench::run(args, started),
         Command::Trace(args) => trace::run(&args),
+        Command::Guard => return launcher::guard::run(),
     };
     match outcome {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => match error.downcast_ref::<error::Exit>() {
+            Some(error::Exit { message: None, code }) => ExitCode::from(*code),
+            Some(error::Exit { message: Some(message), code }) => {
+                out::say!("error: {message}");
+                ExitCode::from(*code)
+            }
+            None => {
+                if !signals::own_rank() || !launcher::tell(&error.to_string()) {
+                    out::say!("error: {error}");
+                }
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
 fn launch(args: LaunchArgs) -> error::Result<ExitCode> {
     let (program, arguments) = args.program.split_first().ok_or("no program to launch")?;
-    let mut environment = vec![];
-    environment.extend(args.algorithm.map(|algorithm| ("REGATTA_ALGORITHM".into(), algorithm.to_string())));
-    environment.extend(args.deadline.map(|seconds| ("REGATTA_DEADLINE_S".into(), seconds.to_string())));
+    let mut environment: Vec<(OsString, OsString)> = vec![];
+    let algorithm = args.algorithm.map(|algorithm| algorithm.to_string());
+    environment.extend(algorithm.map(|algorithm| ("REGATTA_ALGORITHM".into(), algorithm.into())));
+    let deadline = args.deadline.map(|seconds| seconds.to_string());
+    environment.extend(deadline.map(|seconds| ("REGATTA_DEADLINE_S".into(), seconds.into())));
     let job = launcher::Job {
         program: PathBuf::from(program),
         arguments: arguments.to_vec(),
@@ -104,7 +127,8 @@ fn launch(args: LaunchArgs) -> error::Result<ExitCode> {
         threads: regatta::plan::threads_per_worker(cores::available(), args.workers),
         transport: args.transport,
         environment,
-        lead_owns_terminal: false,
+        own: false,
     };
-    launcher::launch(&job)
+    launcher::launch(&job)?;
+    Ok(ExitCode::SUCCESS)
 }

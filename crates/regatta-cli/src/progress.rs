@@ -1,5 +1,6 @@
 //! What a person sees of a run: a live bar on a terminal, a line now and then elsewhere.
 
+use crate::out::{self, say};
 use indicatif::{ProgressBar, ProgressStyle};
 use regatta::train::{Job, Observer, Score, StepReport};
 use std::io::IsTerminal;
@@ -24,44 +25,40 @@ impl Progress {
         Self { bar: None, steps, begun: Instant::now(), done: 0, last_line: None, unit }
     }
 
-    fn say(&self, line: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
-        }
-    }
-
-    /// Removes the bar.
+    /// Leaves the bar where it is.
     pub fn finish(&self) {
+        out::above(None);
         if let Some(bar) = &self.bar {
-            bar.finish();
+            bar.abandon();
         }
     }
 }
 
 impl Observer for Progress {
     fn announced(&mut self, message: &str) {
-        self.say(message);
+        say!("{message}");
     }
 
     fn started(&mut self, job: &Job, done: usize, parameters: usize) {
         let threads = if job.threads == 1 { "1 thread".into() } else { format!("{} threads", job.threads) };
-        self.say(&format!(
+        say!(
             "{:.2} M parameters, {} worker(s) over {} with {threads} each, {}",
             parameters as f64 / 1e6,
             job.group.size(),
             job.group.transport(),
             job.plan
-        ));
+        );
         if done > 0 {
-            self.say(&format!("resuming after step {done}"));
+            say!("resuming after step {done}");
         }
         (self.done, self.begun) = (done, Instant::now());
         if std::io::stderr().is_terminal() {
             let bar = ProgressBar::new(self.steps as u64).with_position(done as u64);
-            if let Ok(style) = ProgressStyle::with_template("{bar:28} {pos}/{len} {msg}") {
+            // On 80 columns there is room for the `^C` of a key: a line that wraps would be drawn once more below.
+            if let Ok(style) = ProgressStyle::with_template("{bar:16} {pos}/{len} {msg}") {
                 bar.set_style(style);
             }
+            out::above(Some(bar.clone()));
             self.bar = Some(bar);
         }
     }
@@ -82,16 +79,16 @@ impl Observer for Progress {
             bar.set_position(report.step as u64);
         } else if self.last_line.is_none_or(|at| at.elapsed() >= LINE_EVERY) || report.step == self.steps {
             self.last_line = Some(Instant::now());
-            eprintln!("step {}/{}  {message}", report.step, self.steps);
+            say!("step {}/{}  {message}", report.step, self.steps);
         }
     }
 
     fn evaluated(&mut self, step: usize, score: Score) {
         let accuracy = score.accuracy.map_or(String::new(), |a| format!(", accuracy {:.2} %", 100.0 * a));
-        self.say(&format!("step {step}: validation loss {:.4}{accuracy}", score.loss));
+        say!("step {step}: validation loss {:.4}{accuracy}", score.loss);
     }
 
     fn warning(&mut self, message: &str) {
-        self.say(&format!("warning: {message}"));
+        say!("warning: {message}");
     }
 }

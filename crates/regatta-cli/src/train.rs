@@ -1,22 +1,24 @@
 //! `regatta train`: one command from a configuration to a trained model, on as many workers as serve best.
 
 use crate::cores;
-use crate::error::Result;
+use crate::error::{Exit, Result};
 use crate::flags::{PlanFlags, check, plan, workers};
 use crate::launcher;
+use crate::out::{say, show};
 use crate::progress::Progress;
 use crate::signals;
 use clap::Args;
 use regatta::checkpoint::Which;
 use regatta::plan::threads_per_worker;
 use regatta::train::{
-    Config, Datasets, Job, Observer, Resume, Silent, Summary, claim_folder, holds_run, train,
+    Config, Datasets, Job, Observer, Requests, Resume, Silent, Summary, claim_folder, holds_run, train,
 };
 use regatta_comm::rendezvous::World;
 use regatta_comm::{Algorithm, Group, Options, TransportKind};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// When the launcher started, for its workers (microseconds since 1970).
@@ -89,8 +91,11 @@ impl TrainArgs {
     fn config(&self) -> Result<Config> {
         let steps = self.steps.map(|steps| format!("train.steps={steps}"));
         let transport = self.transport.map(|transport| format!("parallel.transport={transport}"));
-        let trace = self.trace.as_ref().map(|trace| format!("train.trace={}", trace.display()));
-        self.plan.config([steps, transport, trace].into_iter().flatten())
+        let mut config = self.plan.config([steps, transport].into_iter().flatten())?;
+        if let Some(trace) = &self.trace {
+            config.train.trace = Some(trace.clone());
+        }
+        Ok(config)
     }
 }
 
@@ -102,6 +107,7 @@ pub fn run(args: TrainArgs, started: Instant) -> Result<ExitCode> {
 /// Trains as `config` says, as one rank of a job or as what starts the ranks; `speaks` says whether somebody is told about it.
 pub fn train_as(args: &TrainArgs, config: Config, started: Instant, speaks: bool) -> Result<ExitCode> {
     config.train.device.check()?;
+    signals::take()?;
     match World::from_env()? {
         Some(world) => worker(args, config, &world, started, speaks),
         None => launcher(args, config, started, speaks),
@@ -116,7 +122,6 @@ fn worker(
     started: Instant,
     speaks: bool,
 ) -> Result<ExitCode> {
-    let stop = signals::stop_flag()?;
     let plan = plan(&config, world.size)?;
     // Before the ranks meet, so that none of them waits for another's preparation with a deadline running.
     let data = Datasets::open(&config)?;
@@ -132,33 +137,35 @@ fn worker(
     let group = Group::connect(world, &options(args, &config, folder.path())?)?;
     let out = folder.of_all(&group)?;
     let threads = config.parallel.threads.unwrap_or_else(|| cores::threads(world.local_size));
-    let job = Job { config, plan, group, out, resume, stop, started: launched(started), threads };
-    on_rank(&job, speaks)?;
-    Ok(ExitCode::SUCCESS)
+    let requests = Arc::<Requests>::default();
+    signals::ask(requests.clone(), config.train.on_user_signal);
+    let job = Job { config, plan, group, out, resume, requests, started: launched(started), threads };
+    ended(on_rank(&job, speaks)?)
 }
 
 fn launcher(args: &TrainArgs, config: Config, started: Instant, speaks: bool) -> Result<ExitCode> {
     let workers = workers(&config)?;
     if workers > cores::available() {
-        eprintln!("warning: {workers} workers on {} core(s): they will take turns", cores::available());
+        say!("warning: {workers} workers on {} core(s): they will take turns", cores::available());
     }
     let plan = plan(&config, workers)?;
     let prepared = Instant::now();
     let data = Datasets::open(&config)?;
     if prepared.elapsed() > Duration::from_secs(1) {
-        eprintln!("data prepared in {:.1} s: {}", prepared.elapsed().as_secs_f64(), data.describe());
+        say!("data prepared in {:.1} s: {}", prepared.elapsed().as_secs_f64(), data.describe());
     }
     check(&config, &plan, data.vocab)?;
     config.check_sample(&data)?;
     if let Some(warning) = plan.pipeline()?.warning() {
-        eprintln!("warning: {warning}");
+        say!("warning: {warning}");
     }
     let resume = args.resume()?;
     let out = folder(args)?.of_all(&Group::solo())?;
     let threads = config.parallel.threads.unwrap_or_else(|| threads_per_worker(cores::available(), workers));
     let transport = config.parallel.transport.as_deref().map(str::parse::<TransportKind>).transpose()?;
     if workers == 1 || transport == Some(TransportKind::Thread) {
-        let stop = signals::stop_flag()?;
+        let requests = Arc::<Requests>::default();
+        signals::ask(requests.clone(), config.train.on_user_signal);
         let groups = match workers {
             1 => vec![Group::solo()],
             _ => Group::threads_with(workers, &options(args, &config, &out)?),
@@ -169,7 +176,7 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant, speaks: bool) ->
             group,
             out: out.clone(),
             resume,
-            stop: stop.clone(),
+            requests: requests.clone(),
             started,
             threads,
         };
@@ -180,34 +187,47 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant, speaks: bool) ->
     drop(data);
     launcher::launch(&launcher::Job {
         program: std::env::current_exe()?,
-        arguments: std::env::args().skip(1).collect(),
+        arguments: std::env::args_os().skip(1).collect(),
         workers,
         threads,
         transport,
-        environment: vec![(STARTED.into(), epoch.to_string()), (OUT.into(), out.display().to_string())],
-        lead_owns_terminal: true,
-    })
+        environment: vec![(STARTED.into(), epoch.to_string().into()), (OUT.into(), out.into())],
+        own: true,
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How a run ends that has saved what it has to: a run that a signal stopped is not taken for one that has finished.
+fn ended(stopped_by: Option<u32>) -> Result<ExitCode> {
+    match stopped_by.and_then(|signal| i32::try_from(signal).ok()) {
+        Some(signal) => Err(Exit { message: None, code: signals::exit_code(signal) }.into()),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }
 
 /// Ranks as threads of this process.
 fn in_threads(jobs: Vec<Job>, speaks: bool) -> Result<ExitCode> {
-    let mut failed: Option<String> = None;
+    let mut outcome = Ok(None);
     std::thread::scope(|scope| {
         let ranks: Vec<_> = jobs
             .iter()
             .map(|job| scope.spawn(move || on_rank(job, speaks).map_err(|error| error.to_string())))
             .collect();
         for (rank, thread) in ranks.into_iter().enumerate() {
-            let outcome = thread.join().unwrap_or_else(|_| Err("panicked".into()));
-            if let Err(error) = outcome {
-                failed.get_or_insert(if jobs.len() == 1 { error } else { format!("rank {rank}: {error}") });
+            match thread.join().unwrap_or_else(|_| Err("panicked".into())) {
+                Ok(stopped_by) if outcome.is_ok() => outcome = Ok(stopped_by),
+                Err(error) if outcome.is_ok() => {
+                    outcome = Err(if jobs.len() == 1 { error } else { format!("rank {rank}: {error}") });
+                }
+                _ => {}
             }
         }
     });
-    failed.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
+    ended(outcome?)
 }
 
-fn on_rank(job: &Job, speaks: bool) -> Result<()> {
+/// Trains on this rank; returns the signal that stopped the run, if one did.
+fn on_rank(job: &Job, speaks: bool) -> Result<Option<u32>> {
     // The rank's thread is part of its own pool, so that small operations need no hand-over.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).use_current_thread().build()?;
     let outcome = pool.install(|| {
@@ -225,7 +245,12 @@ fn on_rank(job: &Job, speaks: bool) -> Result<()> {
             if job.group.rank() == 0 && speaks {
                 report(&summary, &job.out);
             }
-            Ok(())
+            if summary.stopped_by.is_some() {
+                // Other launchers take the first rank's exit code for a failure and end the others: the last thing that
+                // any of them does is done by then. What is saved is saved, whatever becomes of this.
+                let _ = job.group.barrier();
+            }
+            Ok(summary.stopped_by)
         }
         Err(error) => {
             job.group.abort(&error.to_string());
@@ -236,14 +261,14 @@ fn on_rank(job: &Job, speaks: bool) -> Result<()> {
 
 fn report(summary: &Summary, out: &Path) {
     if let Some(sample) = &summary.sample {
-        println!("\n--- a sample ---\n{sample}\n---");
+        show!("\n--- a sample ---\n{sample}\n---");
     }
     let validation = summary.val_loss.map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
     let accuracy = summary.val_accuracy.map_or(String::new(), |a| format!(", accuracy {:.2} %", 100.0 * a));
-    println!("{} steps: training loss {:.4}{validation}{accuracy}", summary.steps, summary.train_loss);
+    show!("{} steps: training loss {:.4}{validation}{accuracy}", summary.steps, summary.train_loss);
     let peak = summary.mfu.map_or(String::new(), |mfu| format!(", {:.0} % of the cores' peak", 100.0 * mfu));
     if let (Some(rate), Some(step_ms)) = (summary.tokens_per_s, summary.step_ms) {
-        println!(
+        show!(
             "{rate:.0} tokens/s, {step_ms:.1} ms a step{peak} (communication {:.1} ms, not hidden {:.1} ms), first \
              step after {:.2} s, at most {:.0} MiB a rank",
             summary.comm_ms.unwrap_or(0.0),
@@ -252,12 +277,12 @@ fn report(summary: &Summary, out: &Path) {
             summary.peak_rss_bytes.iter().max().copied().unwrap_or(0) as f64 / (1 << 20) as f64
         );
     } else {
-        println!("no step was left to do");
+        show!("no step was left to do");
     }
     if summary.interrupted {
-        println!("stopped after step {}; go on with --resume --out {}", summary.steps, out.display());
+        show!("stopped after step {}; go on with --resume --out {}", summary.steps, out.display());
     }
-    println!("{} holds summary.json, metrics.jsonl and checkpoints", out.display());
+    show!("{} holds summary.json, metrics.jsonl and checkpoints", out.display());
 }
 
 fn options(args: &TrainArgs, config: &Config, out: &Path) -> Result<Options> {

@@ -46,12 +46,12 @@ fn a_killed_worker_ends_the_job_and_resuming_gives_the_undisturbed_run() {
 #[test]
 fn a_signal_saves_and_stops() {
     let place = Place::new();
-    for (out, name) in [("term", "-TERM"), ("int", "-INT")] {
+    for (out, name, code) in [("term", "-TERM", 143), ("int", "-INT", 130)] {
         let child = place.train(out, &LONG).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         until("some steps", || lines(&place.path(out).join("metrics.jsonl")) > 5);
         signal(name, child.id());
         let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
         assert!(said(&output).contains("--resume"), "{}", said(&output));
         let summary = place.summary(out);
         assert_eq!(summary["interrupted"], true);

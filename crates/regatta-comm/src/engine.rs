@@ -218,10 +218,9 @@ impl Core {
         if self.recorder().write(&folder, &whose, &failure.to_string()).is_ok() {
             let folder = folder.display();
             let rank = whose.rank;
-            // In one piece: several ranks may write to one terminal.
-            let text =
-                format!("the last operations of rank {rank} are in {folder}: see `regatta trace {folder}`\n");
-            eprint!("{text}");
+            crate::say::say(format_args!(
+                "the last operations of rank {rank} are in {folder}: see `regatta trace {folder}`"
+            ));
         }
     }
 

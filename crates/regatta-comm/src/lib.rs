@@ -35,6 +35,9 @@
 //! that dies is noticed by the closing of its connection to the job's store, and ranks that call different operations
 //! are told so ([`Error::Mismatch`]).
 
+// Whatever is said goes through `say`: a closed pipe or a full disk must not end a job.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod algorithm;
 mod buffer;
 mod call;
@@ -58,6 +61,7 @@ mod promptness;
 mod queue;
 mod recorder;
 pub mod rendezvous;
+mod say;
 mod tls;
 mod traffic;
 mod transport;

@@ -58,11 +58,7 @@ impl Default for Options {
             tuning: None,
             deadline: Duration::from_secs(30),
             warn: Duration::from_secs(10),
-            // In one piece: several ranks may write to one terminal.
-            on_late: |late| {
-                let text = format!("warning: {late}\n");
-                eprint!("{text}");
-            },
+            on_late: |late| crate::say::say(format_args!("warning: {late}")),
             join: Duration::from_secs(60),
             tcp_streams: 1,
             lanes: 1,

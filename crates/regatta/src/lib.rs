@@ -6,6 +6,9 @@
 //!
 //! Below both lie [`parallel`] (how a model is spread over ranks) and the crate `regatta-comm` (how ranks talk).
 
+// A library does not write to its user's terminal, and a closed pipe must not end a run.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod autograd;
 pub mod checkpoint;
 pub mod data;

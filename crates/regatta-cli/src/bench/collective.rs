@@ -7,6 +7,7 @@ use super::op::Op;
 use super::plot;
 use super::row::{Row, over_rounds};
 use crate::error::Result;
+use crate::out::{self, say, show};
 use clap::Args;
 use regatta_comm::{Algorithm, DType, Group, Options, TransportKind};
 use std::path::PathBuf;
@@ -60,6 +61,7 @@ pub fn run(args: &CollectiveArgs) -> Result<ExitCode> {
         Role::Starter => starter(args),
         Role::Ours(world) => {
             jobs::rank(&world, &|group| measure(args, group, args.rounds == 1))?;
+            out::finish()?;
             Ok(ExitCode::SUCCESS)
         }
         Role::Foreign(world) => {
@@ -94,7 +96,7 @@ fn starter(args: &CollectiveArgs) -> Result<ExitCode> {
             for &workers in &args.workers {
                 if args.rounds > 1 {
                     let over = transport.map_or(String::new(), |transport| format!(" over {transport}"));
-                    eprintln!("round {round} of {}: {workers} ranks{over}", args.rounds);
+                    say!("round {round} of {}: {workers} ranks{over}", args.rounds);
                 }
                 let measure = |group: &Group| measure(args, group, args.rounds == 1);
                 rows.extend(jobs::start(transport, workers, &[], &measure)?);
@@ -128,11 +130,11 @@ fn finish(args: &CollectiveArgs, rounds: &[Vec<Row>]) -> Result<ExitCode> {
         );
         std::fs::write(path, plot::draw(&title, &rows))
             .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-        eprintln!("drawn in {}", path.display());
+        say!("drawn in {}", path.display());
     }
     let wrong: Vec<&Row> = rows.iter().filter(|row| row.errors > 0).collect();
     for row in &wrong {
-        eprintln!(
+        say!(
             "error: {} wrong numbers in {} of {} bytes ({})",
             row.errors,
             row.op,
@@ -140,20 +142,21 @@ fn finish(args: &CollectiveArgs, rounds: &[Vec<Row>]) -> Result<ExitCode> {
             row.line()
         );
     }
+    out::finish()?;
     Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn heading(args: &CollectiveArgs, row: &Row) {
     if !args.json {
-        println!("{}\n{}", row.place(), Row::heading());
+        show!("{}\n{}", row.place(), Row::heading());
     }
 }
 
 fn show(args: &CollectiveArgs, row: &Row) -> Result<()> {
     if args.json {
-        println!("{}", serde_json::to_string(row)?);
+        show!("{}", serde_json::to_string(row)?);
     } else {
-        println!("{}", row.cells());
+        show!("{}", row.cells());
     }
     Ok(())
 }
@@ -194,6 +197,14 @@ fn measure(args: &CollectiveArgs, group: &Group, live: bool) -> Result<Vec<Row>>
                 show(args, &row)?;
             }
             rows.push(row);
+            if live {
+                // Nobody reads on: all ranks stop here.
+                let mut closed = [u8::from(out::closed())];
+                group.broadcast(&mut closed, 0)?;
+                if closed[0] != 0 {
+                    return Ok(rows);
+                }
+            }
         }
     }
     Ok(rows)

@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::launcher;
 use regatta_comm::rendezvous::World;
 use regatta_comm::{Group, Options, TransportKind};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -56,7 +57,7 @@ pub fn rank(world: &World, measure: Measure<'_>) -> Result<()> {
 pub fn start(
     transport: Option<TransportKind>,
     workers: usize,
-    environment: &[(String, String)],
+    environment: &[(OsString, OsString)],
     measure: Measure<'_>,
 ) -> Result<Vec<Row>> {
     if workers == 0 {
@@ -68,18 +69,18 @@ pub fn start(
     let folder = Folder::make()?;
     let results = folder.0.join("rows.jsonl");
     let mut environment = environment.to_vec();
-    environment.push((RESULTS.into(), results.display().to_string()));
+    environment.push((RESULTS.into(), results.clone().into()));
     if transport == Some(TransportKind::Mpi) {
         mpirun(workers, &environment)?;
     } else {
         launcher::launch(&launcher::Job {
             program: std::env::current_exe()?,
-            arguments: std::env::args().skip(1).collect(),
+            arguments: std::env::args_os().skip(1).collect(),
             workers,
             threads: 1,
             transport,
             environment,
-            lead_owns_terminal: true,
+            own: true,
         })?;
     }
     let text = fs::read_to_string(&results).map_err(|error| format!("rank 0 left no results: {error}"))?;
@@ -102,9 +103,9 @@ fn in_threads(workers: usize, measure: Measure<'_>) -> Result<Vec<Row>> {
     })
 }
 
-fn mpirun(workers: usize, environment: &[(String, String)]) -> Result<()> {
+fn mpirun(workers: usize, environment: &[(OsString, OsString)]) -> Result<()> {
     let mut command = Command::new("mpirun");
-    command.args(["-n", &workers.to_string()]).arg(std::env::current_exe()?).args(std::env::args().skip(1));
+    command.args(["-n", &workers.to_string()]).arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
     command.env("REGATTA_TRANSPORT", TransportKind::Mpi.to_string()).env(launcher::THREADS, "1");
     // More ranks than cores, in Open MPI 4 and 5; other implementations allow it anyway.
     command.env("OMPI_MCA_rmaps_base_oversubscribe", "1");

@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::flags::PlanFlags;
+use crate::out::{self, show};
 use crate::train::{TrainArgs, train_as};
 use clap::Args;
 use regatta::train::{Profile, Row, Summary};
@@ -43,8 +44,10 @@ pub fn run(args: StepArgs, started: Instant) -> Result<ExitCode> {
         "sample.tokens=0".into(),
     ];
     let transport = args.transport.map(|transport| format!("parallel.transport={transport}"));
-    let trace = args.trace.as_ref().map(|trace| format!("train.trace={}", trace.display()));
-    let config = args.plan.config(sets.into_iter().chain(transport).chain(trace))?;
+    let mut config = args.plan.config(sets.into_iter().chain(transport))?;
+    if let Some(trace) = &args.trace {
+        config.train.trace = Some(trace.clone());
+    }
     // Ranks that we started are told where the run is.
     let folder = std::env::temp_dir().join(format!("regatta-bench-step-{}", std::process::id()));
     let train = TrainArgs {
@@ -71,10 +74,11 @@ pub fn run(args: StepArgs, started: Instant) -> Result<ExitCode> {
     }
     let summary: Summary = serde_json::from_slice(&summary?)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&summary.profile)?);
+        show!("{}", serde_json::to_string_pretty(&summary.profile)?);
     } else {
-        print!("{}", table(&summary));
+        out::write(format_args!("{}", table(&summary)));
     }
+    out::finish()?;
     Ok(ExitCode::SUCCESS)
 }
 

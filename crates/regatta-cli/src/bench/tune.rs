@@ -7,6 +7,7 @@ use super::measure::{Manner, MemoryKind, sample};
 use super::op::Op;
 use super::row::{Row, over_rounds};
 use crate::error::Result;
+use crate::out::{self, say, show};
 use clap::Args;
 use regatta_comm::{Algorithm, DType, Group, Table, TransportKind, hostname};
 use std::path::{Path, PathBuf};
@@ -76,15 +77,15 @@ fn starter(args: &TuneArgs) -> Result<ExitCode> {
     let mut rows = vec![];
     for &transport in &args.transport {
         for &workers in &args.workers {
-            eprintln!("{workers} ranks over {transport}");
+            say!("{workers} ranks over {transport}");
             rows.extend(jobs::start(Some(transport), workers, &[], &|group| measure(args, group))?);
         }
     }
     let text = table(&rows, &hostname(), crate::cores::available());
     Table::parse(&text)?;
     write(&out, &text)?;
-    print!("{text}");
-    println!("Written to {0}. Use it with {TUNING}={0}; rank 0's counts for all ranks.", out.display());
+    out::write(format_args!("{text}"));
+    show!("Written to {0}. Use it with {TUNING}={0}; rank 0's counts for all ranks.", out.display());
     Ok(ExitCode::SUCCESS)
 }
 

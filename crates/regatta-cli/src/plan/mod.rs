@@ -5,9 +5,9 @@ mod table;
 
 use crate::error::Result;
 use crate::flags::{PlanFlags, check, plan, workers};
+use crate::out;
 use clap::{Args, Subcommand};
 use regatta::train::Datasets;
-use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 #[derive(Args)]
@@ -48,10 +48,7 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     let vocab = Datasets::vocab_of(&config)?;
     check(&config, &plan, vocab)?;
     let text = show::show(&config, &plan, vocab, ranks)?;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        // Whoever reads has seen enough.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
-        outcome => outcome?,
-    }
+    out::write(format_args!("{text}"));
+    out::finish()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,7 @@ mod read;
 mod show;
 
 use crate::error::Result;
+use crate::out::{self, say, show};
 use clap::Args;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,17 +25,18 @@ pub struct TraceArgs {
 pub fn run(args: &TraceArgs) -> Result<ExitCode> {
     let job = read::Job::read(&args.folder)?;
     for problem in &job.problems {
-        eprintln!("warning: {problem}");
+        say!("warning: {problem}");
     }
     let groups = merge::groups(&job.files);
     if args.json {
         for group in &groups {
             for row in group.last(args.last as usize) {
-                println!("{}", serde_json::to_string(&show::Line::new(group, row))?);
+                show!("{}", serde_json::to_string(&show::Line::new(group, row))?);
             }
         }
     } else {
-        print!("{}", show::report(&job, &groups, args.last as usize));
+        out::write(format_args!("{}", show::report(&job, &groups, args.last as usize)));
     }
+    out::finish()?;
     Ok(ExitCode::SUCCESS)
 }

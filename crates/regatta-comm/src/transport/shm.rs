@@ -70,10 +70,10 @@ impl Segment {
         let folder = std::env::temp_dir();
         let created = Self::create_in(&folder, size, lanes, nonce);
         if created.is_ok() {
-            eprintln!(
+            crate::say::say(format_args!(
                 "warning: {error}; the ranks share memory through a file in {} instead, which may be slower",
                 folder.display()
-            );
+            ));
         }
         created.map_err(|_| error)
     }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use regatta_plan::{Piece, copy_pieces};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -64,8 +64,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As for [`find`](Self::find) and [`open`](Self::open).
-    pub fn locate(target: &str, which: Which) -> Result<Self> {
-        match resolve(target)? {
+    pub fn locate(target: impl AsRef<Path>, which: Which) -> Result<Self> {
+        match resolve(target.as_ref())? {
             (location, Some(folder)) => Self::open(&location, &folder),
             (location, None) => Self::find(&location, which),
         }
@@ -376,22 +376,21 @@ pub(super) fn complete_folders(location: &Location) -> Result<Vec<String>> {
 }
 
 /// The location that `target` names, and the checkpoint's folder in it if it names one.
-pub(super) fn resolve(target: &str) -> Result<(Location, Option<String>)> {
-    let here = match target.contains("://") {
-        true => Location::parse(target)?,
-        false => {
-            let path = PathBuf::from(target);
-            // So that `.` has a name.
-            Location::folder(std::fs::canonicalize(&path).unwrap_or(path))
-        }
+pub(super) fn resolve(target: &Path) -> Result<(Location, Option<String>)> {
+    // A path need not be text; a URL is.
+    let url = target.to_str().filter(|text| text.contains("://"));
+    let here = match url {
+        Some(url) => Location::parse(url)?,
+        // So that `.` has a name.
+        None => Location::folder(std::fs::canonicalize(target).unwrap_or_else(|_| target.into())),
     };
     match here.split() {
         Some((parent, name)) if parse(&name).is_some() => Ok((parent, Some(name))),
-        _ if target.contains("://") => Ok((here, None)),
+        _ if url.is_some() => Ok((here, None)),
         // A run's folder, or its `checkpoints`.
         _ if here.folders().is_ok_and(|names| names.iter().any(|name| parse(name).is_some())) => {
             Ok((here, None))
         }
-        _ => Ok((Location::parse(target)?, None)),
+        _ => Ok((Location::of_run(target), None)),
     }
 }

@@ -1,6 +1,7 @@
 //! The configuration of a training run: a TOML file, changed by `--set key.path=value`.
 
 use super::dataset::Datasets;
+use super::path_as_text;
 use crate::autograd::{Backend, DeviceChoice, Precision, device};
 use crate::data::cifar10;
 use crate::error::{Error, Result};
@@ -197,14 +198,17 @@ pub struct DataConfig {
     /// The kind of data.
     pub kind: DataKind,
     /// The file or folder, for `text`, `mnist` and `cifar10`.
+    #[serde(serialize_with = "path_as_text::option")]
     pub path: Option<PathBuf>,
     /// Where prepared data is kept between runs.
+    #[serde(serialize_with = "path_as_text::path")]
     pub cache: PathBuf,
     /// How text becomes tokens.
     pub tokenizer: TokenizerKind,
     /// Tokens of a `bpe` vocabulary that is trained.
     pub vocab_size: usize,
     /// A `tokenizer.json`, or a folder with it or with GPT-2's `vocab.json` and `merges.txt`.
+    #[serde(serialize_with = "path_as_text::option")]
     pub tokenizer_path: Option<PathBuf>,
     /// Part of the text that is held out for validation.
     pub val_fraction: f64,
@@ -246,6 +250,16 @@ pub enum LastBatch {
     Pad,
 }
 
+/// What `[train] on_user_signal` may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUserSignal {
+    /// Write a checkpoint and go on.
+    Save,
+    /// Write a checkpoint and stop.
+    Stop,
+}
+
 /// `[train]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -277,6 +291,7 @@ pub struct TrainConfig {
     /// Where checkpoints go: a folder, or a URL as `s3://bucket/prefix`; absent: `checkpoints` in the run's folder.
     pub checkpoint_url: Option<String>,
     /// A file for what each rank did when, in the format of Chrome's and Perfetto's trace viewers; absent: none.
+    #[serde(serialize_with = "path_as_text::option")]
     pub trace: Option<PathBuf>,
     /// Time every operation of every step, for the summary.
     pub profile: bool,
@@ -292,6 +307,9 @@ pub struct TrainConfig {
     pub loss_scale: Option<f64>,
     /// Steps between checks that all ranks hold the same parameters; 0: only at the end.
     pub check_every: usize,
+    /// `save` or `stop`: what SIGUSR1 and SIGUSR2 ask for, a checkpoint after which training goes on, or one after which it
+    /// stops.
+    pub on_user_signal: OnUserSignal,
 }
 
 impl Default for TrainConfig {
@@ -317,6 +335,7 @@ impl Default for TrainConfig {
             precision: Precision::default(),
             loss_scale: None,
             check_every: 0,
+            on_user_signal: OnUserSignal::Save,
         }
     }
 }

@@ -8,9 +8,11 @@ mod folder;
 mod losses;
 mod metrics;
 mod optimizer;
+mod path_as_text;
 mod pictures;
 mod profile;
 mod rank;
+mod requests;
 mod resume;
 mod run;
 mod saving;
@@ -22,8 +24,8 @@ mod volume;
 
 pub use crate::autograd::{Backend, DeviceChoice, Precision};
 pub use config::{
-    Config, DataConfig, DataKind, LastBatch, ModelConfig, OptimizerConfig, OptimizerKind, ParallelConfig,
-    SampleConfig, TokenizerKind, TrainConfig,
+    Config, DataConfig, DataKind, LastBatch, ModelConfig, OnUserSignal, OptimizerConfig, OptimizerKind,
+    ParallelConfig, SampleConfig, TokenizerKind, TrainConfig,
 };
 pub use dataset::{Dataset, Datasets, HostBatch};
 pub use evaluate::Score;
@@ -33,6 +35,7 @@ pub use losses::read_losses;
 pub use optimizer::FlatOptimizer;
 pub use profile::{Profile, Row};
 pub(crate) use rank::Rank;
+pub use requests::Requests;
 pub use resume::Resume;
 pub(crate) use resume::open_to_read;
 pub use run::{Job, Observer, Silent, StepReport, train};

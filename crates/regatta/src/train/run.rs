@@ -9,6 +9,7 @@ use super::metrics::Metrics;
 use super::optimizer::FlatOptimizer;
 use super::profile::Profiler;
 use super::rank::Rank;
+use super::requests::{RequestedSaves, Requests};
 use super::resume::{Resume, resume};
 use super::saving::Saving;
 use super::scaling::LossScale;
@@ -29,7 +30,6 @@ use regatta_plan::Plan;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Steps left out of the medians while caches and allocators warm up, where a run has more.
@@ -38,9 +38,6 @@ const WARM_UP: usize = 5;
 const TIMED: usize = 20_000;
 /// Batches prepared ahead of the step that uses them.
 const PREFETCH: usize = 4;
-/// What rank 0 adds to the number of ranks that are told to stop, when its clock says that a save is due: more than there
-/// are ranks. So all ranks hear of it without a message more.
-const SAVE_DUE: f64 = 4294967296.0;
 
 /// What one rank is to do.
 pub struct Job {
@@ -54,8 +51,8 @@ pub struct Job {
     pub out: PathBuf,
     /// Go on from one of its checkpoints; none: begin, in a folder without an earlier run.
     pub resume: Option<Resume>,
-    /// Set from outside (a signal) to save and stop at the end of the step.
-    pub stop: Arc<AtomicBool>,
+    /// What is asked from outside (by signals), answered at the end of the step.
+    pub requests: Arc<Requests>,
     /// When the program was started.
     pub started: Instant,
     /// Threads that this rank computes with.
@@ -139,6 +136,20 @@ pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
     }
 }
 
+/// What was asked from outside during a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Nothing,
+    /// To save and go on.
+    Save,
+    /// To save and stop.
+    Stop,
+}
+
+fn flag(set: bool) -> f64 {
+    f64::from(u8::from(set))
+}
+
 struct Run<'a, M> {
     job: &'a Job,
     data: &'a Datasets,
@@ -158,8 +169,6 @@ struct Run<'a, M> {
     from: Option<PathBuf>,
     /// When the last checkpoint was begun, or else the run.
     saved: Instant,
-    /// Whether rank 0's clock says that a checkpoint is due.
-    save_due: bool,
     /// The last training loss that was finite.
     loss: Option<f64>,
     best: Option<(f64, usize)>,
@@ -176,6 +185,7 @@ struct Run<'a, M> {
     peak_flops_per_s: f64,
     /// What the groups carried in the last step.
     carried: Option<Carried>,
+    requested_saves: RequestedSaves,
 }
 
 impl<'a, M: Model> Run<'a, M> {
@@ -200,7 +210,6 @@ impl<'a, M: Model> Run<'a, M> {
             before: 0,
             from: None,
             saved: Instant::now(),
-            save_due: false,
             loss: None,
             best: None,
             val_loss: None,
@@ -212,6 +221,7 @@ impl<'a, M: Model> Run<'a, M> {
             profiler: Profiler::default(),
             peak_flops_per_s: regatta_kernel::peak::flops_per_s(),
             carried: None,
+            requested_saves: RequestedSaves::default(),
         };
         let known = (data.vocab, run.digest.as_str());
         let resumed = match job.resume {
@@ -251,10 +261,11 @@ impl<'a, M: Model> Run<'a, M> {
         self.saved = Instant::now();
         let mut interrupted = false;
         while self.done < config.steps && !interrupted {
-            let report;
+            let (report, asked);
             let last = self.done + 1 == config.steps;
             let before = if last { Some(self.engine.carried()?) } else { None };
-            (report, interrupted) = self.step(&mut batches, observer)?;
+            (report, asked) = self.step(&mut batches, observer)?;
+            interrupted = asked == Asked::Stop;
             if let Some(before) = before {
                 self.carried = Some(self.engine.carried()?.since(&before));
             }
@@ -282,7 +293,7 @@ impl<'a, M: Model> Run<'a, M> {
                 }
             }
             let last = interrupted || self.done == config.steps;
-            if best || last || self.save_due || due(self.done, config.checkpoint_every) {
+            if best || last || asked == Asked::Save || due(self.done, config.checkpoint_every) {
                 if let Some(losses) = &mut losses {
                     // A run that goes on from this checkpoint has them.
                     tell(losses.flush(), observer);
@@ -365,6 +376,7 @@ impl<'a, M: Model> Run<'a, M> {
         let unsaved = self.saving.finish(job, true)?;
         summary.parameter_hash = format!("{:016x}", self.engine.check_identical()?);
         self.gather(&mut summary)?;
+        summary.stopped_by = self.stopped_by(interrupted)?;
         if config.profile {
             let skip = self.warm_up();
             let profile = std::mem::take(&mut self.profiler).finish(skip, self.peak_flops_per_s);
@@ -411,7 +423,7 @@ impl<'a, M: Model> Run<'a, M> {
         &mut self,
         batches: &mut Prefetch<(HostBatch, Position)>,
         observer: &mut dyn Observer,
-    ) -> Result<(StepReport, bool)> {
+    ) -> Result<(StepReport, Asked)> {
         let config = &self.job.config.train;
         if !config.profile && config.trace.is_none() {
             return self.one_step(batches, observer);
@@ -432,7 +444,7 @@ impl<'a, M: Model> Run<'a, M> {
         &mut self,
         batches: &mut Prefetch<(HostBatch, Position)>,
         observer: &mut dyn Observer,
-    ) -> Result<(StepReport, bool)> {
+    ) -> Result<(StepReport, Asked)> {
         let (job, plan) = (self.job, &self.job.plan);
         let begun = Instant::now();
         let wait = Cost::default();
@@ -458,7 +470,7 @@ impl<'a, M: Model> Run<'a, M> {
         let clip = job.config.optimizer.clip;
         let scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
         let lr = learning_rate(&job.config.optimizer, self.done, job.config.train.steps);
-        let (loss, stop) = {
+        let (loss, asked) = {
             let loss = result.loss_sum / plan.accumulate as f64;
             measured("agree on the loss", Phase::Update, wait, || self.agree(loss, &mut comm, observer))?
         };
@@ -512,7 +524,7 @@ impl<'a, M: Model> Run<'a, M> {
             loss_scale,
             skipped_steps: self.skipped_steps(),
         };
-        Ok((report, stop))
+        Ok((report, asked))
     }
 
     fn skipped_steps(&self) -> usize {
@@ -531,20 +543,26 @@ impl<'a, M: Model> Run<'a, M> {
         }
     }
 
-    /// The mean loss over the workers, and whether any rank was told to stop: all stop at the same step. A checkpoint
+    /// The mean loss over the workers, and what any rank was asked from outside: all do it at the same step. A checkpoint
     /// that all ranks have written becomes complete here.
-    fn agree(&mut self, loss: f64, comm: &mut CommTime, observer: &mut dyn Observer) -> Result<(f64, bool)> {
+    fn agree(
+        &mut self,
+        loss: f64,
+        comm: &mut CommTime,
+        observer: &mut dyn Observer,
+    ) -> Result<(f64, Asked)> {
         let job = self.job;
-        let stop = job.stop.load(Ordering::Relaxed);
+        let stop = job.requests.stopped_by().is_some();
+        let save = self.requested_saves.wanted(&job.requests);
         // One rank of each worker speaks for it.
         let speaks = self.engine.is_last() && self.engine.axes().coordinate("tensor") == 0;
         let loss = if speaks { loss / job.plan.mesh.workers() as f64 } else { 0.0 };
         let written = self.saving.written();
+        // Rank 0's clock says for all when a checkpoint is due.
         let minutes = job.config.train.checkpoint_minutes;
         let due =
             job.group.rank() == 0 && minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= 60.0 * minutes;
-        let stop = f64::from(u8::from(stop)) + if due { SAVE_DUE } else { 0.0 };
-        let mut values = [loss, stop, f64::from(u8::from(written))];
+        let mut values = [loss, flag(stop), flag(written), flag(save || due)];
         if job.group.size() > 1 {
             let begun = Instant::now();
             self.engine.axes().control.all_reduce(&mut values, ReduceOp::Sum)?;
@@ -555,8 +573,27 @@ impl<'a, M: Model> Run<'a, M> {
             let failed = self.saving.finish(job, false)?;
             self.warn(failed, observer);
         }
-        self.save_due = values[1] >= SAVE_DUE;
-        Ok((values[0], values[1] % SAVE_DUE > 0.0))
+        if values[3] > 0.0 {
+            self.requested_saves.granted(&job.requests);
+        }
+        let asked = match (values[1] > 0.0, values[3] > 0.0) {
+            (true, _) => Asked::Stop,
+            (false, true) => Asked::Save,
+            (false, false) => Asked::Nothing,
+        };
+        Ok((values[0], asked))
+    }
+
+    /// The signal that stopped the run: that of the highest number, where ranks got several. All ranks call it.
+    fn stopped_by(&self, interrupted: bool) -> Result<Option<u32>> {
+        if !interrupted {
+            return Ok(None);
+        }
+        let mut signal = [i64::from(self.job.requests.stopped_by().unwrap_or(0))];
+        if self.job.group.size() > 1 {
+            self.job.group.all_reduce(&mut signal, ReduceOp::Max)?;
+        }
+        Ok(u32::try_from(signal[0]).ok())
     }
 
     fn warn(&self, failed: Option<String>, observer: &mut dyn Observer) {
@@ -607,7 +644,7 @@ impl<'a, M: Model> Run<'a, M> {
         let data = Some(self.digest.clone());
         let state = State { loss_scale: self.loss_scale.clone(), data, ..state };
         let begun = self.saving.begin(job, state, best, &self.engine, &self.optimizer);
-        (self.saved, self.save_due) = (Instant::now(), false);
+        self.saved = Instant::now();
         begun
     }
 
@@ -663,6 +700,7 @@ impl<'a, M: Model> Run<'a, M> {
             hosts: vec![],
             steps: self.done,
             interrupted,
+            stopped_by: self.job.requests.stopped_by().filter(|_| interrupted),
             train_loss: self.loss.unwrap_or(f64::NAN),
             val_loss: self.val_loss,
             best_val_loss: self.best.map(|(loss, _)| loss),

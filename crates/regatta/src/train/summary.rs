@@ -26,8 +26,11 @@ pub struct Summary {
     pub hosts: Vec<String>,
     /// Optimizer steps done, those before a resume included.
     pub steps: usize,
-    /// Whether Ctrl-C or SIGTERM ended the run before its last step.
+    /// Whether a signal ended the run before its last step.
     pub interrupted: bool,
+    /// The signal that did, as in 2 for Ctrl-C and 15 for SIGTERM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_by: Option<u32>,
     /// Loss of the last step whose loss was finite.
     #[serde(with = "crate::json::float")]
     pub train_loss: f64,

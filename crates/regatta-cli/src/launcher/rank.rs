@@ -1,0 +1,236 @@
+//! One rank: its process group, what it says, and how it ends.
+
+use super::activity::Activity;
+use super::watch::Event;
+use super::{Job, THREADS};
+use crate::signals;
+use regatta_comm::rendezvous::{Security, StoreServer};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{BufRead, BufReader, PipeReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Lines of a rank's standard error that are kept to be shown again at the end.
+const KEPT_LINES: usize = 20;
+/// Longest reason of a failure that is read, in bytes.
+const LONGEST_REASON: u64 = 64 << 10;
+/// How long what a rank has started may take to end when the rank has ended.
+const GRACE_FOR_CHILDREN: Duration = Duration::from_secs(5);
+/// How long output is waited for that may be on its way when all processes have ended.
+const GRACE_FOR_OUTPUT: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(10);
+
+/// How a rank has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// By itself, with this exit code.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+}
+
+impl End {
+    /// The exit code that says the same of the launcher.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Code(code) => u8::try_from(code).unwrap_or(1),
+            Self::Signal(signal) => signals::exit_code(signal),
+        }
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(9) => f.write_str("was killed (signal 9)"),
+            Self::Signal(signal) => write!(f, "was ended by signal {signal}"),
+            Self::Code(code) => write!(f, "failed with exit code {code}"),
+        }
+    }
+}
+
+/// What a rank said last.
+pub struct Said {
+    /// Why it failed, in its own words.
+    pub reason: Option<String>,
+    /// The last lines of its standard error.
+    pub tail: Vec<String>,
+}
+
+/// A rank that was started. Its process is not waited for until the job has ended, so its id stays its own, and its group's.
+pub struct Rank {
+    child: Child,
+    pid: Pid,
+    reason: Option<PipeReader>,
+    readers: Vec<JoinHandle<()>>,
+    tail: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Rank {
+    pub fn start(
+        job: &Job,
+        rank: usize,
+        store: &StoreServer,
+        security: &Security,
+        sender: &Sender<Event>,
+    ) -> std::io::Result<Self> {
+        let mut command = Command::new(&job.program);
+        command.args(&job.arguments).process_group(0).stdin(Stdio::null());
+        let address = store.addr();
+        let variables = [
+            ("RANK", rank.to_string()),
+            ("WORLD_SIZE", job.workers.to_string()),
+            ("LOCAL_RANK", rank.to_string()),
+            ("LOCAL_WORLD_SIZE", job.workers.to_string()),
+            ("MASTER_ADDR", address.ip().to_string()),
+            ("MASTER_PORT", address.port().to_string()),
+            ("REGATTA_STORE", address.to_string()),
+            (THREADS, job.threads.to_string()),
+            (signals::LAUNCHED, if job.own { signals::OWN } else { "1" }.into()),
+        ];
+        command.envs(variables);
+        if let Some(secret) = &security.secret {
+            command.env("REGATTA_SECRET", secret.to_text());
+        }
+        if let Some(transport) = job.transport {
+            command.env("REGATTA_TRANSPORT", transport.to_string());
+        }
+        command.envs(job.environment.iter().map(|(key, value)| (key, value)));
+        let mut reason = None;
+        if job.own {
+            // Our own ranks read nothing; on their standard input they say why they fail.
+            let (reader, writer) = std::io::pipe()?;
+            rustix::io::ioctl_fionbio(&reader, true)?;
+            command.stdin(writer);
+            reason = Some(reader);
+        }
+        if !(job.own && rank == 0) {
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        }
+        let mut child = command.spawn()?;
+        let pid = Pid::from_child(&child);
+        crate::cores::bind(child.id(), rank, job.workers, job.threads);
+        let tail = Arc::new(Mutex::new(VecDeque::new()));
+        let mut readers = vec![];
+        if let Some(out) = child.stdout.take() {
+            readers.push(forward(rank, out, std::io::stdout(), None));
+        }
+        if let Some(err) = child.stderr.take() {
+            readers.push(forward(rank, err, std::io::stderr(), Some(tail.clone())));
+        }
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            if let Some(end) = wait(pid) {
+                // The launcher may have stopped listening.
+                let _ = sender.send(Event::Ended(rank, end));
+            }
+        });
+        Ok(Self { child, pid, reason, readers, tail })
+    }
+
+    /// The process group that it leads.
+    pub fn group(&self) -> Pid {
+        self.pid
+    }
+
+    /// Signals the rank and all that it has started, as a terminal would.
+    pub fn signal_group(&self, signal: Signal) {
+        // They may have ended.
+        let _ = kill_process_group(self.pid, signal);
+    }
+
+    /// Signals the rank alone: what it has started may not know the signal, and would end.
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill_process(self.pid, signal);
+    }
+
+    /// Waits for its process, which has ended, and for the rest of its output.
+    pub fn finish(mut self) -> Said {
+        let _ = self.child.wait();
+        let begun = Instant::now();
+        for reader in self.readers {
+            // A process that has left the group may hold the pipe for ever.
+            while !reader.is_finished() && begun.elapsed() < GRACE_FOR_OUTPUT {
+                std::thread::sleep(POLL);
+            }
+            if reader.is_finished() {
+                // A thread that panicked has nothing more to say.
+                let _ = reader.join();
+            }
+        }
+        let mut reason = vec![];
+        if let Some(pipe) = self.reason {
+            // What was read stays, also where the pipe is still open elsewhere.
+            let _ = pipe.take(LONGEST_REASON).read_to_end(&mut reason);
+        }
+        let reason = String::from_utf8_lossy(&reason).trim().to_string();
+        let tail = std::mem::take(&mut *self.tail.lock().unwrap_or_else(PoisonError::into_inner)).into();
+        Said { reason: Some(reason).filter(|reason| !reason.is_empty()), tail }
+    }
+}
+
+/// Ends what ranks, which have ended themselves or cannot be waited for, have left running.
+pub fn end_groups(ranks: &[Rank]) {
+    let groups: Vec<Pid> = ranks.iter().map(Rank::group).collect();
+    for signal in [Signal::TERM, Signal::KILL] {
+        if !Activity::of(&groups).lives() {
+            return;
+        }
+        for rank in ranks {
+            rank.signal_group(signal);
+            // A stopped process takes its signals when it goes on.
+            rank.signal_group(Signal::CONT);
+        }
+        let begun = Instant::now();
+        while Activity::of(&groups).lives() && begun.elapsed() < GRACE_FOR_CHILDREN {
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+/// Waits for the end of a process without taking it away: its id stays its own.
+fn wait(pid: Pid) -> Option<End> {
+    loop {
+        match waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
+            Ok(Some(status)) => {
+                let signal = status.terminating_signal().map(End::Signal);
+                return signal.or(status.exit_status().map(End::Code));
+            }
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Passes lines on with the rank before them.
+fn forward(
+    rank: usize,
+    from: impl Read + Send + 'static,
+    mut to: impl Write + Send + 'static,
+    tail: Option<Arc<Mutex<VecDeque<String>>>>,
+) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(from);
+        let mut bytes = vec![];
+        while reader.read_until(b'\n', &mut bytes).is_ok_and(|read| read > 0) {
+            let line = String::from_utf8_lossy(&bytes);
+            let line = line.trim_end_matches(['\n', '\r']);
+            // Our own output may be closed (a pager that ended): go on reading, so that the rank is not blocked.
+            let _ = to.write_all(format!("[{rank}] {line}\n").as_bytes());
+            if let Some(tail) = &tail {
+                let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+                if tail.len() == KEPT_LINES {
+                    tail.pop_front();
+                }
+                tail.push_back(line.to_string());
+            }
+            bytes.clear();
+        }
+    })
+}
