@@ -188,9 +188,7 @@ impl Core {
             return Ok(());
         };
         let error = match error {
-            Error::PeerDied { rank, .. } => {
-                self.context.health.verdict(Error::PeerDied { rank, call: call.to_string() })
-            }
+            Error::PeerDied { rank, .. } => self.context.health.closed(rank, &call),
             // Others may have learnt more meanwhile.
             error @ Error::Deadline { .. } => self.context.health.check().err().unwrap_or(error),
             error => error,

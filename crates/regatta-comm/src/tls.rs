@@ -18,6 +18,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::timer::Timer;
 use rustls::Error;
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
@@ -28,6 +29,8 @@ use session::{Parts, Send, Side, Tls, broken};
 
 /// How long a blocking write waits for the peer to take more.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest sleep of a wait with a limit, so that its timer sees when this process was stopped.
+const SLICE: Duration = Duration::from_millis(250);
 
 /// A TCP connection, plain or under TLS, that threads share by reference.
 ///
@@ -179,6 +182,18 @@ impl Stream {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
+    /// Ends this side's sending without a word: the peer sees that the connection broke. What the peer has sent can
+    /// still be read.
+    pub(crate) fn stop_sending(&self) {
+        // The one error there is says that the connection has ended already.
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// Whether it is under TLS.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Announces the end to the peer, where the socket takes the announcement at once.
     fn say_goodbye(&self) {
         if let Some(mut tls) = self.tls() {
@@ -221,11 +236,11 @@ impl Read for &Stream {
             return Ok(0);
         }
         let timeout = *self.read_timeout.lock().unwrap_or_else(PoisonError::into_inner);
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let timer = timeout.map(Timer::new);
         loop {
             match self.receive([into, &mut []])? {
                 Some(count) => return Ok(count),
-                None => wait(&self.socket, Wait::Readable, deadline)?,
+                None => wait_a_while(&self.socket, Wait::Readable, timer.as_ref())?,
             }
         }
     }
@@ -235,7 +250,7 @@ impl Write for &Stream {
     /// Writes and sends everything; `TimedOut` where the peer takes nothing for ten seconds.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut taken = 0;
-        let mut deadline = Instant::now() + WRITE_TIMEOUT;
+        let mut timer = Timer::new(WRITE_TIMEOUT);
         loop {
             let count = self.try_write([&bytes[taken..], &[]])?;
             taken += count;
@@ -243,9 +258,9 @@ impl Write for &Stream {
                 return Ok(taken);
             }
             if count > 0 {
-                deadline = Instant::now() + WRITE_TIMEOUT;
+                timer = Timer::new(WRITE_TIMEOUT);
             }
-            wait(&self.socket, Wait::Writable, Some(deadline))?;
+            wait_a_while(&self.socket, Wait::Writable, Some(&timer))?;
         }
     }
 
@@ -270,6 +285,15 @@ fn without_waiting(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<Op
 enum Wait {
     Readable,
     Writable,
+}
+
+/// As [`wait`], within a limit that does not count time in which this process was stopped.
+fn wait_a_while(socket: &TcpStream, what: Wait, timer: Option<&Timer>) -> io::Result<()> {
+    match timer.map(Timer::left) {
+        None => wait(socket, what, None),
+        Some(left) if left.is_zero() => Err(io::ErrorKind::TimedOut.into()),
+        Some(left) => wait(socket, what, Some(Instant::now() + left.min(SLICE))),
+    }
 }
 
 /// Waits for the socket, perhaps in vain: the caller tries again and comes back. `TimedOut` when called

@@ -7,6 +7,7 @@ use crate::element::{DType, Element};
 use crate::engine::Core;
 use crate::error::{Error, Result};
 use crate::notes::Invitation;
+use crate::timer::Timer;
 use half::{bf16, f16};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -50,7 +51,7 @@ impl Core {
             notes.invite(token, sequence + 1, Invitation::End { rank: context.rank })?;
             return Ok(context.rank);
         }
-        let mut since = Instant::now();
+        let mut timer = Timer::new(self.options.deadline);
         loop {
             context.health.check()?;
             match notes.invited(token, sequence + 1, Instant::now() + LOOK)? {
@@ -58,9 +59,9 @@ impl Core {
                 Some(Invitation::Call(call)) => {
                     self.take_part(call)?;
                     sequence += 1;
-                    since = Instant::now();
+                    timer = Timer::new(self.options.deadline);
                 }
-                None if since.elapsed() < self.options.deadline => {}
+                None if !timer.is_over() => {}
                 None => {
                     let joined = notes.joined(token);
                     let missing = context.names.iter().find(|rank| !joined.contains(rank));
@@ -68,7 +69,7 @@ impl Core {
                     return Err(Error::Deadline {
                         rank: missing.copied().unwrap_or(context.names[context.rank]),
                         call: call.to_string(),
-                        waited: since.elapsed(),
+                        waited: timer.used(),
                     });
                 }
             }
