@@ -13,7 +13,7 @@ use regatta::plan::threads_per_worker;
 use regatta::train::{
     Config, Datasets, Job, Observer, Requests, Resume, Silent, Summary, claim_folder, holds_run, train,
 };
-use regatta_comm::rendezvous::World;
+use regatta_comm::rendezvous::{Arrival, World};
 use regatta_comm::{Algorithm, Group, Options, TransportKind};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -100,8 +100,19 @@ impl TrainArgs {
 }
 
 pub fn run(args: TrainArgs, started: Instant) -> Result<ExitCode> {
-    let config = args.config()?;
+    let config = args.config().inspect_err(|error| tell_job(&error.to_string()))?;
     train_as(&args, config, started, true)
+}
+
+/// Where this process is a rank of a job that somebody started, tells the other ranks why it ends.
+fn tell_job(reason: &str) {
+    let arrival = |world: &World| Arrival::announce(world, &Options::from_env()?);
+    // Where there is no job, or it cannot be reached, the error is this process's alone.
+    if let Ok(Some(world)) = World::from_env()
+        && let Ok(mut arrival) = arrival(&world)
+    {
+        arrival.give_up(reason);
+    }
 }
 
 /// Trains as `config` says, as one rank of a job or as what starts the ranks; `speaks` says whether somebody is told about it.
@@ -122,19 +133,24 @@ fn worker(
     started: Instant,
     speaks: bool,
 ) -> Result<ExitCode> {
-    let plan = plan(&config, world.size)?;
-    // Before the ranks meet, so that none of them waits for another's preparation with a deadline running.
-    let data = Datasets::open(&config)?;
-    check(&config, &plan, data.vocab)?;
-    config.check_sample(&data)?;
-    drop(data);
-    let resume = args.resume()?;
-    let folder = match std::env::var_os(OUT) {
-        Some(out) => Folder::Known(out.into()),
-        // Before the ranks meet, so before rank 0 writes there: all of them see the same.
-        None => folder(args)?,
-    };
-    let group = Group::connect(world, &options(args, &config, folder.path())?)?;
+    // Before anything that may take long or fail: the other ranks then wait for this one, or hear why it ends.
+    let mut arrival = Arrival::announce(world, &Options::from_env()?)?;
+    let (plan, resume, folder, options) = arrival.prepare(|| -> Result<_> {
+        let plan = plan(&config, world.size)?;
+        let data = Datasets::open(&config)?;
+        check(&config, &plan, data.vocab)?;
+        config.check_sample(&data)?;
+        drop(data);
+        let resume = args.resume()?;
+        let folder = match std::env::var_os(OUT) {
+            Some(out) => Folder::Known(out.into()),
+            // Before the ranks meet, so before rank 0 writes there: all of them see the same.
+            None => folder(args)?,
+        };
+        let options = options(args, &config, folder.path())?;
+        Ok((plan, resume, folder, options))
+    })?;
+    let group = arrival.join(&options)?;
     let out = folder.of_all(&group)?;
     let threads = config.parallel.threads.unwrap_or_else(|| cores::threads(world.local_size));
     let requests = Arc::<Requests>::default();

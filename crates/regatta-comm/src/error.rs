@@ -90,6 +90,7 @@ impl Error {
     /// A failed system call; use as `.map_err(Error::system("open a socket"))`.
     pub(crate) fn system<E: std::fmt::Display>(action: impl Into<String>) -> impl FnOnce(E) -> Self {
         let action = action.into();
-        move |error| Self::System { action, reason: error.to_string() }
+        let reason = |error: E| crate::rendezvous::open_files::explain(&error.to_string());
+        move |error| Self::System { action, reason: reason(error) }
     }
 }

@@ -11,7 +11,7 @@ use crate::call::{Kind, digest};
 use crate::element::{Element, ReduceOp};
 use crate::engine::Core;
 use crate::error::{Error, Result};
-use crate::job::{Job, Link};
+use crate::job::{Job, Link, Reached};
 use crate::joining::Joining;
 use crate::notes::Notes;
 use crate::options::Options;
@@ -69,7 +69,12 @@ impl Group {
     /// # Errors
     /// Ranks that do not come within `options.join`, or no transport between them.
     pub fn connect(world: &World, options: &Options) -> Result<Self> {
-        let job = Arc::new(Job::connect(world, options)?);
+        Self::assemble(world, options, Reached::new(world, options)?)
+    }
+
+    /// As [`connect`](Self::connect), once the job's store is reached.
+    pub(crate) fn assemble(world: &World, options: &Options, reached: Reached) -> Result<Self> {
+        let job = Arc::new(Job::assemble(world, options, reached)?);
         let names: Arc<[usize]> = (0..world.size).collect();
         Self::enter(job, 0, world.rank, names, (world.local_rank, world.local_size), options)
     }

@@ -4,11 +4,13 @@ use crate::algorithm::Context;
 use crate::algorithm::direct::Registered;
 use crate::algorithm::select::Table;
 use crate::error::{Error, Result};
+use crate::gathering::Gathering;
 use crate::health::Health;
 use crate::notes::Directory;
 use crate::options::{Options, Tls};
 use crate::rendezvous::store::{Reach, StoreClient};
 use crate::rendezvous::{Secret, Security, StoreAt, StoreServer, World};
+use crate::timer::Timer;
 use crate::transport::mixed::MixedTransport;
 use crate::transport::shared::Shared;
 #[cfg(target_os = "linux")]
@@ -18,9 +20,11 @@ use crate::transport::thread::{Hub, ThreadTransport};
 use crate::transport::{Transport, TransportKind};
 use std::cell::RefCell;
 use std::io::{self, Write};
+use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Dropped when the last group of the rank is: the rank leaves the job.
 pub(crate) struct Job {
@@ -34,6 +38,8 @@ pub(crate) struct Job {
     /// The host of each rank.
     hosts: Vec<Vec<u8>>,
     ways: Ways,
+    /// As far as has been said, ranks of a host share memory.
+    shared_memory: AtomicBool,
 }
 
 enum Ways {
@@ -82,7 +88,8 @@ impl Job {
     pub(crate) fn solo() -> Self {
         let (health, tuning) = (Arc::default(), Arc::default());
         let name = crate::rendezvous::random_name();
-        Self { rank: 0, size: 1, health, tuning, name, hosts: vec![vec![]], ways: Ways::Solo }
+        let (ways, shared_memory) = (Ways::Solo, AtomicBool::new(true));
+        Self { rank: 0, size: 1, health, tuning, name, hosts: vec![vec![]], ways, shared_memory }
     }
 
     pub(crate) fn threads(size: usize, options: &Options) -> Vec<Self> {
@@ -97,69 +104,74 @@ impl Job {
             tuning: tuning.clone(),
             hosts: vec![vec![]; size],
             ways: Ways::Threads(hub.clone()),
+            shared_memory: AtomicBool::new(true),
         };
         (0..size).map(rank).collect()
     }
 
-    /// Finds the other processes of `world`.
-    pub(crate) fn connect(world: &World, options: &Options) -> Result<Self> {
-        let until = Instant::now() + options.join;
-        let health = Arc::<Health>::default();
-        let mut security = Security { secret: options.secret.clone(), tls: options.tls };
-        if let (StoreAt::File(_), 0, None, true) =
-            (&world.store, world.rank, &security.secret, security.tls != Tls::Off)
-        {
-            // What only this user's processes can read may carry a secret.
-            security.secret = Some(Secret::random()?);
-        }
-        let server = if world.rank == 0 { serve(world, &security)? } else { None };
-        let certain = !matches!(world.store, StoreAt::File(_) | StoreAt::Rank0 { beside: true, .. });
-        let found = RefCell::new(security.clone());
-        let addresses = || {
-            let found_at = addresses(&world.store, server.as_ref(), &security);
-            if let Some((_, security)) = found_at.last() {
-                found.replace(security.clone());
+    /// Waits for the other processes of `world`, once the store is reached.
+    pub(crate) fn assemble(world: &World, options: &Options, reached: Reached) -> Result<Self> {
+        let met = options.check().and_then(|()| Self::meet(world, options, &reached));
+        let Reached { health, store, server, security } = reached;
+        let (hosts, tuning, name) = met.inspect_err(|error| {
+            if !matches!(error, Error::Aborted { .. }) {
+                tell(world.rank, &store, server.as_ref(), &gave_up(world.rank, &error.to_string()));
             }
-            Ok(found_at)
-        };
-        let reach = Reach {
-            addresses: &addresses,
-            job: world.job.as_bytes(),
-            rank: world.rank,
-            until,
-            certain,
-            deadline: options.deadline,
-        };
-        let store = StoreClient::connect(&reach, health.clone())?;
-        let about = format!("{} {}", store.local_ip(), world.host);
-        store.set(&format!("node/{}", world.rank), about.as_bytes())?;
+        })?;
+        let ways = Ways::Processes { store, server, security };
+        let shared_memory = AtomicBool::new(true);
+        let (rank, size, tuning) = (world.rank, world.size, Arc::new(tuning));
+        Ok(Self { rank, size, health, tuning, name, hosts, ways, shared_memory })
+    }
+
+    /// The hosts of all ranks, the tuning table and the name of the job.
+    fn meet(world: &World, options: &Options, reached: &Reached) -> Result<(Vec<Vec<u8>>, Table, String)> {
+        let store = &*reached.store;
+        reached.health.check()?;
+        store.keep_time(options.deadline);
+        // What is set first tells of the job; the rank's own place comes last and says that all is there.
         if world.rank == 0 {
             let tuning = options.tuning.as_ref().map(Table::to_string).unwrap_or_default();
             store.set("tuning", tuning.as_bytes())?;
             store.set("name", crate::rendezvous::random_name().as_bytes())?;
+            store.set("size", world.size.to_string().as_bytes())?;
         }
+        let about = format!("{} {}", store.local_ip(), world.host);
+        store.set(&node(world.rank), about.as_bytes())?;
         let (mut hosts, mut ips) = (vec![], vec![]);
+        let mut gathering = Gathering::new(store, world, options, join_timer(options));
         for rank in 0..world.size {
-            let Some(about) = store.try_get(&format!("node/{rank}"), until)? else {
-                return Err(missing(&store, world, options));
-            };
+            let about = gathering.wait_for(rank)?;
+            if rank == 0 {
+                let size = store.get("size", 0, &gathering.timer)?;
+                if size != world.size.to_string().as_bytes() {
+                    return Err(Error::Env {
+                        variable: "WORLD_SIZE".into(),
+                        problem: format!(
+                            "is {} on rank {}, and {} on rank 0: it must be the same on all ranks",
+                            world.size,
+                            world.rank,
+                            String::from_utf8_lossy(&size)
+                        ),
+                    });
+                }
+            }
             let about = String::from_utf8_lossy(&about).into_owned();
             let (ip, host) = about.split_once(' ').unwrap_or_default();
             hosts.push(host.as_bytes().to_vec());
             ips.push(ip.parse().ok());
         }
         store.learn_hosts(&ips);
-        let tuning = match store.get("tuning", until)? {
+        let tuning = match store.get("tuning", 0, &gathering.timer)? {
             text if text.is_empty() => Table::default(),
             text => Table::parse(&String::from_utf8_lossy(&text))?,
         };
-        let name = String::from_utf8_lossy(&store.get("name", until)?).into_owned();
+        let name = String::from_utf8_lossy(&store.get("name", 0, &gathering.timer)?).into_owned();
         if let (StoreAt::File(path), 0) = (&world.store, world.rank) {
             // Everyone is here; a later job must not find it.
             let _ = std::fs::remove_file(path);
         }
-        let ways = Ways::Processes { store, server, security: found.into_inner() };
-        Ok(Self { rank: world.rank, size: world.size, health, tuning: Arc::new(tuning), name, hosts, ways })
+        Ok((hosts, tuning, name))
     }
 
     /// Tells this job from others in the names of files.
@@ -199,20 +211,27 @@ impl Job {
 
     /// Ends the job for all ranks.
     pub(crate) fn abort(&self, reason: &str) {
-        let reason = format!("rank {} gave up: {reason}", self.rank);
+        let reason = gave_up(self.rank, reason);
         self.health.end(Some(self.rank), &reason);
         if let Ways::Processes { store, server, .. } = &self.ways {
-            match server {
-                // A message to the server of this process might come after the goodbye that its end says.
-                Some(server) => server.abort(Some(self.rank), &reason),
-                None => store.abort(&reason),
-            }
+            tell(self.rank, store, server.as_ref(), &reason);
+        }
+    }
+
+    /// Says, once for all ranks, why ranks that could share memory do not.
+    fn without_shared_memory(&self, context: &Context, reason: &Error) {
+        if self.shared_memory.swap(false, Ordering::Relaxed) && context.rank == 0 {
+            // In one piece: several ranks may write to one terminal.
+            eprint!(
+                "warning: the ranks of a host do not share memory and use TCP instead, which is slower: {reason} (to \
+                 have it so without this warning: --transport tcp or REGATTA_TRANSPORT=tcp)\n"
+            );
         }
     }
 
     /// A transport for the group `id`, in which this process is `context.rank`. All members call it.
     pub(crate) fn link(&self, id: u64, context: &Context, options: &Options) -> Result<Link> {
-        let until = Instant::now() + options.join;
+        let timer = &join_timer(options);
         let wanted = options.transport;
         match &self.ways {
             Ways::Solo => Ok(threads(&Hub::default(), 0, context, 1)),
@@ -222,7 +241,7 @@ impl Job {
             }
             #[cfg(feature = "mpi")]
             Ways::Processes { store, .. } if wanted == Some(TransportKind::Mpi) => {
-                let transport = crate::transport::mpi::MpiTransport::connect(store, id, context, until)?;
+                let transport = crate::transport::mpi::MpiTransport::connect(store, id, context, timer)?;
                 Ok(Link { transport: Box::new(transport), memory: None })
             }
             #[cfg(not(feature = "mpi"))]
@@ -230,7 +249,7 @@ impl Job {
                 "the mpi transport is not in this program: build regatta-comm with its feature `mpi`".into(),
             )),
             Ways::Processes { store, security, .. } => {
-                let settings = tcp::Settings { store, id, until, streams: options.tcp_streams, security };
+                let settings = tcp::Settings { store, id, timer, streams: options.tcp_streams, security };
                 let one_host = context.hosts.len() == 1;
                 if wanted == Some(TransportKind::Shm) && !one_host {
                     return Err(Error::Usage(
@@ -239,7 +258,7 @@ impl Job {
                 }
                 let shares = context.hosts.iter().any(|host| host.len() > 1);
                 if wanted != Some(TransportKind::Tcp) && (one_host || shares) {
-                    match shared_memory(store, id, context, options.lanes, until) {
+                    match shared_memory(store, id, context, options.lanes, timer) {
                         Ok((shared, memory)) if one_host => {
                             return Ok(Link {
                                 transport: Box::new(ShmTransport { shared }),
@@ -249,7 +268,10 @@ impl Job {
                         Ok((local, _)) => return mixed(local, context, &settings),
                         Err(error) if wanted == Some(TransportKind::Shm) => return Err(error),
                         // All ranks have agreed that one of them cannot: TCP it is, unless the job has ended.
-                        Err(_) => self.health.check()?,
+                        Err(error) => {
+                            self.health.check()?;
+                            self.without_shared_memory(context, &error);
+                        }
                     }
                 }
                 let peers: Vec<usize> = (0..context.size).filter(|&peer| peer != context.rank).collect();
@@ -258,6 +280,87 @@ impl Job {
             }
         }
     }
+}
+
+/// What a rank has of its job before the others have come.
+pub(crate) struct Reached {
+    pub(crate) health: Arc<Health>,
+    store: Arc<StoreClient>,
+    server: Option<StoreServer>,
+    security: Security,
+}
+
+impl Reached {
+    /// Runs the job's store where that is this rank's part, and makes this rank known there.
+    pub(crate) fn new(world: &World, options: &Options) -> Result<Self> {
+        options.check()?;
+        // The attempts to reach the store may pause for as long as a connection takes.
+        let timer = join_timer(options);
+        let health = Arc::<Health>::default();
+        let mut security = Security { secret: options.secret.clone(), tls: options.tls };
+        if let (StoreAt::File(_), 0, None, true) =
+            (&world.store, world.rank, &security.secret, security.tls != Tls::Off)
+        {
+            // What only this user's processes can read may carry a secret.
+            security.secret = Some(Secret::random()?);
+        }
+        let server = if world.rank == 0 { serve(world, &security, &timer, options)? } else { None };
+        let certain = !matches!(world.store, StoreAt::File(_) | StoreAt::Rank0 { beside: true, .. });
+        let found = RefCell::new(security.clone());
+        let addresses = || {
+            let found_at = addresses(&world.store, server.as_ref(), &security);
+            if let Some((_, security)) = found_at.last() {
+                found.replace(security.clone());
+            }
+            Ok(found_at)
+        };
+        let reach = Reach {
+            addresses: &addresses,
+            job: world.job.as_bytes(),
+            rank: world.rank,
+            timer: &timer,
+            certain,
+            deadline: options.deadline,
+        };
+        let store = StoreClient::connect(&reach, health.clone())?;
+        let security = found.into_inner();
+        Ok(Self { health, store, server, security })
+    }
+
+    /// Ends the job for all ranks. Where this rank runs the store, waits up to `patience` for the others to come and
+    /// hear of it.
+    pub(crate) fn give_up(self, world: &World, reason: &str, patience: Duration) {
+        tell(world.rank, &self.store, self.server.as_ref(), &gave_up(world.rank, reason));
+        let Some(server) = &self.server else { return };
+        let timer = Timer::new(patience);
+        while server.heard() < world.size && !timer.is_over() {
+            // The others are just being started; there is no event to wait for.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Sends the end of the job to all ranks.
+fn tell(rank: usize, store: &StoreClient, server: Option<&StoreServer>, reason: &str) {
+    match server {
+        // A message to the server of this process might come after the goodbye that its end says.
+        Some(server) => server.abort(Some(rank), reason),
+        None => store.abort(reason),
+    }
+}
+
+fn gave_up(rank: usize, reason: &str) -> String {
+    format!("rank {rank} gave up: {reason}")
+}
+
+/// How long ranks may take to find each other, where one request may take some seconds.
+fn join_timer(options: &Options) -> Timer {
+    Timer::with_pauses(options.join, Duration::from_secs(12))
+}
+
+/// Where the store keeps what a rank says of itself when it has joined.
+pub(crate) fn node(rank: usize) -> String {
+    format!("node/{rank}")
 }
 
 fn threads(hub: &Hub, id: u64, context: &Context, lanes: usize) -> Link {
@@ -286,16 +389,23 @@ impl Drop for Job {
 }
 
 /// Rank 0's part: runs the store, where nobody else does.
-fn serve(world: &World, security: &Security) -> Result<Option<StoreServer>> {
+fn serve(
+    world: &World,
+    security: &Security,
+    timer: &Timer,
+    options: &Options,
+) -> Result<Option<StoreServer>> {
     let start = |address: &str| StoreServer::start_for(address, world.size, security, world.job.as_bytes());
     match &world.store {
         StoreAt::Elsewhere(_) => Ok(None),
         StoreAt::Rank0 { host, port, beside: false } => {
+            await_name(host, *port, timer, options)?;
             let server = start(&format!("{host}:{port}"))?;
             reachable(host, &server, world)?;
             Ok(Some(server))
         }
-        StoreAt::Rank0 { .. } => {
+        StoreAt::Rank0 { host, port, .. } => {
+            await_name(host, *port, timer, options)?;
             let mut last = None;
             for (address, _) in addresses(&world.store, None, security) {
                 match start(&address) {
@@ -312,6 +422,31 @@ fn serve(world: &World, security: &Security) -> Result<Option<StoreServer>> {
                 .map_err(Error::system(format!("write {}", path.display())))?;
             Ok(Some(server))
         }
+    }
+}
+
+/// Waits until the host's name is known: that of a Kubernetes service appears some seconds after its pods have begun.
+fn await_name(host: &str, port: u16, timer: &Timer, options: &Options) -> Result<()> {
+    let mut said = false;
+    loop {
+        let Err(error) = (host, port).to_socket_addrs() else { return Ok(()) };
+        let waited = timer.used();
+        if waited >= options.join {
+            return Err(Error::Env {
+                variable: "MASTER_ADDR".into(),
+                problem: format!(
+                    "rank 0's host does not know the name {host:?} after {:.1} s ({error}); give an address, or more time \
+                     by REGATTA_JOIN_S",
+                    waited.as_secs_f64()
+                ),
+            });
+        }
+        if waited >= options.warn && !said {
+            said = true;
+            eprint!("warning: rank 0 waits for the name {host:?} (MASTER_ADDR) to appear: {error}\n");
+        }
+        // The system's resolver tells of no event to wait for.
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -378,21 +513,6 @@ fn addresses(store: &StoreAt, own: Option<&StoreServer>, security: &Security) ->
     }
 }
 
-/// Which ranks have not come.
-fn missing(store: &StoreClient, world: &World, options: &Options) -> Error {
-    let now = Instant::now();
-    let absent: Vec<String> = (0..world.size)
-        .filter(|rank| !matches!(store.try_get(&format!("node/{rank}"), now), Ok(Some(_))))
-        .map(|rank| rank.to_string())
-        .collect();
-    Error::Rendezvous(format!(
-        "rank {} of {} did not join within {:.0} s: are they all started? (the time can be set by REGATTA_JOIN_S)",
-        absent.join(", "),
-        world.size,
-        options.join.as_secs_f64()
-    ))
-}
-
 /// The memory that the ranks of this host share. All ranks of the group agree whether all hosts have it.
 #[cfg(target_os = "linux")]
 fn shared_memory(
@@ -400,13 +520,14 @@ fn shared_memory(
     id: u64,
     context: &Context,
     lanes: usize,
-    until: Instant,
+    timer: &Timer,
 ) -> Result<(Shared, Arc<dyn Memory>)> {
-    use crate::transport::shm::{Arena, Segment, unlink};
+    use crate::transport::shm::{Arena, Name, Segment};
     let here = context.host_of(context.rank);
     let (first, size) = (here[0], here.len());
     let key = format!("shm/{id:x}/{first}");
-    let mut path = None;
+    // Whatever fails from here on, nothing is left behind.
+    let mut name = None;
     let segment = if context.rank == first {
         let nonce = crate::rendezvous::random();
         let created = Segment::create(size, lanes, nonce);
@@ -415,12 +536,12 @@ fn shared_memory(
             Err(error) => format!("! {error}"),
         };
         if let Ok((_, at)) = &created {
-            path = Some(at.clone());
+            name = Some(Name(at.clone()));
         }
         store.set(&key, published.as_bytes())?;
         created.map(|(segment, _)| segment)
     } else {
-        let published = String::from_utf8_lossy(&store.get(&key, until)?).into_owned();
+        let published = String::from_utf8_lossy(&store.get(&key, context.names[first], timer)?).into_owned();
         match published.split_once(' ').map(|(nonce, at)| (nonce.parse::<u64>(), at)) {
             Some((Ok(nonce), at)) => Segment::open(Path::new(at), size, lanes, nonce),
             _ => Err(Error::Rendezvous(format!("rank {}: {published}", context.names[first]))),
@@ -432,7 +553,7 @@ fn shared_memory(
     };
     let agreed = store.set(&format!("shm/{id:x}/ok/{}", context.rank), outcome.as_bytes()).and_then(|()| {
         for peer in 0..context.size {
-            let answer = store.get(&format!("shm/{id:x}/ok/{peer}"), until)?;
+            let answer = store.get(&format!("shm/{id:x}/ok/{peer}"), context.names[peer], timer)?;
             if answer != b"ok" {
                 let reason = String::from_utf8_lossy(&answer).into_owned();
                 return Err(Error::Rendezvous(format!(
@@ -443,10 +564,8 @@ fn shared_memory(
         }
         Ok(())
     });
-    // All have mapped it, or nobody will: from here on nothing can be left behind.
-    if let Some(path) = path {
-        unlink(&path);
-    }
+    // All have mapped it, or nobody will.
+    drop(name);
     agreed?;
     let segment = Arc::new(segment?);
     let local = context.among(here);
@@ -460,7 +579,7 @@ fn shared_memory(
     _: u64,
     _: &Context,
     _: usize,
-    _: Instant,
+    _: &Timer,
 ) -> Result<(Shared, Arc<dyn Memory>)> {
     Err(Error::Usage("the shm transport is for Linux; use tcp".into()))
 }

@@ -48,6 +48,7 @@ mod float16;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gathering;
 mod group;
 mod health;
 mod job;
@@ -62,6 +63,7 @@ mod queue;
 mod recorder;
 pub mod rendezvous;
 mod say;
+mod timer;
 mod tls;
 mod traffic;
 mod transport;

@@ -78,7 +78,20 @@ impl Options {
     /// # Errors
     /// A variable with a value that is none of its.
     pub fn from_env() -> Result<Self> {
-        Self::from(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        // What is not UTF-8 is refused where it is read as a number or a word.
+        let read = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        Self::from(&|name| read(name).filter(|value| !value.is_empty()))
+    }
+
+    /// Refuses times that no wait could keep, and a secret that anybody could guess.
+    ///
+    /// # Errors
+    /// Which of them, and what is allowed.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.deadline.is_zero() {
+            return Err(Error::Usage("a deadline of 0 s ends every wait before it begins".into()));
+        }
+        self.secret.as_ref().map_or(Ok(()), Secret::check).map_err(Error::Usage)
     }
 
     pub(crate) fn from(get: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
@@ -105,12 +118,16 @@ impl Options {
             let text = std::fs::read_to_string(&path).map_err(Error::system(format!("read {path}")))?;
             Table::parse(&text)
         });
+        let long = |name: &str, text: &str| {
+            let secret = Secret::from_text(text);
+            secret.check().map_err(|problem| bad(name, problem)).map(|()| secret)
+        };
         let secret = match (get("REGATTA_SECRET"), get("REGATTA_SECRET_FILE")) {
-            (Some(text), _) => Some(Secret::from_text(&text)),
+            (Some(text), _) => Some(long("REGATTA_SECRET", &text)?),
             (None, Some(path)) => {
                 let text = std::fs::read_to_string(&path);
                 let text = text.map_err(|error| bad("REGATTA_SECRET_FILE", format!("{path}: {error}")))?;
-                Some(Secret::from_text(text.trim()))
+                Some(long("REGATTA_SECRET_FILE", text.trim())?)
             }
             (None, None) => None,
         };

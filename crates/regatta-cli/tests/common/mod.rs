@@ -53,7 +53,7 @@ impl Place {
         for (key, _) in std::env::vars() {
             let of_launcher =
                 ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"];
-            let prefixes = ["OMPI_", "PMIX_", "SLURM_", "TORCHELASTIC_", "REGATTA_"];
+            let prefixes = ["OMPI_", "PMIX_", "PMI_", "SLURM_", "TORCHELASTIC_", "REGATTA_"];
             if of_launcher.contains(&key.as_str()) || prefixes.iter().any(|prefix| key.starts_with(prefix)) {
                 command.env_remove(key);
             }
@@ -83,6 +83,7 @@ impl Place {
 }
 
 /// Runs to a good end.
+#[allow(dead_code)]
 pub fn succeed(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}\n{}", said(&output));

@@ -1,5 +1,7 @@
-//! The environment contracts: what `regatta launch`, torchrun, Open MPI and Slurm tell the processes they start.
+//! The environment contracts: what `regatta launch`, torchrun, Slurm and the launchers of MPI libraries tell the processes
+//! they start.
 
+use super::launchers;
 use crate::error::{Error, Result};
 use std::path::PathBuf;
 
@@ -58,23 +60,24 @@ impl World {
     /// # Errors
     /// Variables that are missing, malformed or contradict each other.
     pub fn from_env() -> Result<Option<Self>> {
-        Self::from(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        // What is not UTF-8 is no number, which is said where a number is needed.
+        let read = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        Self::from(&|name| read(name).filter(|value| !value.is_empty()))
     }
 
     pub(crate) fn from(get: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>> {
         let vars = Vars { get };
-        let mut world = if get("RANK").is_some() || get("REGATTA_STORE").is_some() {
-            vars.torchrun()?
-        } else if get("OMPI_COMM_WORLD_RANK").is_some() {
-            vars.open_mpi()?
+        let found = if get("RANK").is_some() || get("REGATTA_STORE").is_some() {
+            Some(vars.torchrun()?)
+        } else if let Some(launcher) = launchers::of(&vars)? {
+            launchers::world(launcher, &vars)?
         } else if get("SLURM_STEP_ID").is_some() && get("SLURM_PROCID").is_some() {
-            match vars.slurm()? {
-                Some(world) => world,
-                None => return Ok(None),
-            }
+            vars.slurm()?
         } else {
-            return Ok(None);
+            launchers::refuse_unknown(&vars)?;
+            None
         };
+        let Some(mut world) = found else { return Ok(None) };
         let error = |problem: String| Err(Error::Env { variable: "rank and size".into(), problem });
         if world.size == 0 || world.rank >= world.size {
             return error(format!("rank {} is not below the world size {}", world.rank, world.size));
@@ -100,24 +103,29 @@ impl World {
     }
 }
 
-struct Vars<'a> {
-    get: &'a dyn Fn(&str) -> Option<String>,
+/// The environment.
+pub(super) struct Vars<'a> {
+    pub(super) get: &'a dyn Fn(&str) -> Option<String>,
 }
 
+/// Steps of Slurm that are not started by `srun PROGRAM`: an interactive shell, a batch script, and what Slurm runs
+/// itself.
+const NO_JOB: std::ops::RangeInclusive<u64> = 0xffff_fffa..=0xffff_fffe;
+
 impl Vars<'_> {
-    fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>> {
+    pub(super) fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>> {
         let Some(text) = (self.get)(name) else { return Ok(None) };
         let problem =
             || Error::Env { variable: name.into(), problem: format!("{text:?} is no number in range") };
         text.trim().parse().map(Some).map_err(|_| problem())
     }
 
-    fn needed<T: std::str::FromStr>(&self, name: &str, because: &str) -> Result<T> {
+    pub(super) fn needed<T: std::str::FromStr>(&self, name: &str, because: &str) -> Result<T> {
         let missing = || Error::Env { variable: name.into(), problem: format!("is not set, but {because}") };
         self.number(name)?.ok_or_else(missing)
     }
 
-    fn master(&self, beside: bool) -> Result<Option<StoreAt>> {
+    pub(super) fn master(&self, beside: bool) -> Result<Option<StoreAt>> {
         let Some(host) = (self.get)("MASTER_ADDR") else { return Ok(None) };
         let port = self.needed("MASTER_PORT", "MASTER_ADDR is: rank 0 listens there")?;
         Ok(Some(StoreAt::Rank0 { host, port, beside }))
@@ -152,50 +160,34 @@ impl Vars<'_> {
         })
     }
 
-    fn open_mpi(&self) -> Result<World> {
-        let because = "OMPI_COMM_WORLD_RANK is";
-        let (rank, size) =
-            (self.needed("OMPI_COMM_WORLD_RANK", because)?, self.needed("OMPI_COMM_WORLD_SIZE", because)?);
-        let local_rank = self.needed("OMPI_COMM_WORLD_LOCAL_RANK", because)?;
-        let local_size = self.needed("OMPI_COMM_WORLD_LOCAL_SIZE", because)?;
-        let parent = || parent_process().to_string();
-        let job = (self.get)("PMIX_NAMESPACE")
-            .or_else(|| (self.get)("OMPI_MCA_ess_base_jobid"))
-            .unwrap_or_else(parent);
-        let store = match self.master(false)? {
-            Some(store) => store,
-            None if local_size == size => {
-                let name: String =
-                    job.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-                StoreAt::File(std::env::temp_dir().join(format!("regatta-{}-{name}.addr", user())))
-            }
-            None => {
-                return Err(Error::Env {
-                    variable: "MASTER_ADDR".into(),
-                    problem: "is not set, but the job spans several hosts: start it with \
-                              `mpirun -x MASTER_ADDR=<host of rank 0> -x MASTER_PORT=29500`"
-                        .into(),
-                });
-            }
-        };
-        let host = super::host_identity();
-        Ok(World { rank, size, local_rank, local_size, store, job, host })
+    /// The tasks of this step: those of the allocation may be more.
+    fn slurm_size(&self) -> Result<Option<usize>> {
+        Ok(self.number("SLURM_STEP_NUM_TASKS")?.or(self.number("SLURM_NTASKS")?))
+    }
+
+    /// Whether a step of Slurm has started this process as this rank.
+    pub(super) fn slurm_agrees(&self, rank: usize, size: usize) -> Result<bool> {
+        let step = self.number::<u64>("SLURM_STEP_ID")?.is_some_and(|step| !NO_JOB.contains(&step));
+        Ok(step && self.number("SLURM_PROCID")? == Some(rank) && self.slurm_size()? == Some(size))
     }
 
     /// Only a step of several tasks is a job; a batch script itself is not.
     fn slurm(&self) -> Result<Option<World>> {
         let because = "SLURM_PROCID is";
-        let Some(size) = self.number("SLURM_NTASKS")?.filter(|&size: &usize| size > 1) else {
+        let step: u64 = self.number("SLURM_STEP_ID")?.unwrap_or(0);
+        if NO_JOB.contains(&step) {
+            return Ok(None);
+        }
+        let Some(size) = self.slurm_size()?.filter(|&size| size > 1) else {
             return Ok(None);
         };
         let rank = self.needed("SLURM_PROCID", because)?;
         let local_rank: usize = self.needed("SLURM_LOCALID", because)?;
-        // As in "4" or "4(x2),3".
         let tasks = (self.get)("SLURM_STEP_TASKS_PER_NODE").or_else(|| (self.get)("SLURM_TASKS_PER_NODE"));
-        let first = tasks.and_then(|tasks| tasks.split(['(', ',']).next()?.trim().parse::<usize>().ok());
-        let local_size = first.unwrap_or(size).max(local_rank.saturating_add(1));
+        let node: usize = self.number("SLURM_NODEID")?.unwrap_or(0);
+        let here = tasks.as_deref().and_then(|tasks| tasks_on(tasks, node));
+        let local_size = here.unwrap_or(size).max(local_rank.saturating_add(1));
         let job_id: u64 = self.needed("SLURM_JOB_ID", because)?;
-        let step: u64 = self.number("SLURM_STEP_ID")?.unwrap_or(0);
         let store = match self.master(false)? {
             Some(store) => store,
             None => {
@@ -214,6 +206,22 @@ impl Vars<'_> {
     }
 }
 
+/// The tasks on the `node`-th node of Slurm's list, as in "4" or "4(x2),3".
+fn tasks_on(list: &str, node: usize) -> Option<usize> {
+    let mut before = 0_usize;
+    for part in list.split(',') {
+        let (tasks, times) = match part.trim().split_once("(x") {
+            Some((tasks, times)) => (tasks, times.strip_suffix(')')?.parse::<usize>().ok()?),
+            None => (part.trim(), 1),
+        };
+        before = before.saturating_add(times);
+        if node < before {
+            return tasks.parse().ok();
+        }
+    }
+    None
+}
+
 /// The first host of a Slurm list, as in `node[01-03,07],other`.
 fn first_host(list: &str) -> Option<String> {
     let (name, rest) = list.split_at(list.find(['[', ',']).unwrap_or(list.len()));
@@ -223,26 +231,6 @@ fn first_host(list: &str) -> Option<String> {
     };
     let host = format!("{}{number}", name.trim());
     (!host.is_empty()).then_some(host)
-}
-
-#[cfg(unix)]
-fn user() -> String {
-    rustix::process::getuid().as_raw().to_string()
-}
-
-#[cfg(not(unix))]
-fn user() -> String {
-    std::env::var("USERNAME").unwrap_or_default()
-}
-
-#[cfg(unix)]
-fn parent_process() -> u32 {
-    std::os::unix::process::parent_id()
-}
-
-#[cfg(not(unix))]
-fn parent_process() -> u32 {
-    0
 }
 
 #[cfg(test)]
@@ -317,6 +305,16 @@ mod tests {
             [&base[..], &[("OMPI_COMM_WORLD_SIZE", "4"), ("OMPI_COMM_WORLD_LOCAL_SIZE", "2")]].concat();
         let hosts: Vec<_> = hosts.into_iter().filter(|pair| *pair != ("OMPI_COMM_WORLD_SIZE", "2")).collect();
         assert!(world(&hosts).unwrap_err().to_string().contains("mpirun -x MASTER_ADDR"));
+    }
+
+    #[test]
+    fn slurm_lists_tasks_by_node() {
+        let tasks = |node| tasks_on("4(x2),3", node);
+        assert_eq!([0, 1, 2, 3].map(tasks), [Some(4), Some(4), Some(3), None]);
+        assert_eq!(tasks_on("2", 0), Some(2));
+        for odd in ["", "x", "4(x", "4(xa)", "(x2)"] {
+            assert_eq!(tasks_on(odd, 0), None, "{odd}");
+        }
     }
 
     #[test]

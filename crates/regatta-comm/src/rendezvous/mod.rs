@@ -1,10 +1,18 @@
 //! How the ranks of a job find each other.
 
+mod arrival;
 mod env;
+mod knocks;
+mod launchers;
+pub(crate) mod open_files;
+mod reasons;
 mod secret;
 pub(crate) mod store;
+#[cfg(test)]
+mod store_tests;
 pub(crate) mod wire;
 
+pub use arrival::Arrival;
 pub(crate) use env::BESIDE;
 pub use env::{StoreAt, World};
 pub use secret::{Secret, Security};

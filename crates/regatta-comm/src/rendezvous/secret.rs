@@ -7,6 +7,9 @@ use ring::rand::{SecureRandom, SystemRandom};
 use std::fmt;
 use std::net::IpAddr;
 
+/// Fewest bytes of a secret. What can be guessed is none: whoever reaches a rank's port can try.
+const SHORTEST: usize = 16;
+
 /// What the ranks of a job know and nobody else. Connections under it are encrypted, and a process without it cannot
 /// join, read or stall the job. It has to be random: a guess can be tested against any rank's port.
 #[derive(Clone, PartialEq, Eq)]
@@ -26,6 +29,17 @@ impl Secret {
         let mut bytes = [0; 16];
         SystemRandom::new().fill(&mut bytes).map_err(Error::system("get random numbers"))?;
         Ok(Self::from_text(&bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+    }
+
+    /// Whether it is long enough; else what is wrong.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self.0.len() {
+            len if len < SHORTEST => Err(format!(
+                "the secret has {len} characters, and needs {SHORTEST} random ones or more, so that nobody guesses it: make \
+                 one by `openssl rand -hex 16`"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The text that makes it, for the environment of other ranks.

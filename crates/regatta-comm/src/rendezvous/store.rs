@@ -3,11 +3,17 @@
 //! Every rank keeps two connections: one for requests, one to *watch*. The watch connection is how the death of
 //! a process is noticed at once: when it closes without a goodbye, the server tells all others. Whatever fails
 //! first is what every rank reports.
+//!
+//! A rank is present from the moment at which it has said that it knows: the server answers its greeting, and the rank
+//! confirms. A rank that gave up in between leaves nothing behind and may try again.
 
-use super::{Security, wire};
+use super::knocks::Knocks;
+use super::reasons::{Reasons, Unreached};
+use super::{Security, open_files, wire};
 use crate::error::{Error, Result};
 use crate::health::Health;
 use crate::notes::Directory;
+use crate::timer::Timer;
 use crate::tls::{Identity, Stream};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -16,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-pub(crate) const MAGIC: &[u8] = b"regatta-store-2";
+pub(crate) const MAGIC: &[u8] = b"regatta-store-3";
 /// How long a stranger may take to say who it is.
 const HELLO_TIME: Duration = Duration::from_secs(5);
 /// How long one of several possible stores may take to answer.
@@ -36,6 +42,14 @@ const MOST: usize = 256 << 20;
 pub(crate) const ENTRY: usize = 64;
 /// Longest reason of a failure that is passed on, in bytes.
 const REASON: usize = 64 << 10;
+/// The ranks that are present are under these keys, with the process that each is.
+pub(crate) const PRESENT: &str = "present/";
+/// What the server has to say to those who wait in vain.
+pub(crate) const TROUBLE: &str = "trouble";
+/// What a rank says once it knows that it is admitted.
+const CONFIRMED: &[u8] = b"here";
+/// How long the acceptor rests where the system lets it accept nothing.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Stands for no rank.
 const NOBODY: u32 = u32::MAX;
 
@@ -57,6 +71,7 @@ struct Served {
     watchers: Mutex<Vec<Arc<Stream>>>,
     closing: AtomicBool,
     strangers: Mutex<Strangers>,
+    knocks: Knocks,
 }
 
 #[derive(Default)]
@@ -65,8 +80,10 @@ struct State {
     /// Bytes of all entries.
     bytes: usize,
     failure: Option<(Option<usize>, String)>,
-    /// Ranks that hold a watch connection, or have held one.
-    seen: Vec<usize>,
+    /// Ranks that hold a watch connection, or have held one, with the process that each is.
+    seats: BTreeMap<usize, String>,
+    /// How many of them are told what happens, or have been.
+    heard: usize,
 }
 
 impl State {
@@ -80,6 +97,12 @@ impl State {
         self.bytes = bytes;
         self.entries.insert(key, value);
         true
+    }
+
+    fn remove(&mut self, key: &str) {
+        if let Some(value) = self.entries.remove(key) {
+            self.bytes -= ENTRY + key.len() + value.len();
+        }
     }
 }
 
@@ -130,6 +153,8 @@ impl StoreServer {
         })?;
         let address = listener.local_addr().map_err(Error::system("listen"))?;
         let identity = security.for_store(address.ip())?;
+        // Every rank keeps two connections here, and needs more while it joins.
+        open_files::prepare(2 * size, 2 * size)?;
         let shared = Arc::new(Served::new(address, size, identity, job));
         at_exit::register(at_exit::Farewell::Server(Arc::downgrade(&shared)));
         let served = shared.clone();
@@ -140,7 +165,13 @@ impl StoreServer {
                     if served.closing.load(Ordering::Acquire) {
                         return;
                     }
-                    let Ok(stream) = stream else { continue };
+                    let stream = match stream {
+                        Ok(stream) => stream,
+                        Err(error) => {
+                            served.cannot_accept(&error);
+                            continue;
+                        }
+                    };
                     let most = STRANGERS + 2 * served.size;
                     let number = served.strangers().admit(&stream, most);
                     let served = served.clone();
@@ -160,6 +191,11 @@ impl StoreServer {
     /// The first failure of the job: the rank, where one is known, and what happened.
     pub fn first_failure(&self) -> Option<(Option<usize>, String)> {
         self.shared.lock().failure.clone()
+    }
+
+    /// Ranks that have come so far, and so have been told of the first failure, where there is one.
+    pub(crate) fn heard(&self) -> usize {
+        self.shared.lock().heard
     }
 
     /// Ends the job: every rank's calls return an error with this reason.
@@ -187,6 +223,7 @@ impl Served {
             watchers: Mutex::default(),
             closing: AtomicBool::new(false),
             strangers: Mutex::default(),
+            knocks: Knocks::default(),
         }
     }
 
@@ -229,8 +266,9 @@ impl Served {
         self.watchers().retain(|watcher| {
             let told = wire::write(&mut &**watcher, &message);
             if told.is_err() {
-                // It is gone, or took a part of the message only. Its own thread notices the end.
-                watcher.shutdown();
+                // It is gone, or took a part of the message only. Its own thread notices the end, and first reads what
+                // the rank has said: that may be its goodbye.
+                watcher.stop_sending();
             }
             told.is_ok()
         });
@@ -259,38 +297,91 @@ impl Served {
         stream.shutdown();
     }
 
+    /// No connection can be accepted at the moment: says why, to those who wait and to whoever runs the server.
+    fn cannot_accept(&self, error: &io::Error) {
+        let trouble = open_files::explain(&format!("the job's store cannot accept connections: {error}"));
+        if self.lock().set(TROUBLE.into(), trouble.clone().into_bytes(), self.most) {
+            eprint!("warning: {trouble}\n");
+        }
+        // Connections may end meanwhile; there is no event to wait for.
+        std::thread::sleep(ACCEPT_PAUSE);
+    }
+
     /// Finds out who is there.
     fn admit(&self, stream: TcpStream) -> io::Result<Option<(Arc<Stream>, Guest)>> {
         stream.set_nodelay(true)?;
+        let from = stream.peer_addr()?.ip();
+        let knocked = |error: io::Error| {
+            self.knocks.heard(from, self.identity.is_some(), &error, |text| {
+                self.lock().set(TROUBLE.into(), text.into(), self.most);
+            });
+            error
+        };
         let stream = Arc::new(match &self.identity {
-            Some(identity) => Stream::accept(stream, identity, Instant::now() + HELLO_TIME)?,
+            Some(identity) => {
+                Stream::accept(stream, identity, Instant::now() + HELLO_TIME).map_err(knocked)?
+            }
             None => Stream::plain(stream),
         });
         stream.set_read_timeout(Some(HELLO_TIME));
-        let hello = wire::read(&mut &*stream)?;
-        let guest = self.greet(&hello);
-        wire::write(&mut &*stream, if guest.is_some() { b"ok" } else { b"no" })?;
+        let hello = match wire::read(&mut &*stream) {
+            Err(error) if self.identity.is_none() => return Err(knocked(error)),
+            hello => hello?,
+        };
+        let guest = match self.greet(&hello) {
+            Ok(guest) => guest,
+            Err(refusal) => {
+                wire::write(&mut &*stream, refusal.as_bytes())?;
+                return Ok(None);
+            }
+        };
+        // As long as the rank likes: it may be stopped, and holds nothing up.
         stream.set_read_timeout(None);
-        Ok(guest.map(|guest| (stream, guest)))
+        let confirmed = wire::write(&mut &*stream, b"ok").and_then(|()| match guest.role {
+            Role::Requests => Ok(()),
+            Role::Watch => match wire::read(&mut &*stream)? == CONFIRMED {
+                true => Ok(()),
+                false => Err(ErrorKind::InvalidData.into()),
+            },
+        });
+        if guest.role == Role::Watch {
+            let mut state = self.lock();
+            if confirmed.is_err() {
+                state.seats.remove(&guest.rank);
+            } else {
+                state.set(format!("{PRESENT}{}", guest.rank), guest.who.clone().into_bytes(), self.most);
+            }
+            drop(state);
+            self.changed.notify_all();
+        }
+        confirmed.map(|()| Some((stream, guest)))
     }
 
-    /// What a hello says, where it is one of this job's.
-    fn greet(&self, hello: &[u8]) -> Option<Guest> {
-        let [magic, job, role, rank, who] = wire::unpack::<5>(hello)?;
-        let rank = parse_rank(rank).filter(|&rank| rank < self.size)?;
+    /// What a hello says, where it is one of this job's, or why it is refused.
+    fn greet(&self, hello: &[u8]) -> Result<Guest, String> {
+        let stranger = || "the store there is of another job".to_string();
+        let [magic, job, role, rank, who] = wire::unpack::<5>(hello).ok_or_else(stranger)?;
         if magic != MAGIC || job != self.job {
-            return None;
+            return Err(stranger());
         }
+        let rank = parse_rank(rank).ok_or_else(stranger)?;
+        if rank >= self.size {
+            return Err(format!(
+                "the job there has {} ranks: WORLD_SIZE must be the same for all its ranks",
+                self.size
+            ));
+        }
+        let who = String::from_utf8_lossy(who).into_owned();
         let role = if role == b"watch" { Role::Watch } else { Role::Requests };
-        let mut state = self.lock();
         if role == Role::Watch {
             // Two processes that take themselves for the same rank: the later one is turned away.
-            if state.seen.contains(&rank) {
-                return None;
+            let mut state = self.lock();
+            if let Some(holder) = state.seats.get(&rank) {
+                return Err(format!("another process is rank {rank} of the job there ({holder})"));
             }
-            state.seen.push(rank);
+            state.seats.insert(rank, who.clone());
         }
-        Some(Guest { role, rank, who: String::from_utf8_lossy(who).into_owned() })
+        Ok(Guest { role, rank, who })
     }
 
     /// Holds a rank's watch connection until it says goodbye or dies.
@@ -304,11 +395,13 @@ impl Served {
             }
             watchers.push(stream.clone());
         }
+        self.lock().heard += 1;
         loop {
             let message = wire::read(&mut &**stream);
             match message.as_deref().ok().and_then(wire::unpack::<2>) {
                 Some([b"X", reason]) => self.fail(Some(rank), &String::from_utf8_lossy(reason)),
                 Some(_) => {
+                    self.lock().remove(&format!("{PRESENT}{rank}"));
                     self.tell(&[b"L", &rank_code(Some(rank))]);
                     return Ok(());
                 }
@@ -436,7 +529,7 @@ impl Bare {
 
     /// Whether a hello is one of this job's.
     pub(crate) fn greet(&self, hello: &[u8]) -> bool {
-        self.0.greet(hello).is_some()
+        self.0.greet(hello).is_ok()
     }
 
     /// The answer at once.
@@ -473,8 +566,8 @@ pub(crate) struct StoreClient {
     health: Arc<Health>,
     local_ip: IpAddr,
     gone: AtomicBool,
-    /// Longest time a get waits on the server.
-    slice: Duration,
+    /// Longest time a get waits on the server, in milliseconds.
+    slice_ms: AtomicU32,
     /// What to add to this host's clock to get the server's, in microseconds.
     clock_offset_us: i64,
     /// It has not answered once.
@@ -491,8 +584,8 @@ pub(crate) struct Reach<'a> {
     pub addresses: &'a dyn Fn() -> Result<Vec<(String, Security)>>,
     pub job: &'a [u8],
     pub rank: usize,
-    /// When to give up.
-    pub until: Instant,
+    /// How long it may take.
+    pub timer: &'a Timer,
     /// Nobody else can be at the address.
     pub certain: bool,
     /// How long a wait in an operation may last.
@@ -502,25 +595,23 @@ pub(crate) struct Reach<'a> {
 impl StoreClient {
     /// Connects to the store.
     pub(crate) fn connect(reach: &Reach<'_>, health: Arc<Health>) -> Result<Arc<Self>> {
-        let Reach { rank, until, .. } = *reach;
-        // What may be a stranger's address need not ever answer.
-        let left = until.saturating_duration_since(Instant::now()).max(PROBE_TIME);
-        let patience = if reach.certain { HELLO_TIME.min(left) } else { PROBE_TIME };
-        let mut reason = "no address".to_string();
+        let Reach { rank, timer, .. } = *reach;
+        let mut reasons = Reasons::default();
+        // What may be a stranger's address need not ever answer, so it gets less time, at first.
+        let mut patience = if reach.certain { HELLO_TIME } else { PROBE_TIME };
         loop {
             for (address, security) in (reach.addresses)()? {
-                let open = |role| open(&address, &security, reach, role, patience);
+                let left = patience.min(timer.left().max(PROBE_TIME));
+                let open = |role| open(&address, &security, reach, role, left);
                 match open("request").and_then(|requests| Ok((requests, open("watch")?))) {
                     Ok((requests, watch)) => return Self::start(requests, watch, health, reach.deadline),
-                    Err(error) => reason = format!("{address}: {error}"),
+                    Err(error) => reasons.add(&address, error)?,
                 }
             }
-            if Instant::now() >= until {
-                return Err(Error::Rendezvous(format!(
-                    "rank {rank} cannot reach the job's store ({reason}): is rank 0 running, and are MASTER_ADDR and \
-                     MASTER_PORT right?"
-                )));
+            if timer.is_over() || reach.certain && reasons.is_hopeless() {
+                return Err(reasons.into_error(rank, timer.used()));
             }
+            patience = (2 * patience).min(HELLO_TIME);
             // The store may not have been started yet; there is no event to wait for.
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -528,10 +619,6 @@ impl StoreClient {
 
     fn start(requests: Stream, watch: Stream, health: Arc<Health>, deadline: Duration) -> Result<Arc<Self>> {
         let local_ip = requests.local_addr().map_err(Error::system("connect to the store"))?.ip();
-        // A store that is cut off must not hold a rank up for longer than the ranks themselves may.
-        let answer = ANSWER_TIME.min(deadline / 2).max(Duration::from_millis(200));
-        requests.set_read_timeout(Some(answer));
-        super::keepalive(&watch, SILENCE.min(deadline.max(Duration::from_secs(2))));
         let mut client = Self {
             requests: Mutex::new(requests),
             watch: Arc::new(watch),
@@ -539,12 +626,13 @@ impl StoreClient {
             health,
             local_ip,
             gone: AtomicBool::new(false),
-            slice: GET_SLICE.min(answer / 2),
+            slice_ms: AtomicU32::new(0),
             clock_offset_us: 0,
             lost: AtomicBool::new(false),
             store_ip: None,
             beside: AtomicU32::new(NOBODY),
         };
+        client.keep_time(deadline);
         client.store_ip = client.watch.peer_addr().ok().map(|address| address.ip());
         let before = unix_us();
         if let (_, Ok(theirs)) = client.ask([b"T", b"", b""]).map(|(kind, time)| (kind, time.try_into()))? {
@@ -561,6 +649,14 @@ impl StoreClient {
             .spawn(move || watch_news(&news, &health, &weak))
             .map_err(Error::system("start a thread"))?;
         Ok(client)
+    }
+
+    /// Sets how long a wait in an operation may last: a store that is cut off must not hold a rank up for longer.
+    pub(crate) fn keep_time(&self, deadline: Duration) {
+        let answer = ANSWER_TIME.min(deadline / 2).max(Duration::from_millis(200));
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).set_read_timeout(Some(answer));
+        self.slice_ms.store(GET_SLICE.min(answer / 2).as_millis() as u32, Ordering::Relaxed);
+        super::keepalive(&*self.watch, SILENCE.min(deadline.max(Duration::from_secs(2))));
     }
 
     /// Learns from which address each rank reaches the store: those who do so from its own are on its host.
@@ -620,10 +716,25 @@ impl StoreClient {
         Directory::set(self, key, value)
     }
 
-    /// The value of `key`, waiting for it until `until`.
-    pub(crate) fn get(&self, key: &str, until: Instant) -> Result<Vec<u8>> {
-        self.try_get(key, until)?
-            .ok_or_else(|| Error::Rendezvous(format!("no rank has published {key} in time")))
+    /// The value of `key`, which `rank` publishes, waiting for it as long as `timer` allows.
+    pub(crate) fn get(&self, key: &str, rank: usize, timer: &Timer) -> Result<Vec<u8>> {
+        loop {
+            let left = timer.left();
+            if let Some(value) = self.try_get(key, Instant::now() + left.min(GET_SLICE))? {
+                return Ok(value);
+            }
+            self.health.check()?;
+            let problem = match self.health.has_left(rank) {
+                true => "has left the job before it came".into(),
+                false if left.is_zero() => format!(
+                    "did not come within {:.1} s: it is late, stopped, or makes other calls (the time can be set by \
+                     REGATTA_JOIN_S)",
+                    timer.used().as_secs_f64()
+                ),
+                false => continue,
+            };
+            return Err(Error::Rendezvous(format!("a group is being made, and rank {rank} {problem}")));
+        }
     }
 
     /// Tells all ranks that this one gives up. Goes beside the requests, one of which may be waiting.
@@ -659,7 +770,8 @@ impl Directory for StoreClient {
 
     fn try_get(&self, key: &str, until: Instant) -> Result<Option<Vec<u8>>> {
         loop {
-            let left = until.saturating_duration_since(Instant::now()).min(self.slice).as_millis() as u32;
+            let slice = Duration::from_millis(self.slice_ms.load(Ordering::Relaxed).into());
+            let left = until.saturating_duration_since(Instant::now()).min(slice).as_millis() as u32;
             match self.ask([b"G", key.as_bytes(), &left.to_le_bytes()])? {
                 (b'v', value) => return Ok(Some(value)),
                 (b'x', _) => {
@@ -705,8 +817,8 @@ fn open(
     reach: &Reach<'_>,
     role: &str,
     patience: Duration,
-) -> io::Result<Stream> {
-    let mut last = io::Error::from(ErrorKind::AddrNotAvailable);
+) -> Result<Stream, Unreached> {
+    let mut last = Unreached::Io(ErrorKind::AddrNotAvailable.into());
     for address in std::net::ToSocketAddrs::to_socket_addrs(address)? {
         match greet(&address, security, reach, role, patience) {
             Ok(stream) => return Ok(stream),
@@ -722,9 +834,16 @@ fn greet(
     reach: &Reach<'_>,
     role: &str,
     patience: Duration,
-) -> io::Result<Stream> {
-    let identity = security.for_store(address.ip()).map_err(io::Error::other)?;
-    let socket = TcpStream::connect_timeout(address, patience)?;
+) -> Result<Stream, Unreached> {
+    let identity = security.for_store(address.ip()).map_err(Unreached::Never)?;
+    let socket = TcpStream::connect_timeout(address, patience).map_err(|error| match error.kind() {
+        ErrorKind::NetworkUnreachable if address.ip().is_loopback() => Unreached::Never(Error::Rendezvous(
+            "the loopback interface of this network namespace is down, and the ranks of a host meet there: switch it \
+             on (`ip link set lo up`)"
+                .into(),
+        )),
+        _ => Unreached::Io(error),
+    })?;
     socket.set_nodelay(true)?;
     let stream = match identity {
         Some(identity) => Stream::connect(socket, &identity, Instant::now() + patience)?,
@@ -737,13 +856,12 @@ fn greet(
     match wire::read(&mut &stream)?.as_slice() {
         b"ok" => {
             stream.set_read_timeout(None);
+            if role == "watch" {
+                wire::write(&mut &stream, CONFIRMED)?;
+            }
             Ok(stream)
         }
-        _ if role == "watch" => Err(io::Error::new(
-            ErrorKind::ConnectionRefused,
-            format!("another process is rank {} of the job there", reach.rank),
-        )),
-        _ => Err(io::Error::new(ErrorKind::ConnectionRefused, "the store there is of another job")),
+        why => Err(Unreached::Refused(String::from_utf8_lossy(why).into_owned())),
     }
 }
 
@@ -766,7 +884,7 @@ fn watch_news(stream: &Stream, health: &Health, client: &Weak<StoreClient>) {
                     health.joined(token, u32::from_le_bytes(sequence));
                 }
             }
-            Some([b"C", ..]) => return,
+            Some([b"C", ..]) => return health.silent(),
             _ => {
                 // Closed: by ourselves, or because the server's process or its host is gone.
                 if client.upgrade().is_some_and(|client| !client.gone.load(Ordering::Acquire)) {
@@ -896,8 +1014,9 @@ mod tests {
         let server = StoreServer::start("127.0.0.1:0", 1, &security).unwrap();
         let addresses = || Ok(vec![(server.addr().to_string(), security.clone())]);
         let deadline = Duration::from_secs(20);
-        let until = Instant::now() + deadline;
-        let reach = Reach { addresses: &addresses, job: b"", rank: 0, until, certain: true, deadline };
+        let (until, timer) = (Instant::now() + deadline, Timer::new(deadline));
+        let reach =
+            Reach { addresses: &addresses, job: b"", rank: 0, timer: &timer, certain: true, deadline };
         let health = Arc::<Health>::default();
         let client = StoreClient::connect(&reach, health.clone()).unwrap();
         // The server's end of the watch connection may come to watch only now, and is told then.

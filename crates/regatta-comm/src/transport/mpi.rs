@@ -15,6 +15,7 @@ use crate::algorithm::Context;
 use crate::error::{Error, Result};
 use crate::health::{Health, SLICE};
 use crate::rendezvous::store::StoreClient;
+use crate::timer::Timer;
 use ::mpi::ffi;
 use library::{Library, Loan, OPEN, finalized, library};
 use std::collections::VecDeque;
@@ -139,12 +140,12 @@ pub(crate) struct MpiTransport {
 
 impl MpiTransport {
     /// Connects the ranks of the group `id`, who all call it, and meet in the store before they do in MPI.
-    pub(crate) fn connect(store: &StoreClient, id: u64, context: &Context, until: Instant) -> Result<Self> {
+    pub(crate) fn connect(store: &StoreClient, id: u64, context: &Context, timer: &Timer) -> Result<Self> {
         let in_time = |what: &str| {
             context.health.check()?;
-            match Instant::now() < until {
-                true => Ok(()),
-                false => Err(Error::Rendezvous(format!(
+            match timer.is_over() {
+                false => Ok(()),
+                true => Err(Error::Rendezvous(format!(
                     "{what} has not ended in time: were all ranks started by mpirun or srun, with the same \
                      transport? (the time can be set by REGATTA_JOIN_S)"
                 ))),
@@ -157,7 +158,8 @@ impl MpiTransport {
         store.set(&key(context.rank), place(library.world).as_bytes())?;
         let expected = |peer: usize| place((context.names[peer], library.world.1));
         for peer in 0..context.size {
-            let place = String::from_utf8_lossy(&store.get(&key(peer), until)?).into_owned();
+            let place =
+                String::from_utf8_lossy(&store.get(&key(peer), context.names[peer], timer)?).into_owned();
             if place != expected(peer) {
                 return Err(Error::Rendezvous(format!(
                     "rank {} is {place} for MPI, which has to know the same ranks: start the program by mpirun or \

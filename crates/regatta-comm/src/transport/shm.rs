@@ -15,7 +15,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,6 +30,11 @@ const LARGEST_ARENA: usize = 16 << 30;
 /// A segment whose creator is gone is removed when it is older than this: a younger one may be about to be
 /// unlinked by its job.
 const STALE: Duration = Duration::from_secs(60);
+
+/// It has been said that `/dev/shm` is not used.
+static ELSEWHERE: AtomicBool = AtomicBool::new(false);
+/// It has been said that a buffer found no room.
+static FULL: AtomicBool = AtomicBool::new(false);
 
 /// A mapped segment.
 pub(crate) struct Segment {
@@ -69,7 +74,8 @@ impl Segment {
         };
         let folder = std::env::temp_dir();
         let created = Self::create_in(&folder, size, lanes, nonce);
-        if created.is_ok() {
+        // Once, whatever groups follow.
+        if created.is_ok() && !ELSEWHERE.swap(true, Ordering::Relaxed) {
             crate::say::say(format_args!(
                 "warning: {error}; the ranks share memory through a file in {} instead, which may be slower",
                 folder.display()
@@ -85,7 +91,9 @@ impl Segment {
         let fixed = (Shared::bytes(size) * lanes).next_multiple_of(PAGE);
         let fail = |error: rustix::io::Errno| Error::System {
             action: format!("create {fixed} bytes of shared memory in {}", folder.display()),
-            reason: format!("{error}; make it larger (in a container: --shm-size), or use --transport tcp"),
+            reason: format!(
+                "{error}; make it larger (in a container: --shm-size), or name another folder by {VARIABLE}"
+            ),
         };
         let space = statvfs(folder).map_err(fail)?;
         let arena =
@@ -143,9 +151,18 @@ impl Segment {
 }
 
 /// Removes the name of a segment; what is mapped stays.
-pub(crate) fn unlink(path: &Path) {
+fn unlink(path: &Path) {
     // It may be gone already.
     let _ = fs::remove_file(path);
+}
+
+/// The name of a segment, which is removed when this is dropped.
+pub(crate) struct Name(pub(crate) PathBuf);
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        unlink(&self.0);
+    }
 }
 
 /// Removes segments of jobs that died between creating and unlinking theirs.
@@ -237,11 +254,14 @@ impl Arena {
             None => {
                 let offset = state.fresh;
                 if len > self.segment.arena - offset {
+                    full(len);
                     return None;
                 }
                 let at = self.segment.fixed + self.rank * self.segment.arena + offset;
                 // Reserves the memory now: a full file system would otherwise end us by a signal later.
-                fallocate(&self.segment.file, FallocateFlags::empty(), at as u64, len as u64).ok()?;
+                fallocate(&self.segment.file, FallocateFlags::empty(), at as u64, len as u64)
+                    .inspect_err(|_| full(len))
+                    .ok()?;
                 state.fresh = offset + len;
                 offset
             }
@@ -269,6 +289,18 @@ impl Arena {
     fn base(&self, rank: usize) -> *mut u8 {
         // SAFETY: the arenas follow the fixed part, and `rank` is below the group's size.
         unsafe { self.segment.start.as_ptr().add(self.segment.fixed + rank * self.segment.arena) }
+    }
+}
+
+/// Says, once, that a buffer is not where peers could reach it.
+fn full(len: usize) {
+    if !FULL.swap(true, Ordering::Relaxed) {
+        eprint!(
+            "warning: shared memory has no room for a buffer of {} MiB, which lies in this process's own memory instead: \
+             operations on it are slower; make {FOLDER} larger (in a container: --shm-size), or name another folder by \
+             {VARIABLE}\n",
+            len.div_ceil(1 << 20)
+        );
     }
 }
 

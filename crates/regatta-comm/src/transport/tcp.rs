@@ -7,8 +7,9 @@ use super::{Transport, TransportKind};
 use crate::algorithm::Context;
 use crate::error::{Error, Result};
 use crate::health::SLICE;
-use crate::rendezvous::Security;
 use crate::rendezvous::store::StoreClient;
+use crate::rendezvous::{Security, open_files};
+use crate::timer::Timer;
 use crate::tls::{Identity, Stream};
 use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -23,6 +24,8 @@ const MAGIC: &[u8; 8] = b"rgtta-p3";
 pub(crate) const GREETING: usize = 8 + 16 + 8;
 /// How long a stranger may take to say who it is.
 const GREETING_TIME: Duration = Duration::from_secs(5);
+/// How long one connection may take.
+const LONGEST_CALL: Duration = Duration::from_secs(3600);
 /// Strangers that are heard at a time; more have to wait in the queue of the system.
 const STRANGERS: usize = 64;
 /// Bytes that go over one connection before the next one's turn comes, where a pair has several.
@@ -59,14 +62,12 @@ struct Link {
 }
 
 impl Link {
-    fn new(streams: Vec<Stream>, encrypted: bool) -> Self {
-        #[cfg(not(target_os = "linux"))]
-        let _ = encrypted;
+    fn new(streams: Vec<Stream>) -> Self {
         #[cfg(target_os = "linux")]
         let lent = {
             let far = |stream: &Stream| stream.peer_addr().is_ok_and(|peer| !peer.ip().is_loopback());
             let zero = |stream: &Stream| {
-                (!encrypted && far(stream)).then(|| ZeroCopy::new(stream.as_fd())).flatten()
+                (!stream.is_encrypted() && far(stream)).then(|| ZeroCopy::new(stream.as_fd())).flatten()
             };
             streams.iter().map(zero).collect()
         };
@@ -135,7 +136,7 @@ pub(crate) struct Settings<'a> {
     pub store: &'a StoreClient,
     /// The group.
     pub id: u64,
-    pub until: Instant,
+    pub timer: &'a Timer,
     /// Connections for each pair.
     pub streams: usize,
     pub security: &'a Security,
@@ -144,8 +145,9 @@ pub(crate) struct Settings<'a> {
 impl TcpTransport {
     /// Connects this rank with `peers`, who connect with it; with the store as the directory.
     pub(crate) fn connect(context: &Context, peers: &[usize], settings: &Settings<'_>) -> Result<Self> {
-        let Settings { store, id, until, .. } = *settings;
+        let Settings { store, id, timer, .. } = *settings;
         let (rank, names) = (context.rank, &context.names);
+        open_files::prepare(peers.len() * settings.streams + 1, peers.len())?;
         let listener = listen(store)?;
         let address = listener.local_addr().map_err(Error::system("listen"))?;
         let identity = settings.security.for_data(address.ip())?;
@@ -157,12 +159,12 @@ impl TcpTransport {
             store.set(&secret_key, &secret)?;
         }
         store.set(&key(rank), format!("{address} {}", settings.streams).as_bytes())?;
-        let secret = store.get(&secret_key, until)?;
+        let secret = store.get(&secret_key, names[0], timer)?;
         let greeting: Arc<Vec<u8>> = Arc::new([MAGIC.as_slice(), &secret, &id.to_le_bytes()].concat());
         let mut links: Vec<Vec<Option<Stream>>> = (0..context.size).map(|_| vec![]).collect();
         // A connection is established as soon as the peer listens, so nobody waits for an acceptor here.
         for &peer in peers.iter().filter(|&&peer| peer < rank) {
-            let text = String::from_utf8(store.get(&key(peer), until)?).unwrap_or_default();
+            let text = String::from_utf8(store.get(&key(peer), names[peer], timer)?).unwrap_or_default();
             let parsed = text.split_once(' ').and_then(|(address, streams)| {
                 let streams: usize = streams.parse().ok().filter(|streams| (1..=64).contains(streams))?;
                 Some((address.parse::<SocketAddr>().ok()?, streams))
@@ -171,7 +173,13 @@ impl TcpTransport {
                 .ok_or_else(|| Error::Rendezvous(format!("rank {peer} published {text:?}, no address")))?;
             let identity = settings.security.for_data(address.ip())?;
             for number in 0..streams {
-                let connected = call(address, identity.as_ref(), &greeting, (rank, number), until);
+                let connected = loop {
+                    match call(address, identity.as_ref(), &greeting, (rank, number), timer) {
+                        // A peer that was stopped, or does not get its turn, ends a handshake that takes too long.
+                        Err(error) if is_cut(&error) && !timer.is_over() => store.health().check()?,
+                        outcome => break outcome,
+                    }
+                };
                 links[peer].push(Some(connected.map_err(Error::system(format!(
                     "connect to rank {} at {address} (set REGATTA_IFACE_ADDR to an address its host can be reached at)",
                     names[peer]
@@ -181,20 +189,25 @@ impl TcpTransport {
         for &peer in peers.iter().filter(|&&peer| peer > rank) {
             links[peer].resize_with(settings.streams, || None);
         }
-        accept(&listener, identity.as_ref(), &greeting, rank, &mut links, || {
+        accept(&listener, identity.as_ref(), &greeting, rank, &mut links, |missing| {
             store.health().check()?;
-            match Instant::now() < until {
-                true => Ok(()),
-                false => Err(Error::Rendezvous("a rank did not connect in time".into())),
+            match timer.is_over() {
+                false => Ok(()),
+                true => Err(Error::Rendezvous(format!(
+                    "rank {} did not connect within {:.1} s (the time can be set by REGATTA_JOIN_S)",
+                    names[missing],
+                    timer.used().as_secs_f64()
+                ))),
             }
         })?;
         let link = |streams: Vec<Option<Stream>>| {
             let streams: Vec<Stream> = streams.into_iter().flatten().collect();
-            (!streams.is_empty()).then(|| Link::new(streams, identity.is_some()))
+            (!streams.is_empty()).then(|| Link::new(streams))
         };
         let patience = Patience::new(context.size);
         let links: Vec<Option<Link>> = links.into_iter().map(link).collect();
-        let encrypted = identity.is_some();
+        // Each connection is encrypted or not by the address that it goes to.
+        let encrypted = links.iter().flatten().flat_map(|link| &link.streams).any(Stream::is_encrypted);
         #[cfg(target_os = "linux")]
         let lends = links.iter().flatten().any(|link| link.lent.iter().any(Option::is_some));
         #[cfg(not(target_os = "linux"))]
@@ -315,15 +328,23 @@ fn prepare(socket: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the other side has ended a handshake, which need not be so the next time.
+fn is_cut(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::TimedOut
+    )
+}
+
 /// One connection to a peer, after the greeting.
 fn call(
     address: SocketAddr,
     identity: Option<&Identity>,
     greeting: &[u8],
     (rank, number): (usize, usize),
-    until: Instant,
+    timer: &Timer,
 ) -> io::Result<Stream> {
-    let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(100));
+    let left = timer.left().clamp(Duration::from_millis(100), LONGEST_CALL);
     let socket = TcpStream::connect_timeout(&address, left)?;
     prepare(&socket)?;
     let stream = match identity {
@@ -356,12 +377,12 @@ fn accept(
     greeting: &Arc<Vec<u8>>,
     rank: usize,
     links: &mut [Vec<Option<Stream>>],
-    mut check: impl FnMut() -> Result<()>,
+    mut check: impl FnMut(usize) -> Result<()>,
 ) -> Result<()> {
     listener.set_nonblocking(true).map_err(Error::system("listen"))?;
     let (sender, greeted) = channel();
     let mut hearing = 0;
-    while links.iter().flatten().any(Option::is_none) {
+    while let Some(missing) = links.iter().position(|link| link.iter().any(Option::is_none)) {
         // Each is heard for a limited time, so a crowd of strangers cannot shut ranks out for long.
         if hearing < STRANGERS + links.len() {
             match listener.accept() {
@@ -383,7 +404,7 @@ fn accept(
                 *slot = Some(stream);
             }
         }
-        check()?;
+        check(missing)?;
     }
     Ok(())
 }
@@ -528,7 +549,7 @@ mod tests {
         right.write_all(b"!").unwrap();
         let mut links = vec![vec![], vec![None]];
         let until = Instant::now() + GREETING_TIME;
-        let in_time = || match Instant::now() < until {
+        let in_time = |_| match Instant::now() < until {
             true => Ok(()),
             false => Err(Error::Rendezvous("rank 1 was held up".into())),
         };
