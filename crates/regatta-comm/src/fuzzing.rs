@@ -239,7 +239,7 @@ pub fn table(bytes: &[u8]) {
         }
         return;
     }
-    const NAMES: [&str; 32] = [
+    const NAMES: [&str; 42] = [
         "RANK",
         "WORLD_SIZE",
         "LOCAL_RANK",
@@ -272,6 +272,16 @@ pub fn table(bytes: &[u8]) {
         "REGATTA_TRACE",
         "SLURM_STEP_NODELIST",
         "SLURM_TASKS_PER_NODE",
+        "SLURM_STEP_NUM_TASKS",
+        "SLURM_NODEID",
+        "PMI_RANK",
+        "PMI_SIZE",
+        "MPI_LOCALRANKID",
+        "MPI_LOCALNRANKS",
+        "PALS_RANKID",
+        "FLUX_TASK_RANK",
+        "FLUX_JOB_SIZE",
+        "FLUX_JOB_NNODES",
     ];
     // A line each: a letter or another byte for the name, then the value.
     let vars: BTreeMap<&str, &str> = text
