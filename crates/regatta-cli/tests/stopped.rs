@@ -50,15 +50,19 @@ fn pass(time: Duration) {
 
 #[test]
 fn ranks_that_are_stopped_one_after_the_other_go_on() {
-    for transport in ["tcp", "shm"] {
+    // In the order in which they were stopped, and the other way round.
+    for (transport, turned) in [("tcp", true), ("shm", true), ("tcp", false)] {
         let place = Place::new();
         let child = start(&place, transport);
-        let processes = processes(&child, transport);
+        let mut processes = processes(&child, transport);
         for &process in &processes {
             signal("-STOP", process);
             pass(Duration::from_millis(300));
         }
         pass(STOPPED);
+        if turned {
+            processes.reverse();
+        }
         for &process in &processes {
             signal("-CONT", process);
             pass(Duration::from_millis(300));

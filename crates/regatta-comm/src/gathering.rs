@@ -40,12 +40,14 @@ impl<'a> Gathering<'a> {
     pub(crate) fn wait_for(&mut self, rank: usize) -> Result<Vec<u8>> {
         let store = self.store;
         loop {
+            // Asked for before the answer: what it said last has come by then.
+            let left = store.health().has_left(rank);
             let slice = self.timer.left().min(SLICE).max(Duration::from_millis(10));
             if let Some(about) = store.try_get(&node(rank), Instant::now() + slice)? {
                 return Ok(about);
             }
             store.health().check()?;
-            if store.health().has_left(rank) {
+            if left {
                 return Err(Error::Rendezvous(format!(
                     "rank {rank} has left the job before all its ranks had joined"
                 )));

@@ -258,7 +258,7 @@ impl Job {
                 }
                 let shares = context.hosts.iter().any(|host| host.len() > 1);
                 if wanted != Some(TransportKind::Tcp) && (one_host || shares) {
-                    match shared_memory(store, id, context, options.lanes, timer) {
+                    match shared_memory(store, id, context, options.lanes, timer)? {
                         Ok((shared, memory)) if one_host => {
                             return Ok(Link {
                                 transport: Box::new(ShmTransport { shared }),
@@ -267,11 +267,8 @@ impl Job {
                         }
                         Ok((local, _)) => return mixed(local, context, &settings),
                         Err(error) if wanted == Some(TransportKind::Shm) => return Err(error),
-                        // All ranks have agreed that one of them cannot: TCP it is, unless the job has ended.
-                        Err(error) => {
-                            self.health.check()?;
-                            self.without_shared_memory(context, &error);
-                        }
+                        // All ranks have agreed that one of them cannot: TCP it is.
+                        Err(error) => self.without_shared_memory(context, &error),
                     }
                 }
                 let peers: Vec<usize> = (0..context.size).filter(|&peer| peer != context.rank).collect();
@@ -513,7 +510,7 @@ fn addresses(store: &StoreAt, own: Option<&StoreServer>, security: &Security) ->
     }
 }
 
-/// The memory that the ranks of this host share. All ranks of the group agree whether all hosts have it.
+/// The memory that the ranks of this host share, or why one of the ranks has none: all ranks of the group agree on that.
 #[cfg(target_os = "linux")]
 fn shared_memory(
     store: &StoreClient,
@@ -521,7 +518,7 @@ fn shared_memory(
     context: &Context,
     lanes: usize,
     timer: &Timer,
-) -> Result<(Shared, Arc<dyn Memory>)> {
+) -> Result<Result<(Shared, Arc<dyn Memory>)>> {
     use crate::transport::shm::{Arena, Name, Segment};
     let here = context.host_of(context.rank);
     let (first, size) = (here[0], here.len());
@@ -551,26 +548,24 @@ fn shared_memory(
         Ok(_) => "ok".to_string(),
         Err(error) => error.to_string(),
     };
-    let agreed = store.set(&format!("shm/{id:x}/ok/{}", context.rank), outcome.as_bytes()).and_then(|()| {
-        for peer in 0..context.size {
-            let answer = store.get(&format!("shm/{id:x}/ok/{peer}"), context.names[peer], timer)?;
-            if answer != b"ok" {
-                let reason = String::from_utf8_lossy(&answer).into_owned();
-                return Err(Error::Rendezvous(format!(
-                    "rank {} has no shared memory: {reason}",
-                    context.names[peer]
-                )));
-            }
+    store.set(&format!("shm/{id:x}/ok/{}", context.rank), outcome.as_bytes())?;
+    for peer in 0..context.size {
+        let answer = store.get(&format!("shm/{id:x}/ok/{peer}"), context.names[peer], timer)?;
+        if answer != b"ok" {
+            let reason = String::from_utf8_lossy(&answer).into_owned();
+            let without = format!("rank {} has no shared memory: {reason}", context.names[peer]);
+            return Ok(Err(Error::Rendezvous(without)));
         }
-        Ok(())
-    });
-    // All have mapped it, or nobody will.
+    }
+    // All have mapped it.
     drop(name);
-    agreed?;
-    let segment = Arc::new(segment?);
+    let segment = match segment {
+        Ok(segment) => Arc::new(segment),
+        Err(error) => return Ok(Err(error)),
+    };
     let local = context.among(here);
     let arena = Arc::new(Arena::new(segment.clone(), local.rank));
-    Ok((Shared::with_lanes(segment, local, lanes), Arc::new(ArenaMemory(arena))))
+    Ok(Ok((Shared::with_lanes(segment, local, lanes), Arc::new(ArenaMemory(arena)))))
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -580,6 +575,6 @@ fn shared_memory(
     _: &Context,
     _: usize,
     _: &Timer,
-) -> Result<(Shared, Arc<dyn Memory>)> {
-    Err(Error::Usage("the shm transport is for Linux; use tcp".into()))
+) -> Result<Result<(Shared, Arc<dyn Memory>)>> {
+    Ok(Err(Error::Usage("the shm transport is for Linux; use tcp".into())))
 }

@@ -720,11 +720,13 @@ impl StoreClient {
     pub(crate) fn get(&self, key: &str, rank: usize, timer: &Timer) -> Result<Vec<u8>> {
         loop {
             let left = timer.left();
+            // Asked for before the answer: what it published last has come by then.
+            let has_left = self.health.has_left(rank);
             if let Some(value) = self.try_get(key, Instant::now() + left.min(GET_SLICE))? {
                 return Ok(value);
             }
             self.health.check()?;
-            let problem = match self.health.has_left(rank) {
+            let problem = match has_left {
                 true => "has left the job before it came".into(),
                 false if left.is_zero() => format!(
                     "did not come within {:.1} s: it is late, stopped, or makes other calls (the time can be set by \

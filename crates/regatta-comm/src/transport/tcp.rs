@@ -189,8 +189,17 @@ impl TcpTransport {
         for &peer in peers.iter().filter(|&&peer| peer > rank) {
             links[peer].resize_with(settings.streams, || None);
         }
+        let mut left_for = None;
         accept(&listener, identity.as_ref(), &greeting, rank, &mut links, |missing| {
             store.health().check()?;
+            // What it has sent before may still be in the system's queue.
+            let left = store.health().has_left(names[missing]);
+            if left && left_for.get_or_insert_with(|| Timer::new(GREETING_TIME)).is_over() {
+                return Err(Error::Rendezvous(format!(
+                    "rank {} has left the job before it connected",
+                    names[missing]
+                )));
+            }
             match timer.is_over() {
                 false => Ok(()),
                 true => Err(Error::Rendezvous(format!(
