@@ -80,13 +80,12 @@ impl<'a> Gathering<'a> {
                 .map(|(rank, who)| format!("{rank} ({who})"))
                 .collect();
             if speaks && !preparing.is_empty() {
-                // In one piece: several ranks may write to one terminal.
-                eprint!(
-                    "rank {} has waited {:.0} s for rank {}: alive, but still preparing, or stopped\n",
+                crate::say::say(format_args!(
+                    "rank {} has waited {:.0} s for rank {}: alive, but still preparing, or stopped",
                     self.world.rank,
                     waited.as_secs_f64(),
                     preparing.join(", ")
-                );
+                ));
             }
         }
         Ok(())

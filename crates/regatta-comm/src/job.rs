@@ -221,11 +221,10 @@ impl Job {
     /// Says, once for all ranks, why ranks that could share memory do not.
     fn without_shared_memory(&self, context: &Context, reason: &Error) {
         if self.shared_memory.swap(false, Ordering::Relaxed) && context.rank == 0 {
-            // In one piece: several ranks may write to one terminal.
-            eprint!(
+            crate::say::say(format_args!(
                 "warning: the ranks of a host do not share memory and use TCP instead, which is slower: {reason} (to \
-                 have it so without this warning: --transport tcp or REGATTA_TRANSPORT=tcp)\n"
-            );
+                 have it so without this warning: --transport tcp or REGATTA_TRANSPORT=tcp)"
+            ));
         }
     }
 
@@ -440,7 +439,9 @@ fn await_name(host: &str, port: u16, timer: &Timer, options: &Options) -> Result
         }
         if waited >= options.warn && !said {
             said = true;
-            eprint!("warning: rank 0 waits for the name {host:?} (MASTER_ADDR) to appear: {error}\n");
+            crate::say::say(format_args!(
+                "warning: rank 0 waits for the name {host:?} (MASTER_ADDR) to appear: {error}"
+            ));
         }
         // The system's resolver tells of no event to wait for.
         std::thread::sleep(Duration::from_millis(100));

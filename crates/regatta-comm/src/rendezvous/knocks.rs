@@ -35,8 +35,7 @@ impl Knocks {
             ),
         };
         publish(&text);
-        // In one piece: several ranks may write to one terminal.
-        eprint!("warning: {text}\n");
+        crate::say::say(format_args!("warning: {text}"));
     }
 }
 

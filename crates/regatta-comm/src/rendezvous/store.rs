@@ -301,7 +301,7 @@ impl Served {
     fn cannot_accept(&self, error: &io::Error) {
         let trouble = open_files::explain(&format!("the job's store cannot accept connections: {error}"));
         if self.lock().set(TROUBLE.into(), trouble.clone().into_bytes(), self.most) {
-            eprint!("warning: {trouble}\n");
+            crate::say::say(format_args!("warning: {trouble}"));
         }
         // Connections may end meanwhile; there is no event to wait for.
         std::thread::sleep(ACCEPT_PAUSE);

@@ -295,12 +295,12 @@ impl Arena {
 /// Says, once, that a buffer is not where peers could reach it.
 fn full(len: usize) {
     if !FULL.swap(true, Ordering::Relaxed) {
-        eprint!(
+        crate::say::say(format_args!(
             "warning: shared memory has no room for a buffer of {} MiB, which lies in this process's own memory instead: \
              operations on it are slower; make {FOLDER} larger (in a container: --shm-size), or name another folder by \
-             {VARIABLE}\n",
+             {VARIABLE}",
             len.div_ceil(1 << 20)
-        );
+        ));
     }
 }
 
