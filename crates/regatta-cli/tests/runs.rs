@@ -141,11 +141,24 @@ fn a_folder_that_a_rank_does_not_share_is_told_before_the_first_step() {
     let place = Place::new();
     succeed(&mut place.train("before", &["--workers", "1"]));
     fs::create_dir(place.path("shared")).unwrap();
+    for (mount, wanted) in [
+        ("mount -t tmpfs tmpfs shared", "does not see what rank 0 writes to"),
+        ("mount --bind shared shared && mount -o remount,bind,ro shared", "cannot write"),
+    ] {
+        if !unshared(&place, mount, wanted) {
+            eprintln!("skipped: mount namespaces need root");
+            return;
+        }
+    }
+}
+
+/// Two ranks, of which one sees another file system in the place of the folder, as a host that mounts it otherwise. Whether
+/// this could be tried.
+fn unshared(place: &Place, mount: &str, wanted: &str) -> bool {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let rank = |rank: usize, before: &str| {
         let train = place.train("shared/run", &["--transport", "tcp"]);
         let mut command = Command::new("unshare");
-        // Rank 1 has another file system in this place, as a host that did not mount the shared one.
         let script = format!("{before}; exec \"$0\" \"$@\"");
         command.args(["--mount", "sh", "-c", &script]).arg(train.get_program()).args(train.get_args());
         command.current_dir(train.get_current_dir().unwrap());
@@ -154,19 +167,19 @@ fn a_folder_that_a_rank_does_not_share_is_told_before_the_first_step() {
         command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
         start(&mut command)
     };
-    let ranks = [rank(0, "true"), rank(1, "mount -t tmpfs tmpfs shared")];
+    let ranks = [rank(0, "true"), rank(1, mount)];
     let outputs: Vec<Output> = ranks.into_iter().map(|rank| rank.wait_with_output().unwrap()).collect();
     if said(&outputs[0]).contains("unshare:") || said(&outputs[1]).contains("mount:") {
-        eprintln!("skipped: mount namespaces need root");
-        return;
+        return false;
     }
     for output in &outputs {
         assert_eq!(output.status.code(), Some(1), "{}", said(output));
         let said = said(output);
-        assert!(said.contains("rank 1 on ") && said.contains("does not see what rank 0 writes to"), "{said}");
+        assert!(said.contains("rank 1 on ") && said.contains(wanted), "{said}");
         assert!(said.contains("give --out a folder there"), "{said}");
     }
     assert!(!place.path("shared/run/metrics.jsonl").exists(), "a step was done");
+    true
 }
 
 #[test]
@@ -518,8 +531,10 @@ fn what_is_damaged_is_told_and_the_newest_whole_one_taken() {
     for step in [8, 12] {
         damage(&run.join(format!("checkpoints/step-{step:08}/rank-00000.safetensors")));
     }
-    let error = fail(&mut place.train("generate", &["--workers", "2", "--resume"]));
-    assert!(error.contains("step-00000012") && error.contains("does not match its checksum"), "{error}");
+    for resume in [&["--resume"][..], &["--resume", "auto"]] {
+        let error = fail(&mut place.train("generate", &[&["--workers", "2"], resume].concat()));
+        assert!(error.contains("step-00000012") && error.contains("does not match its checksum"), "{error}");
+    }
     assert_eq!(steps(&run), [4, 8, 12]);
 }
 
