@@ -48,6 +48,7 @@ impl Generator {
     /// As [`load`](Self::load); a mesh of another size, or that the model cannot follow.
     pub fn load_on(run: &Path, which: Which, group: &Group, mesh: Mesh) -> Result<Self> {
         let fits = |checkpoint: &Checkpoint| language_model(checkpoint).map(drop);
+        let whole = |checkpoint: &Checkpoint| whole(checkpoint, group);
         let (checkpoint, warnings) = open_to_read(group, &Location::of_run(run), which, fits, whole)?;
         let state = checkpoint.state();
         let config = language_model(&checkpoint)?;
@@ -129,9 +130,10 @@ fn usage(error: PlanError) -> Error {
     Error::Usage(error.to_string())
 }
 
-/// Checks that the model's parameters are undamaged.
-fn whole(checkpoint: &Checkpoint) -> Result<()> {
+/// Checks that the model's parameters are undamaged, each rank its share of them.
+fn whole(checkpoint: &Checkpoint, group: &Group) -> Result<()> {
     let parameters = checkpoint.tensors().iter().filter(|(name, _)| !name.contains('/'));
+    let parameters = parameters.skip(group.rank()).step_by(group.size());
     let pieces: Vec<_> = parameters.map(|(name, shape)| (name.as_str(), Piece::whole(shape))).collect();
     checkpoint.check(pieces.iter().map(|(name, piece)| (*name, piece)))
 }
