@@ -83,6 +83,7 @@ fn worker(
     started: Instant,
     speaks: bool,
 ) -> Result<ExitCode> {
+    signals::stop_with_launcher()?;
     let plan = plan(&config, world.size)?;
     // Before the ranks meet, so that none of them waits for another's preparation with a deadline running.
     let data = Datasets::open(&config)?;
