@@ -20,6 +20,9 @@ pub const LAUNCHED: &str = "REGATTA_LAUNCHED";
 /// Its value where the ranks are this program, as those of `regatta train` are.
 pub const OWN: &str = "own";
 
+/// Variables of other launchers that stay while their ranks run: Open MPI's and torchrun's.
+const FOREIGN: [&str; 2] = ["OMPI_COMM_WORLD_RANK", "TORCHELASTIC_RUN_ID"];
+
 /// Signals that ask to save and stop.
 pub const STOPS: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 /// Signals whose meaning is the user's.
@@ -76,6 +79,28 @@ pub fn take() -> Result<()> {
 pub fn ask(requests: Arc<Requests>, user: OnUserSignal) {
     let launched = launched();
     set(Taker::Rank { requests, user, launched, stops: Stops::default() });
+}
+
+/// mpirun and torchrun start their ranks in sessions or groups of their own. So a terminal that closes ends the launcher
+/// alone, and so does `kill -9` of it. Its ranks would train on, unseen: they take it as SIGHUP, and save and stop.
+#[cfg(unix)]
+pub fn stop_with_launcher() -> Result<()> {
+    use std::os::unix::process::parent_id;
+    // A rank that was started by hand may outlive the shell that did.
+    if launched() || FOREIGN.iter().all(|name| std::env::var_os(name).is_none()) {
+        return Ok(());
+    }
+    let launcher = parent_id();
+    std::thread::Builder::new().name("regatta-launcher".into()).spawn(move || {
+        while parent_id() == launcher {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        if let Some(signals) = SIGNALS.get() {
+            let gone = Received { signal: SIGHUP, by_key: false };
+            signals.taker.lock().unwrap_or_else(PoisonError::into_inner).take(gone);
+        }
+    })?;
+    Ok(())
 }
 
 /// From now on signals are sent to the launcher's loop; until the result is dropped.

@@ -133,6 +133,7 @@ fn worker(
     started: Instant,
     speaks: bool,
 ) -> Result<ExitCode> {
+    signals::stop_with_launcher()?;
     // Before anything that may take long or fail: the other ranks then wait for this one, or hear why it ends.
     let mut arrival = Arrival::announce(world, &Options::from_env()?)?;
     let (plan, resume, folder, options) = arrival.prepare(|| -> Result<_> {

@@ -235,6 +235,8 @@ fn table(launcher: Launcher, rounds: usize) -> Vec<String> {
             let Some(outcome) = run(&place, launcher, action, 0) else { return problems };
             let code = outcome.code.map_or("-".into(), |code| code.to_string());
             let how = match action {
+                // torchrun passes the first one on, and waits.
+                CtrlCTwice if launcher == Torchrun => "saved",
                 CtrlCTwice => "ended at once",
                 CtrlZThenFg => "finished",
                 _ => "saved",
