@@ -110,7 +110,11 @@ impl Observer for Silent {}
 /// checkpoint stays.
 pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
     keep_freed_memory();
-    let data = Datasets::open(&job.config)?;
+    let mut data = Datasets::open(&job.config)?;
+    // What is wrong with the checkpoint is said when it is read.
+    if let Some(checkpoint) = Saving::checkpoint_before(job) {
+        data = data.as_trained(&checkpoint);
+    }
     job.config.check_sample(&data)?;
     let seed = job.config.train.seed;
     let rank = Rank::new(&job.config, &job.plan, &job.group, data.vocab)?;
