@@ -5,7 +5,7 @@ use super::folder::agree_on;
 use super::optimizer::FlatOptimizer;
 use super::run::Job;
 use crate::checkpoint::{
-    Checkpoint, FileEntry, Location, Part, ShardWriter, State, abandon, commit, fresh_folder,
+    Checkpoint, FileEntry, Location, Part, ShardWriter, State, Which, abandon, commit, fresh_folder,
 };
 use crate::error::{Error, Result};
 use crate::models::Model;
