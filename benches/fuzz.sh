@@ -32,7 +32,7 @@ done
 
 cd ../regatta
 cargo fuzz build
-for target in manifest huggingface tokenizer; do
+for target in manifest huggingface tokenizer configuration; do
   # Lists of changes of a whole file, three bytes each, or the file's bytes.
   feed "$target" "$runs" 96
 done

@@ -146,6 +146,22 @@ fn byte_order_marks_and_utf16_are_understood() {
 }
 
 #[test]
+#[cfg(unix)]
+fn paths_are_bytes() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    let (text, cache) = ("t\u{fffd}.txt", "cache");
+    let name = std::ffi::OsStr::from_bytes(b"t\xff.txt");
+    fs::copy(place.path("text.txt"), place.path("").join(name)).unwrap();
+    // What a lossy conversion would find.
+    fs::write(place.path(text), "x").unwrap();
+    let mut data = place.regatta(&["data", "text", "--tokenizer", "bytes", "--cache", cache]);
+    succeed(data.arg(name));
+    let folders = prepared(&place.path(cache));
+    assert!(tokens(&folders[0].join("train.tok")).len() > 10_000);
+}
+
+#[test]
 fn text_of_another_encoding_is_refused_with_its_place() {
     let place = Place::new();
     fs::write(place.path("latin1.txt"), b"one\ntwo\nth\xf6ree\n".repeat(9)).unwrap();
@@ -320,8 +336,6 @@ fn documents_are_joined_with_the_end_of_text() {
         assert_eq!(folders.len(), 1, "{}", said(&output));
         tokens(&folders[0].join("train.tok"))
     };
-    let byte = |byte: u8| u16::from(byte);
-    let _ = byte;
     let end = 257;
     let found = data("texts", &["--tokenizer-path", "tok"]);
     assert_eq!(found.iter().filter(|&&token| token == end).count(), 2);

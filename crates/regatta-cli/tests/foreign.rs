@@ -85,7 +85,7 @@ fn a_padded_vocabulary_is_imported_generated_from_and_trained() {
     succeed(&mut place.train("padded", &[&more[..], &["--steps", "4"]].concat()));
     let summary = place.summary("padded");
     assert_eq!(summary["steps"], 4);
-    let manifest = fs::read_to_string(place.path("padded/checkpoints/step-4/manifest.json"));
+    let manifest = fs::read_to_string(place.path("padded/checkpoints/step-00000004/manifest.json"));
     assert!(manifest.is_ok_and(|text| text.contains("\"vocab\":320")));
     generated(&place, "padded");
     // Two workers take it too, and a vocabulary of another model is still refused.
@@ -180,7 +180,7 @@ fn forge(path: &Path, change: impl FnOnce(&mut Value)) {
 fn a_manifest_that_lies_is_refused() {
     let place = Place::new();
     succeed(&mut place.train("run", &[]));
-    let path = place.path("run/checkpoints/step-12/manifest.json");
+    let path = place.path("run/checkpoints/step-00000012/manifest.json");
     let whole = fs::read(&path).unwrap();
     forge(&path, |_| {});
     succeed(&mut place.regatta(&["generate", "run", "--tokens", "3"]));
@@ -234,7 +234,7 @@ fn a_manifest_that_lies_is_refused() {
             limited.args(["-c", "ulimit -v 4000000; exec timeout 120 \"$0\" \"$@\""]);
             limited.arg(plain.get_program()).args(plain.get_args()).current_dir(place.path(""));
             let problem = fail(&mut limited);
-            assert!(problem.contains("run/checkpoints/step-12"), "{name} {arguments:?}: {problem}");
+            assert!(problem.contains("run/checkpoints/step-00000012"), "{name} {arguments:?}: {problem}");
         }
     }
 }

@@ -113,6 +113,24 @@ pub fn manifest(bytes: &[u8]) {
     }
 }
 
+/// Configurations, and what `--set` adds: a line each behind a byte 255.
+pub fn configuration(bytes: &[u8]) {
+    let mut parts = bytes.split(|&byte| byte == 255);
+    let template = a_manifest()["state"]["config"].take();
+    let first = parts.next().unwrap_or(&[]);
+    let text = match first.first() {
+        Some(1..) => toml::to_string(&changed(&template, &first[1..])).unwrap_or_default(),
+        _ => String::from_utf8_lossy(first).into_owned(),
+    };
+    let sets: Vec<String> = parts.map(|set| String::from_utf8_lossy(set).into_owned()).collect();
+    let Ok(config) = crate::train::Config::parse(&text, "fuzzing", &sets) else { return };
+    let again = toml::to_string(&config).expect("TOML");
+    assert_eq!(
+        crate::train::Config::parse(&again, "fuzzing", &[]).expect("what was a configuration is one"),
+        config
+    );
+}
+
 fn a_manifest() -> Value {
     let text = "[model]\nkind = \"gpt\"\nlayers = 1\nheads = 2\nembed = 4\nblock = 4\n[data]\npath = \"x\"\n\
                 [train]\nbatch = 4\n";
@@ -267,6 +285,11 @@ mod tests {
         #[test]
         fn manifests_of_others(bytes in input()) {
             manifest(&bytes);
+        }
+
+        #[test]
+        fn configurations_of_others(bytes in input(), set in "[a-z]{0,6}[.][a-z_]{0,9}=[0-9a-z.\"-]{0,9}") {
+            configuration(&[&bytes, &[255][..], set.as_bytes()].concat());
         }
 
         #[test]

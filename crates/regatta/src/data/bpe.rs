@@ -90,15 +90,21 @@ impl Bpe {
         Self::checked(byte_level(model.map_err(|error| format!("is no tokenizer: {error}"))?))
     }
 
-    /// Refuses ids that no vocabulary has: a model's first and last layers have a row for each id below the largest.
+    /// Refuses ids that no vocabulary has, and those of two tokens: a model's first and last layers have a row for each id
+    /// below the largest.
     fn checked(inner: BytePair) -> Result<Self, String> {
-        let bpe = Self::new(inner);
-        match bpe.bytes.keys().max() {
+        let mut tokens: Vec<(u32, String)> =
+            inner.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
+        tokens.sort_unstable();
+        if let Some([(id, a), (_, b)]) = tokens.array_windows().find(|[a, b]| a.0 == b.0) {
+            return Err(format!("is no tokenizer: the tokens {a:?} and {b:?} both have the id {id}"));
+        }
+        match tokens.last() {
             None => Err("is no tokenizer: it has no tokens".into()),
-            Some(&id) if id >= MOST_TOKENS => {
-                Err(format!("has a token with the id {id}: there can be {MOST_TOKENS} tokens at most"))
-            }
-            Some(_) => Ok(bpe),
+            Some((id, token)) if *id >= MOST_TOKENS => Err(format!(
+                "has a token {token:?} with the id {id}: there can be {MOST_TOKENS} tokens at most"
+            )),
+            Some(_) => Ok(Self::new(inner)),
         }
     }
 

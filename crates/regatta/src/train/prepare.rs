@@ -150,7 +150,9 @@ fn make(
             meta.warnings = warnings(source, &read.skipped);
             Texts::of(read, config.val_fraction)
         }
-        Origin::Crates(registry) => rust_corpus::read(registry, config.max_mib << 20, config.val_fraction)?,
+        Origin::Crates(registry) => {
+            rust_corpus::read(registry, config.max_mib.saturating_mul(1 << 20), config.val_fraction)?
+        }
     };
     meta.warnings.iter().for_each(|warning| listener(Notice::Warning(warning)));
     let all = || texts.train.iter().chain(&texts.val).map(String::as_str);

@@ -219,8 +219,8 @@ fn weight_files(from: &Path) -> Result<Vec<PathBuf>> {
     }
     let text = fs::read_to_string(&index).map_err(Error::io("read", &index))?;
     let wrong = |problem: String| Error::checkpoint(&index, problem);
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| wrong(format!("is no index of shards: {error}")))?;
+    let value: serde_json::Value = serde_json::from_str(decode::json(&text))
+        .map_err(|error| wrong(format!("is no index of shards: {error}")))?;
     let names = value["weight_map"].as_object().into_iter().flat_map(|map| map.values());
     let names: BTreeSet<&str> = names.filter_map(|name| name.as_str()).collect();
     match names.iter().find(|name| name.contains(['/', '\\'])) {
