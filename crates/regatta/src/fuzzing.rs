@@ -137,8 +137,7 @@ fn a_manifest() -> Value {
     let config = crate::train::Config::parse(text, "fuzzing", &[]).expect("a configuration");
     let plan = config.plan(2).expect("a plan");
     let made = config.model.describe(5, Placement::whole());
-    let state =
-        crate::checkpoint::State::new(3, config, plan, 5, Default::default(), vec![1.5, 0.25], None, None);
+    let state = crate::checkpoint::State::new(3, config, plan, 5, Default::default(), Some(0.25), None, None);
     let shapes = made.iter().map(|made| (made.spec.path.clone(), json!(made.spec.shape)));
     let tensors: Map<String, Value> = shapes.collect();
     let mut offset = 64;

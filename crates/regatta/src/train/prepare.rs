@@ -14,8 +14,10 @@ use crate::data::text::{self, Texts, hash};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::TokenWriter;
 use crate::error::{Error, Result};
+use crate::files::{self, Locked};
 use rayon::prelude::*;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Bytes of text that one task encodes.
@@ -47,7 +49,6 @@ pub(super) fn prepare(config: &DataConfig, listener: &mut Listener<'_>) -> Resul
         return Ok(folder);
     }
     let others = prepared::named(&config.cache, &name);
-    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     let lock = lock(&folder, listener)?;
     // Another process may have been faster.
     if let Some(meta) = prepared::find(&folder, &settings) {
@@ -109,27 +110,33 @@ fn tokenizer_settings(config: &DataConfig) -> Result<String> {
 /// same content.
 fn lock(folder: &Path, listener: &mut Listener<'_>) -> Result<Option<File>> {
     let path = folder.join("lock");
-    let file = File::create(&path).map_err(Error::io("create", &path))?;
-    let outcome = match file.try_lock() {
-        Ok(()) => return Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => {
+    let mut told = false;
+    let reason = loop {
+        // Somebody may have cleaned the cache while we waited.
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        match files::try_lock(&path).map_err(Error::io("create", &path))? {
+            Locked::Ours(lock) => return Ok(Some(lock)),
+            Locked::Unavailable(reason) => break reason,
+            Locked::Taken => {}
+        }
+        if !told {
             listener(Notice::Waiting { folder });
-            file.lock()
+            told = true;
         }
-        Err(TryLockError::Error(error)) => Err(error),
+        // Until the other one is done or has ended.
+        if let Err(reason) = File::open(&path).and_then(|file| file.lock())
+            && reason.kind() != ErrorKind::NotFound
+        {
+            break reason;
+        }
     };
-    match outcome {
-        Ok(()) => Ok(Some(file)),
-        Err(error) => {
-            let warning = format!(
-                "{} cannot be locked ({error}): processes that start together may each prepare the same data, which \
-                 does no harm; set data.cache to a folder on a local disk to avoid it",
-                path.display()
-            );
-            listener(Notice::Warning(&warning));
-            Ok(None)
-        }
-    }
+    let warning = format!(
+        "{} cannot be locked ({reason}): processes that start together may each prepare the same data, which does no \
+         harm; set data.cache to a folder on a local disk to avoid it",
+        path.display()
+    );
+    listener(Notice::Warning(&warning));
+    Ok(None)
 }
 
 fn make(

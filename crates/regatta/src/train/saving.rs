@@ -34,7 +34,7 @@ struct Going {
 }
 
 impl Saving {
-    fn location(job: &Job) -> Result<Location> {
+    fn location_of(job: &Job) -> Result<Location> {
         match &job.config.train.checkpoint_url {
             Some(url) => Location::parse(url),
             None => Ok(Location::of_run(&job.out)),
@@ -43,12 +43,12 @@ impl Saving {
 
     /// The checkpoint that the run goes on from, where it does and there is one.
     pub(super) fn checkpoint_before(job: &Job) -> Option<Checkpoint> {
-        let location = Self::location(job).ok().filter(|_| job.resume.is_some())?;
+        let location = Self::location_of(job).ok().filter(|_| job.resume.is_some())?;
         Checkpoint::find(&location, Which::Last).ok()
     }
 
     pub(super) fn new(job: &Job) -> Result<Self> {
-        let location = Self::location(job)?;
+        let location = Self::location_of(job)?;
         let writer = ShardWriter::new(location.clone(), job.group.rank());
         Ok(Self { location, writer, going: None, committing: None, blocked: vec![], copied: 0 })
     }
