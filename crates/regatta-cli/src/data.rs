@@ -1,12 +1,15 @@
-//! `regatta data`: prepares training data.
+//! `regatta data`: prepares training data, and cleans up what was prepared.
 
 use crate::error::Result;
 use crate::out::show;
+use crate::preparing::Preparing;
 use clap::{Args, Subcommand, ValueEnum};
 use regatta::data::mnist::Digits;
+use regatta::data::prepared::{self, Prepared};
 use regatta::train::{Config, Datasets};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
 
 #[derive(Args)]
 pub struct DataArgs {
@@ -40,6 +43,27 @@ enum What {
         #[arg(long, default_value = "data/mnist")]
         out: PathBuf,
     },
+    /// Show the prepared text that is kept: its folders, their sizes, when they were used last.
+    List {
+        /// Where prepared data is kept.
+        #[arg(long, default_value = "data")]
+        cache: PathBuf,
+    },
+    /// Remove prepared text that is out of date: its source has changed since, or its preparation never ended.
+    Clean {
+        /// Where prepared data is kept.
+        #[arg(long, default_value = "data")]
+        cache: PathBuf,
+        /// Remove what was not used for so many days too.
+        #[arg(long, value_name = "DAYS")]
+        unused_for: Option<u64>,
+        /// Remove all prepared text; it is prepared again when it is needed.
+        #[arg(long)]
+        all: bool,
+        /// Only say what would be removed.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -54,9 +78,9 @@ struct Tokens {
     /// How text becomes tokens.
     #[arg(long, value_enum, default_value_t = TokenizerName::Bpe)]
     tokenizer: TokenizerName,
-    /// Tokens of a BPE vocabulary that is trained.
-    #[arg(long, default_value_t = 2048)]
-    vocab_size: usize,
+    /// Tokens of a BPE vocabulary that is trained; left out: 2048.
+    #[arg(long)]
+    vocab_size: Option<usize>,
     /// A BPE tokenizer to use: tokenizer.json, or a folder with GPT-2's vocab.json and merges.txt.
     #[arg(long)]
     tokenizer_path: Option<PathBuf>,
@@ -71,9 +95,9 @@ struct Tokens {
 pub fn run(args: DataArgs) -> Result<ExitCode> {
     match args.what {
         What::Rust { max_mib, tokens } => {
-            prepare("rust", vec![format!("data.max_mib={max_mib}")], None, &tokens)
+            prepare("rust", None, vec![format!("data.max_mib={max_mib}")], tokens)
         }
-        What::Text { path, tokens } => prepare("text", vec![], Some(path), &tokens),
+        What::Text { path, tokens } => prepare("text", Some(path), vec![], tokens),
         What::Mnist { from, out } => {
             let sets = match from {
                 Some(folder) => Digits::read(&folder)?,
@@ -88,16 +112,73 @@ pub fn run(args: DataArgs) -> Result<ExitCode> {
             );
             Ok(ExitCode::SUCCESS)
         }
+        What::List { cache } => list(&cache),
+        What::Clean { cache, unused_for, all, dry_run } => clean(&cache, unused_for, all, dry_run),
     }
 }
 
-fn set_path(key: &str, path: &std::path::Path) -> String {
-    // As a TOML literal, whatever characters it has.
-    format!("{key}={}", serde_json::Value::String(path.display().to_string()))
+fn list(cache: &Path) -> Result<ExitCode> {
+    let all = prepared::list(cache)?;
+    if all.is_empty() {
+        show!("{} holds no prepared text", cache.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let total: u64 = all.iter().map(|prepared| prepared.bytes).sum();
+    for prepared in &all {
+        show!("{}", line(prepared));
+    }
+    show!("{} folder(s), {:.1} MiB", all.len(), mib(total));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / (1 << 20) as f64
+}
+
+/// A folder, its size, what is in it, how long ago it was used, where it came from.
+fn line(prepared: &Prepared) -> String {
+    let held = match (prepared.tokens, prepared.busy, prepared.stale) {
+        (None, true, _) => "being prepared".to_string(),
+        (None, false, _) => "not whole".into(),
+        (Some(_), _, true) => "out of date".into(),
+        (Some([train, val]), ..) => format!("{:.2} M tokens", (train + val) as f64 / 1e6),
+    };
+    let age = SystemTime::now().duration_since(prepared.used).unwrap_or_default().as_secs();
+    let age = match (age / 86_400, age / 3600, age / 60) {
+        (0, 0, 0) => "just now".to_string(),
+        (0, 0, minutes) => format!("{minutes} min ago"),
+        (0, hours, _) => format!("{hours} h ago"),
+        (days, ..) => format!("{days} days ago"),
+    };
+    let folder = prepared.folder.display().to_string();
+    format!("{folder:<32} {:>9.1} MiB  {held:>14}  {age:>12}  {}", mib(prepared.bytes), prepared.source)
+}
+
+fn clean(cache: &Path, unused_for: Option<u64>, all: bool, dry_run: bool) -> Result<ExitCode> {
+    let unused = |prepared: &Prepared| {
+        let age = SystemTime::now().duration_since(prepared.used).unwrap_or_default();
+        unused_for.is_some_and(|days| age >= Duration::from_secs(days.saturating_mul(86_400)))
+    };
+    let (mut removed, mut bytes, mut failed) = (0, 0, None);
+    for prepared in prepared::list(cache)? {
+        let out_of_date = prepared.stale || prepared.tokens.is_none();
+        if prepared.busy || !(all || out_of_date || unused(&prepared)) {
+            continue;
+        }
+        if !dry_run && let Err(error) = prepared::remove(&prepared) {
+            failed.get_or_insert(error);
+            continue;
+        }
+        show!("{}", line(&prepared));
+        (removed, bytes) = (removed + 1, bytes + prepared.bytes);
+    }
+    let what = if dry_run { "would be removed" } else { "removed" };
+    show!("{removed} folder(s) of {:.1} MiB {what}", mib(bytes));
+    failed.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
 }
 
 /// Prepares the same files that training with the same settings would.
-fn prepare(kind: &str, mut sets: Vec<String>, path: Option<PathBuf>, tokens: &Tokens) -> Result<ExitCode> {
+fn prepare(kind: &str, path: Option<PathBuf>, mut sets: Vec<String>, tokens: Tokens) -> Result<ExitCode> {
     let tokenizer = match tokens.tokenizer {
         TokenizerName::Chars => "chars",
         TokenizerName::Bytes => "bytes",
@@ -106,18 +187,20 @@ fn prepare(kind: &str, mut sets: Vec<String>, path: Option<PathBuf>, tokens: &To
     sets.extend([
         format!("data.kind=\"{kind}\""),
         format!("data.tokenizer=\"{tokenizer}\""),
-        format!("data.vocab_size={}", tokens.vocab_size),
         format!("data.val_fraction={:?}", tokens.val_fraction),
     ]);
-    // A configuration is text, which paths need not be: there they only say that they are given.
-    sets.extend(path.as_ref().map(|path| set_path("data.path", path)));
-    sets.extend(tokens.tokenizer_path.as_ref().map(|path| set_path("data.tokenizer_path", path)));
+    sets.extend(tokens.vocab_size.map(|size| format!("data.vocab_size={size}")));
+    // The paths themselves are set below: they need not be UTF-8, as values in TOML are.
+    sets.extend(path.as_ref().map(|_| "data.path=\"set below\"".into()));
+    sets.extend(tokens.tokenizer_path.as_ref().map(|_| "data.tokenizer_path=\"set below\"".into()));
     let mut config =
         Config::parse("[model]\nkind = \"gpt\"\nblock = 1\n[train]\nbatch = 1\n", "regatta data", &sets)?;
-    config.data.path = path;
-    config.data.tokenizer_path.clone_from(&tokens.tokenizer_path);
-    config.data.cache.clone_from(&tokens.cache);
-    let data = Datasets::open(&config)?;
-    show!("{} in {}", data.describe(), tokens.cache.display());
+    let cache = tokens.cache;
+    (config.data.path, config.data.tokenizer_path) = (path, tokens.tokenizer_path);
+    config.data.cache = cache.clone();
+    let mut preparing = Preparing::new();
+    let data = Datasets::open_with(&config, &mut |notice| preparing.hear(notice))?;
+    drop(preparing);
+    show!("{} in {}", data.describe(), cache.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -13,6 +13,7 @@ mod generate;
 mod launcher;
 mod out;
 mod plan;
+mod preparing;
 mod progress;
 mod signals;
 mod trace;

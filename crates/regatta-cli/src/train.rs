@@ -5,6 +5,7 @@ use crate::error::{Exit, Result};
 use crate::flags::{PlanFlags, check, plan, workers};
 use crate::launcher;
 use crate::out::{say, show};
+use crate::preparing::Preparing;
 use crate::progress::Progress;
 use crate::signals;
 use clap::Args;
@@ -138,7 +139,14 @@ fn worker(
     let mut arrival = Arrival::announce(world, &Options::from_env()?)?;
     let (plan, resume, folder, options) = arrival.prepare(|| -> Result<_> {
         let plan = plan(&config, world.size)?;
-        let data = Datasets::open(&config)?;
+        // Our own launcher has already said what there is to say.
+        let mut preparing = (world.rank == 0 && std::env::var_os(OUT).is_none()).then(Preparing::new);
+        let data = Datasets::open_with(&config, &mut |notice| {
+            if let Some(shown) = &mut preparing {
+                shown.hear(notice);
+            }
+        })?;
+        drop(preparing);
         check(&config, &plan, data.vocab)?;
         config.check_sample(&data)?;
         drop(data);
@@ -167,7 +175,9 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant, speaks: bool) ->
     }
     let plan = plan(&config, workers)?;
     let prepared = Instant::now();
-    let data = Datasets::open(&config)?;
+    let mut preparing = Preparing::new();
+    let data = Datasets::open_with(&config, &mut |notice| preparing.hear(notice))?;
+    drop(preparing);
     if prepared.elapsed() > Duration::from_secs(1) {
         say!("data prepared in {:.1} s: {}", prepared.elapsed().as_secs_f64(), data.describe());
     }

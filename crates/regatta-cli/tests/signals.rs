@@ -215,7 +215,8 @@ fn run(place: &Place, launcher: Launcher, action: Action, number: usize) -> Opti
         succeed(&mut place.regatta(&arguments));
         place.summary(out)
     });
-    let same_bits = losses(&resumed) == losses(&whole) && resumed["parameter_hash"] == whole["parameter_hash"];
+    let same_bits =
+        losses(&resumed) == losses(&whole) && resumed["parameter_hash"] == whole["parameter_hash"];
     Some(Outcome { code, how, same_bits })
 }
 

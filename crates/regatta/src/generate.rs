@@ -53,12 +53,8 @@ impl Generator {
         let state = checkpoint.state();
         let config = language_model(&checkpoint)?;
         let tokenizer = Tokenizer::load(&run.join("tokenizer.json"))?;
-        if tokenizer.vocab_size() != state.vocab {
-            let problem = format!(
-                "was trained with {} tokens, but tokenizer.json beside it has {}",
-                state.vocab,
-                tokenizer.vocab_size()
-            );
+        if let Err(problem) = tokenizer.fits(state.vocab) {
+            let problem = format!("{problem}: tokenizer.json beside it is of another model");
             return Err(Error::checkpoint(checkpoint.path(), problem));
         }
         check_model(&checkpoint, &state.config.model, state.vocab)?;
@@ -88,7 +84,7 @@ impl Generator {
     }
 
     /// Goes on from `prompt`, handing each piece of text to `emit` as soon as it is complete. Stops early when
-    /// `emit` of rank 0 returns false. All ranks call it with the same arguments.
+    /// `emit` of rank 0 returns false, or at the tokenizer's end of text, which is not handed on. All ranks call it with the same arguments.
     ///
     /// Keys and values of past tokens are kept, so each token costs one pass over itself alone. Positions count from the
     /// beginning of the context: a full one begins anew with its second half, and goes on from there.
@@ -216,6 +212,8 @@ pub(crate) fn stream<M: Model>(
     }
     let noise = Stream::new(seed).named("sample");
     let mut decoder = tokenizer.stream();
+    // Ids below the largest that stand for no token.
+    let holes: Vec<usize> = (0..tokenizer.vocab_size()).filter(|&id| !tokenizer.has(id as u32)).collect();
     let context = Context::cached();
     let mut new = ids.len().saturating_sub(block);
     for n in 0..options.tokens {
@@ -224,9 +222,15 @@ pub(crate) fn stream<M: Model>(
             context.forget();
             new = ids.len() - (block / 2).max(1);
         }
-        let logits = logits(engine, &ids[new..], &context, ids.len() - new - 1)?;
+        let mut logits = logits(engine, &ids[new..], &context, ids.len() - new - 1)?;
         new = ids.len();
+        // What stands for no token is never said, nor are the rows that only pad the vocabulary.
+        logits.truncate(tokenizer.vocab_size());
+        holes.iter().for_each(|&id| logits[id] = f32::NEG_INFINITY);
         let id = choose(&logits, options, noise.uniform(n as u64));
+        if tokenizer.end_of_text() == Some(id) {
+            break;
+        }
         ids.push(id);
         let text = decoder.push(id);
         let mut stop = [i32::from(lead && !text.is_empty() && !emit(&text))];
@@ -247,7 +251,8 @@ pub(crate) fn stream<M: Model>(
 
 /// Chooses a token by `logits`, with `uniform` in [0, 1) as the dice.
 fn choose(logits: &[f32], options: &SampleConfig, uniform: f32) -> u32 {
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let possible = |&id: &u32| logits[id as usize] != f32::NEG_INFINITY;
+    let mut order: Vec<u32> = (0..logits.len() as u32).filter(possible).collect();
     order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
     if options.temperature == 0.0 {
         return order.first().copied().unwrap_or(0);

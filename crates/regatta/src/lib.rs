@@ -15,6 +15,9 @@ pub mod data;
 mod error;
 mod face;
 mod files;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod generate;
 mod json;
 pub mod layers;

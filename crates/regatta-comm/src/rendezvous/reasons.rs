@@ -50,12 +50,11 @@ impl Reasons {
                 self.last = Some(super::open_files::explain(&format!("{address}: {error}")));
             }
         }
-        match other_secret {
+        if !other_secret {
+            self.other_secret = None;
+        } else if self.other_secret.is_none() {
             // The attempts may pause for as long as a connection takes.
-            true => {
-                drop(self.other_secret.get_or_insert_with(|| Timer::with_pauses(OTHER_SECRET, OTHER_SECRET)))
-            }
-            false => self.other_secret = None,
+            self.other_secret = Some(Timer::with_pauses(OTHER_SECRET, OTHER_SECRET));
         }
         Ok(())
     }

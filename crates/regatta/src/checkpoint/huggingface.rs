@@ -5,6 +5,8 @@ mod import;
 mod names;
 
 pub use export::{Exported, export};
+#[cfg(any(test, fuzzing))]
+pub(crate) use import::examine;
 pub use import::{Imported, import};
 
 use crate::models::{ActivationFunction, GptConfig, NormKind};

@@ -176,23 +176,29 @@ impl Manifest {
             ),
             _ => Error::io("read", &path)(error),
         })?;
+        Self::parse(&bytes).map_err(wrong)
+    }
+
+    /// The manifest that is in `bytes`, checked as far as it can be without its files.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let no_json = |error: serde_json::Error| {
-            wrong(format!("is truncated or no manifest of Regatta ({error}); use another checkpoint"))
+            format!("is truncated or no manifest of Regatta ({error}); use another checkpoint")
         };
-        let kind: Kind = serde_json::from_slice(&bytes).map_err(no_json)?;
+        let kind: Kind = serde_json::from_slice(bytes).map_err(no_json)?;
         if kind.format != FORMAT {
-            return Err(wrong("was not written by Regatta; use another checkpoint".into()));
+            return Err("was not written by Regatta; use another checkpoint".into());
         }
         if kind.version != VERSION {
-            return Err(wrong(format!("has format version {}, this Regatta reads {VERSION}", kind.version)));
+            return Err(format!("has format version {}, this Regatta reads {VERSION}", kind.version));
         }
-        let envelope: Envelope = serde_json::from_slice(&bytes).map_err(no_json)?;
+        let envelope: Envelope = serde_json::from_slice(bytes).map_err(no_json)?;
         let text = envelope.manifest.get();
         if crc32fast::hash(text.as_bytes()) != envelope.checksum {
-            return Err(wrong("does not match its checksum: it is damaged; use another checkpoint".into()));
+            return Err("does not match its checksum: it is damaged; use another checkpoint".into());
         }
         let manifest: Self = serde_json::from_str(text).map_err(no_json)?;
-        manifest.check().map_err(|problem| wrong(format!("{problem}; use another checkpoint")))?;
+        let checked = manifest.check().and_then(|()| manifest.plausible());
+        checked.map_err(|problem| format!("{problem}; use another checkpoint"))?;
         Ok(manifest)
     }
 }

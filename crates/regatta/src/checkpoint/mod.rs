@@ -13,6 +13,7 @@ pub mod huggingface;
 mod manifest;
 mod names;
 mod object;
+mod plausible;
 mod report;
 mod restore;
 mod shards;

@@ -119,6 +119,27 @@ impl Checkpoint {
         &self.manifest.tensors
     }
 
+    /// Checks that all files are there and as long as the manifest says, so that nothing is reserved for numbers that do
+    /// not exist.
+    ///
+    /// # Errors
+    /// A file that is missing or of another length.
+    pub(crate) fn present(&self) -> Result<()> {
+        for file in &self.manifest.files {
+            let first = file.parts.first().map_or("(none)", |part| part.name.as_str());
+            let problem = match self.location.size(&format!("{}/{}", self.folder, file.file)) {
+                Ok(Some(bytes)) if bytes == file.bytes => continue,
+                Ok(Some(bytes)) => {
+                    format!("cannot be read: the file has {bytes} bytes instead of {}", file.bytes)
+                }
+                Ok(None) => "cannot be read: the file is missing".into(),
+                Err(error) => format!("cannot be read: {error}"),
+            };
+            return Err(self.damaged(file, first, &problem));
+        }
+        Ok(())
+    }
+
     /// Reads `piece` of the tensor `name` into `target`, from whichever files hold parts of it, and verifies the
     /// checksum of each part on its first use. The piece's dimensions may factor the stored shape.
     ///
@@ -259,7 +280,9 @@ impl Checkpoint {
     /// Verifies every file and part; what is wrong.
     pub(super) fn verify(&self) -> Vec<String> {
         let mut problems: Vec<String> = vec![];
-        for problem in self.manifest.uncovered() {
+        // Going through pieces takes as long as there are elements: files of other lengths are told below.
+        let uncovered = if self.present().is_ok() { self.manifest.uncovered() } else { vec![] };
+        for problem in uncovered {
             problems.push(format!("checkpoint {}: {problem}", self.path().display()));
         }
         for (index, file) in self.manifest.files.iter().enumerate() {

@@ -1,22 +1,32 @@
 //! Byte-level byte-pair encoding with GPT-2's words (Sennrich et al. 2016; Radford et al. 2019, section 2.2).
 //!
-//! The crate `tokenizers` trains, reads and applies the merges. Text repeats its words, so each word of a text is
-//! given to it once; that is several times faster than handing it the text.
+//! The crate `tokenizers` reads and applies the merges. Text repeats its words, so each word of a text is
+//! given to it once; that is several times faster than handing it the text. Merges are learned in `bpe_trainer`.
 
+use super::bpe_trainer;
 use super::words::{ascii_words, pieces};
 use crate::error::{Error, Result};
+use ahash::AHashMap;
+use rayon::prelude::*;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::path::Path;
-use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, TokenizerImpl};
+use tokenizers::{
+    AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, TokenizerImpl,
+};
 
 type BytePair =
     TokenizerImpl<BPE, tokenizers::NormalizerWrapper, ByteLevel, tokenizers::PostProcessorWrapper, ByteLevel>;
 
 /// Bytes of text that are handed to `tokenizers` at once.
 const PIECE: usize = 1 << 14;
+
+/// No vocabulary in use has a tenth of this.
+const MOST_TOKENS: u32 = 1 << 24;
+
+/// What tokenizers of this kind call the end of a document: GPT-2, its successors, RoBERTa.
+const ENDS: [&str; 3] = ["<|endoftext|>", "<|end_of_text|>", "</s>"];
 
 /// Merges, their vocabulary and the bytes of each token.
 #[derive(Clone)]
@@ -25,41 +35,82 @@ pub(super) struct Bpe {
     bytes: HashMap<u32, Box<[u8]>>,
     /// Tokens that are taken out of the text before it is split into words, as `<|endoftext|>`.
     added: Vec<String>,
+    /// The special token that ends a document.
+    end_of_text: Option<u32>,
     /// Whether every byte has a token, so that any text can be encoded.
     complete: bool,
 }
 
 impl Bpe {
-    /// Trained on `texts` up to `vocab_size` tokens.
-    pub(super) fn train<'a>(texts: impl Iterator<Item = &'a str> + Send, vocab_size: usize) -> Result<Self> {
+    /// Trained on `texts` up to `vocab_size` tokens; `progress` is told how many there are.
+    pub(super) fn train<'a>(
+        texts: impl Iterator<Item = &'a str> + Send,
+        vocab_size: usize,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
         if vocab_size < 256 {
             return Err(Error::Usage(format!(
                 "a byte-level vocabulary has a token for each of 256 bytes: {vocab_size} are too few"
             )));
         }
-        let mut trainer = BpeTrainerBuilder::new()
-            .vocab_size(vocab_size)
-            .min_frequency(2)
-            .show_progress(false)
-            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .build();
+        let failed = |error: String| Error::Usage(format!("cannot train a tokenizer: {error}"));
+        let mut words: Vec<_> = count_words(texts).map_err(failed)?.into_iter().collect();
+        // So that nothing depends on the order of a table in memory.
+        words.sort_unstable();
+        let (alphabet, spelling) = alphabet();
+        let words = words.iter().map(|(word, count)| (word.as_bytes(), *count));
+        let learned = bpe_trainer::learn(words, &alphabet, vocab_size, 2, progress).map_err(failed)?;
+        let spelt: Vec<String> = learned
+            .tokens
+            .iter()
+            .map(|token| token.iter().map(|&byte| spelling[usize::from(byte)]).collect())
+            .collect();
+        let merges =
+            learned.merges.iter().map(|&(a, b)| (spelt[a as usize].clone(), spelt[b as usize].clone()));
+        let merges = merges.collect();
+        let vocab: AHashMap<String, u32> = spelt.into_iter().zip(0..).collect();
+        let model = BPE::builder().vocab_and_merges(vocab, merges).build();
         let mut inner = byte_level(BPE::default());
-        // Small enough that training runs over them in parallel.
-        let pieces = texts.flat_map(|text| pieces(text, 1 << 16));
-        inner
-            .train(&mut trainer, pieces.map(str::to_string))
-            .map_err(|error| Error::Usage(format!("cannot train a tokenizer: {error}")))?;
+        inner.with_model(model.map_err(|error| failed(error.to_string()))?);
         Ok(Self::new(inner))
     }
 
-    /// From GPT-2's two files.
-    pub(super) fn from_files(vocab: &Path, merges: &Path) -> Result<Self, String> {
-        let model = BPE::from_file(&vocab.to_string_lossy(), &merges.to_string_lossy());
-        Ok(Self::new(byte_level(model.build().map_err(|error| format!("is no tokenizer: {error}"))?)))
+    /// From the contents of GPT-2's two files.
+    pub(super) fn from_texts(vocab: &str, merges: &str) -> Result<Self, String> {
+        let vocab: HashMap<String, u32> = serde_json::from_str(vocab)
+            .map_err(|error| format!("is no tokenizer: its vocabulary: {error}"))?;
+        let pairs = merges.lines().filter(|line| !line.starts_with("#version") && !line.is_empty());
+        let pairs = pairs.map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+            [a, b] => Ok((a.to_string(), b.to_string())),
+            _ => Err(format!("is no tokenizer: {line:?} is no merge of two tokens")),
+        });
+        let pairs: Vec<(String, String)> = pairs.collect::<Result<_, _>>()?;
+        let vocab: AHashMap<String, u32> = vocab.into_iter().collect();
+        let model = BPE::builder().vocab_and_merges(vocab, pairs).build();
+        Self::checked(byte_level(model.map_err(|error| format!("is no tokenizer: {error}"))?))
+    }
+
+    /// Refuses ids that no vocabulary has, and those of two tokens: a model's first and last layers have a row for each id
+    /// below the largest.
+    fn checked(inner: BytePair) -> Result<Self, String> {
+        let mut tokens: Vec<(u32, String)> =
+            inner.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
+        tokens.sort_unstable();
+        if let Some([(id, a), (_, b)]) = tokens.array_windows().find(|[a, b]| a.0 == b.0) {
+            return Err(format!("is no tokenizer: the tokens {a:?} and {b:?} both have the id {id}"));
+        }
+        match tokens.last() {
+            None => Err("is no tokenizer: it has no tokens".into()),
+            Some((id, token)) if *id >= MOST_TOKENS => Err(format!(
+                "has a token {token:?} with the id {id}: there can be {MOST_TOKENS} tokens at most"
+            )),
+            Some(_) => Ok(Self::new(inner)),
+        }
     }
 
     /// From Hugging Face's `tokenizer.json`.
     pub(super) fn from_json(mut value: Value) -> Result<Self, String> {
+        supported(&value)?;
         // Settings for other uses, which would cut, fill or vary what is learned from.
         for key in ["truncation", "padding"] {
             if let Some(setting) = value.get_mut(key) {
@@ -72,7 +123,7 @@ impl Bpe {
         let inner = BytePair::from_bytes(value.to_string())
             .map_err(|error| format!("is no byte-level BPE tokenizer: {error}"))?;
         match inner.get_pre_tokenizer() {
-            Some(level) if level.use_regex && !level.add_prefix_space => Ok(Self::new(inner)),
+            Some(level) if level.use_regex && !level.add_prefix_space => Self::checked(inner),
             _ => {
                 Err("does not split text as GPT-2 does (pre_tokenizer ByteLevel with use_regex and without \
                       add_prefix_space): such tokenizers are not supported"
@@ -86,14 +137,18 @@ impl Bpe {
         let spelt = |token: &str| token.chars().filter_map(|c| of_char.get(&c).copied()).collect();
         let mut bytes: HashMap<u32, Box<[u8]>> =
             inner.get_vocab(false).into_iter().map(|(token, id)| (id, spelt(&token))).collect();
-        let mut added = vec![];
+        let (mut added, mut ends) = (vec![], vec![]);
         for (id, token) in inner.get_added_tokens_decoder() {
             // These are text as it is, not spelt byte by byte.
             bytes.insert(id, token.content.as_bytes().into());
+            if let Some(place) = ENDS.iter().position(|end| token.special && *end == token.content) {
+                ends.push((place, id));
+            }
             added.push(token.content);
         }
+        let end_of_text = ends.into_iter().min().map(|(_, id)| id);
         let complete = byte_chars().all(|c| inner.token_to_id(c.encode_utf8(&mut [0; 4])).is_some());
-        Self { inner, bytes, added, complete }
+        Self { inner, bytes, added, end_of_text, complete }
     }
 
     pub(super) fn to_json(&self) -> Result<String> {
@@ -103,6 +158,16 @@ impl Bpe {
     /// One more than the largest id: ids need not be dense in files of others.
     pub(super) fn vocab_size(&self) -> usize {
         self.bytes.keys().max().map_or(0, |&id| id as usize + 1)
+    }
+
+    /// The token that ends a document, where there is one.
+    pub(super) fn end_of_text(&self) -> Option<u32> {
+        self.end_of_text
+    }
+
+    /// Whether there is such a token.
+    pub(super) fn has(&self, id: u32) -> bool {
+        self.bytes.contains_key(&id)
     }
 
     /// The bytes of a token; none where there is no such token.
@@ -169,6 +234,63 @@ impl Bpe {
     }
 }
 
+/// Refuses what byte-level tokenizers do not have, before the crate reads it: with some of it, it panics.
+fn supported(value: &Value) -> Result<(), String> {
+    for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
+        if value["model"][key].as_str().is_some_and(|affix| !affix.is_empty()) {
+            return Err(format!("is no byte-level BPE tokenizer: it has a {key}"));
+        }
+    }
+    fn normalizes(value: &Value) -> Result<(), String> {
+        let known = ["NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Strip", "StripAccents", "Sequence"];
+        match (value, value["type"].as_str()) {
+            (Value::Null, _) => Ok(()),
+            (_, Some("Sequence")) => {
+                value["normalizers"].as_array().into_iter().flatten().try_for_each(normalizes)
+            }
+            (_, Some(name)) if known.contains(&name) => Ok(()),
+            (_, name) => {
+                Err(format!("has the normalizer {}, which is not supported", name.unwrap_or("(none)")))
+            }
+        }
+    }
+    normalizes(&value["normalizer"])
+}
+
+/// How often each word occurs in `texts`.
+fn count_words<'a>(texts: impl Iterator<Item = &'a str> + Send) -> Result<AHashMap<&'a str, u64>, String> {
+    type Counts<'a> = AHashMap<&'a str, u64>;
+    let count = |piece: &'a str| -> Result<Counts<'a>, String> {
+        let mut counts = Counts::new();
+        if piece.is_ascii() {
+            ascii_words(piece).for_each(|word| *counts.entry(word).or_default() += 1);
+            return Ok(counts);
+        }
+        let mut words = PreTokenizedString::from(piece);
+        ByteLevel::new(false, true, true).pre_tokenize(&mut words).map_err(|error| error.to_string())?;
+        for (_, (from, to), _) in words.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+            *counts.entry(&piece[from..to]).or_default() += 1;
+        }
+        Ok(counts)
+    };
+    let sum = |a: Counts<'a>, b: Counts<'a>| {
+        let (mut all, less) = if a.len() < b.len() { (b, a) } else { (a, b) };
+        less.into_iter().for_each(|(word, count)| *all.entry(word).or_default() += count);
+        Ok(all)
+    };
+    // Small enough that they are counted in parallel.
+    texts.flat_map(|text| pieces(text, 1 << 16)).par_bridge().map(count).try_reduce(Counts::new, sum)
+}
+
+/// The bytes in the order of their ids, which is that of the characters they are written as, and these characters by byte.
+pub(super) fn alphabet() -> ([u8; 256], [char; 256]) {
+    let mut spelling = ['\0'; 256];
+    spelling.iter_mut().zip(byte_chars()).for_each(|(slot, c)| *slot = c);
+    let mut bytes: [u8; 256] = std::array::from_fn(|byte| byte as u8);
+    bytes.sort_by_key(|&byte| spelling[usize::from(byte)]);
+    (bytes, spelling)
+}
+
 fn byte_level(model: BPE) -> BytePair {
     let mut tokenizer = BytePair::new(model);
     let level = ByteLevel::new(false, true, true);
@@ -198,7 +320,7 @@ mod tests {
 
     static TRAINED: LazyLock<Bpe> = LazyLock::new(|| {
         let text = "fn main() {\n\n    let it's = \"grüß 世界\";\n\n}\n\n\nabc abc ab 123 !!  x\n".repeat(20);
-        Bpe::train([text.as_str()].into_iter(), 330).unwrap()
+        Bpe::train([text.as_str()].into_iter(), 330, &mut |_| {}).unwrap()
     });
 
     /// A vocabulary of all bytes and `merges`.
@@ -234,12 +356,37 @@ mod tests {
         }
     }
 
+    /// As the crate trains on texts.
+    fn by_the_crate(texts: &[String], vocab_size: usize) -> String {
+        let mut trainer = tokenizers::models::bpe::BpeTrainerBuilder::new()
+            .vocab_size(vocab_size)
+            .min_frequency(2)
+            .show_progress(false)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .build();
+        let mut inner = byte_level(BPE::default());
+        inner.train(&mut trainer, texts.iter().cloned()).unwrap();
+        inner.to_string(false).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+        #[test]
+        fn texts_are_learned_as_the_crate_learns_them(
+            texts in prop::collection::vec("([ab1'!(]|main|'s| the then|  |\n|\n\n|    let|é|世界|ß|\u{a0}){0,80}", 1..6),
+            more in 0usize..90,
+        ) {
+            let ours = Bpe::train(texts.iter().map(String::as_str), 256 + more, &mut |_| {}).unwrap();
+            prop_assert_eq!(ours.to_json().unwrap(), by_the_crate(&texts, 256 + more));
+        }
+    }
+
     #[test]
     fn training_is_deterministic() {
         let text: String = (0..20_000u64).map(|n| format!("w{} ", n * n % 997)).collect();
-        let train = || Bpe::train([text.as_str()].into_iter(), 600).unwrap().to_json().unwrap();
+        let train = || Bpe::train([text.as_str()].into_iter(), 600, &mut |_| {}).unwrap().to_json().unwrap();
         assert_eq!(train(), train());
-        assert!(Bpe::train([text.as_str()].into_iter(), 255).is_err());
+        assert!(Bpe::train([text.as_str()].into_iter(), 255, &mut |_| {}).is_err());
     }
 
     #[test]

@@ -100,19 +100,23 @@ impl Pictures {
 
 fn read_records(path: &Path) -> Result<Vec<u8>> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    check_records(&bytes).map_err(|problem| Error::data(path, problem))?;
+    Ok(bytes)
+}
+
+pub(crate) fn check_records(bytes: &[u8]) -> Result<(), String> {
     if bytes.is_empty() || !bytes.len().is_multiple_of(1 + PIXELS) {
-        let problem = format!(
+        return Err(format!(
             "is truncated or no binary CIFAR-10: {} bytes are no whole number of records of {}",
             bytes.len(),
             1 + PIXELS
-        );
-        return Err(Error::data(path, problem));
+        ));
     }
     let labels = bytes.iter().step_by(1 + PIXELS);
-    if let Some(label) = labels.into_iter().find(|label| usize::from(**label) >= CLASSES) {
-        return Err(Error::data(path, format!("has a label {label}, but CIFAR-10 has {CLASSES} classes")));
+    match labels.into_iter().find(|label| usize::from(**label) >= CLASSES) {
+        Some(label) => Err(format!("has a label {label}, but CIFAR-10 has {CLASSES} classes")),
+        None => Ok(()),
     }
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -203,29 +203,32 @@ fn find(folder: &Path, name: &str) -> Result<PathBuf> {
 /// The items of an IDX file of bytes whose shape after the first dimension is `item`.
 fn read_idx(path: &Path, item: &[usize]) -> Result<Vec<u8>> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
-    let foreign = |problem: String| Error::data(path, problem);
+    parse_idx(&bytes, item).map_err(|problem| Error::data(path, problem))
+}
+
+pub(crate) fn parse_idx(bytes: &[u8], item: &[usize]) -> Result<Vec<u8>, String> {
     // As published, but renamed.
     if bytes.starts_with(&[0x1f, 0x8b]) {
-        return Err(foreign("is compressed: rename it to .gz and unpack it with gunzip".into()));
+        return Err("is compressed: rename it to .gz and unpack it with gunzip".into());
     }
     let dims = 1 + item.len();
     let header = 4 + 4 * dims;
     if bytes.get(..4) != Some(&[0, 0, 8, dims as u8]) || bytes.len() < header {
-        return Err(foreign(format!("is no IDX file of bytes with {dims} dimension(s)")));
+        return Err(format!("is no IDX file of bytes with {dims} dimension(s)"));
     }
     let shape: Vec<usize> = bytes[4..header]
         .chunks_exact(4)
         .map(|word| u32::from_be_bytes([word[0], word[1], word[2], word[3]]) as usize)
         .collect();
     if shape[1..] != *item {
-        return Err(foreign(format!("has items of {:?}, not {item:?}", &shape[1..])));
+        return Err(format!("has items of {:?}, not {item:?}", &shape[1..]));
     }
     let wanted = item.iter().try_fold(shape[0], |product, side| product.checked_mul(*side));
     if wanted != Some(bytes.len() - header) {
-        return Err(foreign(format!(
+        return Err(format!(
             "is truncated or damaged: its header says {shape:?}, {} bytes follow",
             bytes.len() - header
-        )));
+        ));
     }
     Ok(bytes[header..].to_vec())
 }

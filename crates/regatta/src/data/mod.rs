@@ -10,11 +10,17 @@
 //! for every number of ranks. Orders and cuts are part of what a checkpoint means and must not change.
 
 mod bpe;
+mod bpe_trainer;
 pub mod cifar10;
+pub(crate) mod decode;
+pub(crate) mod digests;
 pub mod mnist;
+pub mod notice;
 pub mod prefetch;
+pub mod prepared;
 pub mod rust_corpus;
 pub mod sampler;
+pub(crate) mod source;
 pub mod synthetic;
 pub mod text;
 pub mod tokenizer;

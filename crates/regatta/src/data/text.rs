@@ -1,8 +1,8 @@
 //! Text files and folders, cut into a part to learn from and a part held out.
 
-use crate::error::{Error, Result};
+use super::source::{Read, Source};
+use crate::error::Result;
 use std::collections::HashSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Texts by purpose.
@@ -12,44 +12,33 @@ pub struct Texts {
     pub train: Vec<String>,
     /// Held out.
     pub val: Vec<String>,
-    /// Files that were left out because they are no UTF-8 text or cannot be read.
-    pub skipped: usize,
+    /// Files that were left out because they are no text or cannot be read, with the reason.
+    pub skipped: Vec<(PathBuf, String)>,
 }
 
 impl Texts {
     /// Reads `path`, a file (cut at `1 - val_fraction`) or a folder (files are held out whole, at least one where
     /// there are several and `val_fraction` is above 0). Files are taken in the order of
     /// their paths; links to files are followed, links to folders are not. Hidden files and copies are left out; so
-    /// is what is no UTF-8 text, but counted.
+    /// is what is no text, and listed. Text is UTF-8, or UTF-16 with a byte-order mark; the mark is no part of it.
     ///
     /// # Errors
     /// A path that is missing or unreadable, or no text there.
     pub fn read(path: &Path, val_fraction: f64) -> Result<Self> {
-        let meta = fs::metadata(path).map_err(|error| {
-            Error::data(path, format!("cannot be read ({error}); set data.path to a text file or folder"))
-        })?;
-        let (mut files, mut skipped) = (vec![], 0);
-        if meta.is_dir() {
-            skipped = walk(path, &mut files)?;
-        } else {
-            let text = fs::read(path).map_err(Error::io("read", path))?;
-            let text = String::from_utf8(text).map_err(|_| Error::data(path, "is no UTF-8 text"))?;
-            files.push(text);
+        Ok(Self::of(Source::find(path)?.read()?, val_fraction))
+    }
+
+    /// The texts that were read from a source.
+    pub(crate) fn of(read: Read, val_fraction: f64) -> Self {
+        let Read { mut texts, skipped, .. } = read;
+        if texts.len() == 1 {
+            let mut train = texts.remove(0);
+            let cut = boundary(&train, (train.len() as f64 * (1.0 - val_fraction)) as usize);
+            // The larger part stays where it is.
+            let val = train.split_off(cut);
+            return Self { train: vec![train], val: vec![val], skipped };
         }
-        if files.iter().all(String::is_empty) {
-            let problem = match skipped {
-                0 => "holds no text".to_string(),
-                n => format!("holds no text ({n} of its files are no UTF-8 text or cannot be read)"),
-            };
-            return Err(Error::data(path, problem));
-        }
-        if files.len() == 1 {
-            let text = files.remove(0);
-            let (train, val) =
-                text.split_at(boundary(&text, (text.len() as f64 * (1.0 - val_fraction)) as usize));
-            return Ok(Self { train: vec![train.into()], val: vec![val.into()], skipped });
-        }
-        Ok(Self { skipped, ..Self::split(files, val_fraction) })
+        Self { skipped, ..Self::split(texts, val_fraction) }
     }
 
     /// Holds whole `files` out until they make up `val_fraction` of the text, chosen by a hash of their content. One
@@ -85,39 +74,6 @@ fn boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0)
 }
 
-/// Appends the texts below `folder` to `files`; how many files were no text.
-fn walk(folder: &Path, files: &mut Vec<String>) -> Result<usize> {
-    let mut skipped = 0;
-    let mut seen = HashSet::new();
-    let mut open = vec![folder.to_path_buf()];
-    let mut paths: Vec<PathBuf> = vec![];
-    while let Some(folder) = open.pop() {
-        for entry in fs::read_dir(&folder).map_err(Error::io("read the folder", &folder))? {
-            let entry = entry.map_err(Error::io("read the folder", &folder))?;
-            let hidden = entry.file_name().to_string_lossy().starts_with('.');
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() && !hidden => open.push(entry.path()),
-                Ok(kind) if kind.is_file() && !hidden => paths.push(entry.path()),
-                // Stores of data often link to their files; a folder could lead back to one above it.
-                Ok(kind) if kind.is_symlink() && !hidden && entry.path().is_file() => {
-                    paths.push(entry.path())
-                }
-                _ => {}
-            }
-        }
-    }
-    paths.sort();
-    for path in paths {
-        // A picture or a file without permission among the texts is no reason to stop.
-        match fs::read_to_string(&path) {
-            Ok(text) if !text.is_empty() && seen.insert(hash(text.as_bytes())) => files.push(text),
-            Ok(_) => {}
-            Err(_) => skipped += 1,
-        }
-    }
-    Ok(skipped)
-}
-
 /// 64-bit FNV-1a.
 pub fn hash(bytes: &[u8]) -> u64 {
     bytes
@@ -128,6 +84,7 @@ pub fn hash(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_file_is_cut_and_a_folder_is_split_by_file() {
@@ -141,11 +98,12 @@ mod tests {
             fs::write(folder.path().join(format!("{n}.txt")), format!("text number {n}")).unwrap();
         }
         fs::write(folder.path().join("copy.txt"), "text number 3").unwrap();
-        fs::write(folder.path().join("binary"), [255, 254, 0]).unwrap();
+        fs::write(folder.path().join("binary"), [255, 255, 0]).unwrap();
         let texts = Texts::read(folder.path(), 0.1).unwrap();
         assert_eq!(texts.train.len() + texts.val.len(), 21);
         assert!(!texts.val.is_empty());
-        assert_eq!(texts.skipped, 1);
+        let skipped: Vec<_> = texts.skipped.iter().map(|(path, _)| path.file_name().unwrap()).collect();
+        assert_eq!(skipped, ["binary"]);
         assert_eq!(texts, Texts::read(folder.path(), 0.1).unwrap());
         assert_eq!(Texts::split(vec![], 0.5), Texts::default());
         assert_eq!(Texts::split(vec!["a".into(), "b".into()], 1.0).train.len(), 1);
@@ -170,8 +128,10 @@ mod tests {
         let problem = |path: &Path| Texts::read(path, 0.1).unwrap_err().to_string();
         assert!(problem(folder.path()).contains("holds no text"));
         assert!(problem(&folder.path().join("none")).contains("data.path"));
-        fs::write(folder.path().join("b"), [0xff, 0xfe]).unwrap();
-        assert!(problem(&folder.path().join("b")).contains("no UTF-8"));
-        assert!(problem(folder.path()).contains("1 of its files"));
+        fs::write(folder.path().join("b"), [0xff, 0xfe, 0xff]).unwrap();
+        assert!(problem(&folder.path().join("b")).contains("odd number"));
+        assert!(
+            problem(folder.path()).contains("holds no text: ") && problem(folder.path()).contains("/b is")
+        );
     }
 }

@@ -1,14 +1,17 @@
 //! Text to tokens and back: by characters, by bytes, or by byte-level byte-pair encoding.
 
-pub(crate) use super::words::pieces;
-
 use super::bpe::Bpe;
+use super::decode;
+use super::words::pieces;
 use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Padding is up to a multiple of 1024 at most: more is another vocabulary.
+const MOST_PADDING: usize = 1023;
 
 /// A vocabulary and the rules to use it.
 #[derive(Clone)]
@@ -44,7 +47,19 @@ impl Tokenizer {
     /// # Errors
     /// Fewer than 256 tokens, or should the trainer fail.
     pub fn train_bpe<'a>(texts: impl Iterator<Item = &'a str> + Send, vocab_size: usize) -> Result<Self> {
-        Ok(Self(Kind::Bpe(Box::new(Bpe::train(texts, vocab_size)?))))
+        Self::train_bpe_with(texts, vocab_size, &mut |_| {})
+    }
+
+    /// As [`train_bpe`](Self::train_bpe); `progress` is told the number of tokens as it grows.
+    ///
+    /// # Errors
+    /// As [`train_bpe`](Self::train_bpe).
+    pub fn train_bpe_with<'a>(
+        texts: impl Iterator<Item = &'a str> + Send,
+        vocab_size: usize,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
+        Ok(Self(Kind::Bpe(Box::new(Bpe::train(texts, vocab_size, progress)?))))
     }
 
     /// Loads what [`save`](Self::save) wrote, a byte-level BPE `tokenizer.json` of Hugging Face, or a folder with
@@ -54,38 +69,55 @@ impl Tokenizer {
     /// # Errors
     /// Files that are missing or hold something else.
     pub fn load(path: &Path) -> Result<Self> {
-        if path.is_dir() {
-            let file = |names: [&str; 2]| names.iter().map(|name| path.join(name)).find(|path| path.exists());
-            if path.join("tokenizer.json").exists() {
-                return Self::load(&path.join("tokenizer.json"));
-            }
-            let (Some(vocab), Some(merges)) =
-                (file(["vocab.json", "encoder.json"]), file(["merges.txt", "vocab.bpe"]))
-            else {
-                let problem = "holds neither tokenizer.json nor GPT-2's vocab.json and merges.txt";
-                return Err(Error::data(path, problem));
-            };
-            let bpe = Bpe::from_files(&vocab, &merges).map_err(|problem| Error::data(path, problem))?;
-            return Ok(Self(Kind::Bpe(Box::new(bpe))));
+        let files = Self::files(path)?;
+        let read = |path: &Path| fs::read_to_string(path).map_err(Error::io("read the tokenizer", path));
+        if let [vocab, merges] = &files[..] {
+            let read = Self::of_gpt2(&read(vocab)?, &read(merges)?);
+            return read.map_err(|problem| Error::data(path, problem));
         }
-        let text = fs::read_to_string(path).map_err(Error::io("read the tokenizer", path))?;
-        let value: Value = serde_json::from_str(&text)
-            .map_err(|error| Error::data(path, format!("is no tokenizer: {error}")))?;
+        Self::parse(&read(&files[0])?).map_err(|problem| Error::data(&files[0], problem))
+    }
+
+    /// What GPT-2's two files say.
+    pub(crate) fn of_gpt2(vocab: &str, merges: &str) -> Result<Self, String> {
+        let bpe = Bpe::from_texts(decode::json(vocab), decode::json(merges))?;
+        Ok(Self(Kind::Bpe(Box::new(bpe))))
+    }
+
+    /// The files that [`load`](Self::load) reads: one, or a vocabulary and its merges.
+    pub(crate) fn files(path: &Path) -> Result<Vec<PathBuf>> {
+        if !path.is_dir() {
+            return Ok(vec![path.into()]);
+        }
+        if path.join("tokenizer.json").exists() {
+            return Ok(vec![path.join("tokenizer.json")]);
+        }
+        let file = |names: [&str; 2]| names.iter().map(|name| path.join(name)).find(|path| path.exists());
+        match (file(["vocab.json", "encoder.json"]), file(["merges.txt", "vocab.bpe"])) {
+            (Some(vocab), Some(merges)) => Ok(vec![vocab, merges]),
+            _ => {
+                let problem = "holds neither tokenizer.json nor GPT-2's vocab.json and merges.txt";
+                Err(Error::data(path, problem))
+            }
+        }
+    }
+
+    /// What a tokenizer's JSON says.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let value: Value =
+            serde_json::from_str(decode::json(text)).map_err(|error| format!("is no tokenizer: {error}"))?;
         match value["regatta"].as_str() {
             Some("bytes") => Ok(Self::bytes()),
             Some("chars") => {
                 let chars: Vec<char> = value["chars"].as_str().unwrap_or_default().chars().collect();
                 // In order and each once, as `chars` makes them.
                 if chars.is_empty() || !chars.is_sorted_by(|a, b| a < b) {
-                    return Err(Error::data(path, "is damaged: it has no characters, or not in order"));
+                    return Err("is damaged: it has no characters, or not in order".into());
                 }
                 Ok(Self::from_chars(chars))
             }
-            Some(other) => Err(Error::data(path, format!("is a tokenizer of the unknown kind {other:?}"))),
-            None => {
-                let bpe = Bpe::from_json(value).map_err(|problem| Error::data(path, problem))?;
-                Ok(Self(Kind::Bpe(Box::new(bpe))))
-            }
+            Some(other) => Err(format!("is a tokenizer of the unknown kind {other:?}")),
+            None => Ok(Self(Kind::Bpe(Box::new(Bpe::from_json(value)?)))),
         }
     }
 
@@ -126,6 +158,56 @@ impl Tokenizer {
             Kind::Chars { chars, .. } => chars.len(),
             Kind::Bytes => 256,
             Kind::Bpe(bpe) => bpe.vocab_size(),
+        }
+    }
+
+    /// Whether it goes with a model over `vocab` tokens: one of as many, or of some more that stand for no token, as models
+    /// have them whose vocabulary was padded to a size that divides well (50304 for GPT-2's 50257).
+    ///
+    /// # Errors
+    /// Says why it does not.
+    pub fn fits(&self, vocab: usize) -> Result<(), String> {
+        let own = self.vocab_size();
+        let padding = if matches!(self.0, Kind::Bpe(_)) { MOST_PADDING } else { 0 };
+        match vocab.checked_sub(own) {
+            Some(beyond) if beyond <= padding => Ok(()),
+            _ => Err(format!("the model has {vocab} tokens, but the tokenizer {own}")),
+        }
+    }
+
+    /// The token that ends a document, where the tokenizer has one, as GPT-2's `<|endoftext|>`.
+    pub fn end_of_text(&self) -> Option<u32> {
+        match &self.0 {
+            Kind::Bpe(bpe) => bpe.end_of_text(),
+            Kind::Chars { .. } | Kind::Bytes => None,
+        }
+    }
+
+    /// Whether a token has the id `id`; ids need not be dense in files of others.
+    pub fn has(&self, id: u32) -> bool {
+        match &self.0 {
+            Kind::Bpe(bpe) => bpe.has(id),
+            Kind::Chars { .. } | Kind::Bytes => (id as usize) < self.vocab_size(),
+        }
+    }
+
+    /// Cuts `text` into pieces of about `size` bytes that can be encoded one by one.
+    pub(crate) fn pieces<'a>(
+        &self,
+        text: &'a str,
+        size: usize,
+    ) -> Box<dyn Iterator<Item = &'a str> + Send + 'a> {
+        match self.0 {
+            Kind::Bpe(_) => Box::new(pieces(text, size)),
+            // Between any two characters.
+            Kind::Chars { .. } | Kind::Bytes => {
+                let mut rest = text;
+                Box::new(std::iter::from_fn(move || {
+                    let (piece, after) = rest.split_at(rest.ceil_char_boundary(size));
+                    rest = after;
+                    Some(piece).filter(|piece| !piece.is_empty())
+                }))
+            }
         }
     }
 

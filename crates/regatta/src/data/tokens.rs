@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::random::Stream;
 use memmap2::Mmap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,40 +24,14 @@ pub struct TokenFile {
 }
 
 impl TokenFile {
-    /// Writes `tokens` (all below `vocab`) to `path`, by way of a temporary file of its own: of several that write
-    /// at once, the last wins whole.
+    /// Writes `tokens` (all below `vocab`) to `path`, as [`TokenWriter`] does.
     ///
     /// # Errors
     /// A token outside the vocabulary, or a file that cannot be written; then nothing is left.
     pub fn write(path: &Path, tokens: &[u32], vocab: usize) -> Result<()> {
-        static WRITES: AtomicU64 = AtomicU64::new(0);
-        if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
-            return Err(Error::data(path, format!("cannot hold token {token} of a vocabulary of {vocab}")));
-        }
-        let wide = vocab > 1 << 16;
-        let number = WRITES.fetch_add(1, Ordering::Relaxed);
-        let temporary = path.with_extension(format!("{}.{number}.tmp", std::process::id()));
-        let write = || -> std::io::Result<()> {
-            let mut file = BufWriter::new(File::create(&temporary)?);
-            file.write_all(MAGIC)?;
-            file.write_all(&VERSION.to_le_bytes())?;
-            file.write_all(&(if wide { 4u32 } else { 2 }).to_le_bytes())?;
-            file.write_all(&(vocab as u64).to_le_bytes())?;
-            file.write_all(&(tokens.len() as u64).to_le_bytes())?;
-            for &token in tokens {
-                match wide {
-                    true => file.write_all(&token.to_le_bytes())?,
-                    false => file.write_all(&(token as u16).to_le_bytes())?,
-                }
-            }
-            file.into_inner()?.sync_all()?;
-            fs::rename(&temporary, path)
-        };
-        write().map_err(|error| {
-            // Best effort: the write's own error is what matters.
-            let _ = fs::remove_file(&temporary);
-            Error::io("write", path)(error)
-        })
+        let mut writer = TokenWriter::create(path, vocab)?;
+        writer.push(tokens)?;
+        writer.finish().map(drop)
     }
 
     /// Maps the token file at `path`.
@@ -68,31 +42,8 @@ impl TokenFile {
         let file = File::open(path).map_err(Error::io("open", path))?;
         // SAFETY: token files are written under another name and renamed, never changed in place.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))?;
-        let foreign =
-            || Error::data(path, "is no token file of this version; remove it to prepare the data again");
-        let field = |at: usize, len: usize| map.get(at..at + len).ok_or_else(foreign);
-        if map.get(..8) != Some(MAGIC) || field(8, 4)? != VERSION.to_le_bytes() {
-            return Err(foreign());
-        }
-        let word = |at: usize| {
-            field(at, 8).map(|bytes| bytes.iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b)))
-        };
-        let wide = match field(12, 4)? {
-            [2, 0, 0, 0] => false,
-            [4, 0, 0, 0] => true,
-            _ => return Err(foreign()),
-        };
-        let (vocab, len) = (word(16)? as usize, word(24)?);
-        let bytes =
-            len.checked_mul(if wide { 4 } else { 2 }).and_then(|bytes| bytes.checked_add(HEADER as u64));
-        if bytes != Some(map.len() as u64) {
-            let problem = format!(
-                "is truncated: {} bytes for {len} tokens; remove it to prepare the data again",
-                map.len()
-            );
-            return Err(Error::data(path, problem));
-        }
-        Ok(Self { path: path.into(), map, wide, vocab, len: len as usize })
+        let (wide, vocab, len) = parse_header(&map).map_err(|problem| Error::data(path, problem))?;
+        Ok(Self { path: path.into(), map, wide, vocab, len })
     }
 
     /// Number of tokens.
@@ -145,6 +96,118 @@ impl TokenFile {
     }
 }
 
+/// Whether tokens have four bytes, the size of the vocabulary, the number of tokens.
+pub(crate) fn parse_header(bytes: &[u8]) -> Result<(bool, usize, usize), String> {
+    let foreign =
+        || "is no token file of this version; remove its folder to prepare the data again".to_string();
+    let field = |at: usize, len: usize| bytes.get(at..at + len).ok_or_else(foreign);
+    if bytes.get(..8) != Some(MAGIC) || field(8, 4)? != VERSION.to_le_bytes() {
+        return Err(foreign());
+    }
+    let word =
+        |at: usize| field(at, 8).map(|bytes| bytes.iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b)));
+    let wide = match field(12, 4)? {
+        [2, 0, 0, 0] => false,
+        [4, 0, 0, 0] => true,
+        _ => return Err(foreign()),
+    };
+    let (vocab, len) = (word(16)? as usize, word(24)?);
+    let wanted =
+        len.checked_mul(if wide { 4 } else { 2 }).and_then(|wanted| wanted.checked_add(HEADER as u64));
+    if wanted != Some(bytes.len() as u64) {
+        let problem = format!(
+            "is truncated: {} bytes for {len} tokens; remove its folder to prepare the data again",
+            bytes.len()
+        );
+        return Err(problem);
+    }
+    Ok((wide, vocab, len as usize))
+}
+
+/// Writes a token file piece by piece, by way of a temporary file of its own: of several that write at once, the last
+/// wins whole. One that is dropped before its end leaves nothing behind.
+pub struct TokenWriter {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: BufWriter<File>,
+    vocab: usize,
+    count: u64,
+}
+
+impl TokenWriter {
+    /// Begins the token file `path` over `vocab` tokens.
+    ///
+    /// # Errors
+    /// A file that cannot be created.
+    pub fn create(path: &Path, vocab: usize) -> Result<Self> {
+        static WRITES: AtomicU64 = AtomicU64::new(0);
+        let number = WRITES.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_extension(format!("{}.{number}.tmp", std::process::id()));
+        let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
+        let mut writer = Self { path: path.into(), temporary, file: BufWriter::new(file), vocab, count: 0 };
+        // The count is not known yet.
+        writer.written(Self::header)?;
+        Ok(writer)
+    }
+
+    fn header(&mut self) -> std::io::Result<()> {
+        self.file.write_all(MAGIC)?;
+        self.file.write_all(&VERSION.to_le_bytes())?;
+        self.file.write_all(&(if self.wide() { 4u32 } else { 2 }).to_le_bytes())?;
+        self.file.write_all(&(self.vocab as u64).to_le_bytes())?;
+        self.file.write_all(&self.count.to_le_bytes())
+    }
+
+    fn wide(&self) -> bool {
+        self.vocab > 1 << 16
+    }
+
+    fn written(&mut self, write: impl FnOnce(&mut Self) -> std::io::Result<()>) -> Result<()> {
+        write(self).map_err(|error| Error::io("write", &self.path)(error))
+    }
+
+    /// Appends `tokens`.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, or a file that cannot be written.
+    pub fn push(&mut self, tokens: &[u32]) -> Result<()> {
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.vocab) {
+            let problem = format!("cannot hold token {token} of a vocabulary of {}", self.vocab);
+            return Err(Error::data(&self.path, problem));
+        }
+        self.count += tokens.len() as u64;
+        let wide = self.wide();
+        self.written(|writer| {
+            tokens.iter().try_for_each(|&token| match wide {
+                true => writer.file.write_all(&token.to_le_bytes()),
+                false => writer.file.write_all(&(token as u16).to_le_bytes()),
+            })
+        })
+    }
+
+    /// Makes the file whole and gives it its name; the number of its tokens.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn finish(mut self) -> Result<usize> {
+        self.written(|writer| {
+            writer.file.seek(SeekFrom::Start(0))?;
+            writer.header()?;
+            writer.file.flush()?;
+            writer.file.get_ref().sync_all()?;
+            fs::rename(&writer.temporary, &writer.path)
+        })?;
+        Ok(self.count as usize)
+    }
+}
+
+impl Drop for TokenWriter {
+    fn drop(&mut self) {
+        // Best effort, and not there any more where it got its name.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
 /// A token file as samples for a language model: windows of `block` tokens and the tokens that follow them.
 #[derive(Debug)]
 pub struct Windows {
@@ -190,6 +253,24 @@ impl Windows {
     /// Never: there is at least one window.
     pub fn is_empty(&self) -> bool {
         false
+    }
+
+    /// Checks `tokens` that were read.
+    ///
+    /// # Errors
+    /// One that is not in the vocabulary: the file is damaged.
+    pub(crate) fn check(&self, tokens: &[i64]) -> Result<()> {
+        let vocab = self.tokens.vocab();
+        match tokens.iter().find(|&&token| token as usize >= vocab) {
+            Some(token) => {
+                let problem = format!(
+                    "is damaged: it has a token {token} of a vocabulary of {vocab}; remove its folder to prepare the data \
+                     again"
+                );
+                Err(Error::data(self.tokens.path(), problem))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Appends window `index` of `epoch` to `inputs`, and the tokens one place further to `targets`.

@@ -628,6 +628,17 @@ impl Config {
         })
     }
 
+    /// Checks a configuration that was read from a checkpoint, which somebody else may have written, as one that a user
+    /// gives. What only training needs may be missing.
+    pub(crate) fn check_stored(&self) -> Result<(), String> {
+        let mut config = self.clone();
+        config.data.path.get_or_insert_with(PathBuf::new);
+        if config.train.batch_per_worker.is_none() {
+            config.train.batch.get_or_insert(1);
+        }
+        config.check(&Reader { origin: "its configuration" }).map_err(|error| error.to_string())
+    }
+
     fn check(&self, reader: &Reader) -> Result<()> {
         let (data, train, optimizer, parallel) = (&self.data, &self.train, &self.optimizer, &self.parallel);
         let given = match data.kind {

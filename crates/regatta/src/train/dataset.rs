@@ -1,27 +1,20 @@
 //! From a configuration to batches: prepares the data once, keeps it, and hands out samples.
 
-use super::config::{Config, DataConfig, DataKind, ModelConfig, TokenizerKind};
+use super::config::{Config, DataKind, ModelConfig, TokenizerKind};
 use super::pictures::{DigitSamples, PictureSamples, SyntheticSamples};
-use crate::checkpoint::write_atomically;
+use super::prepare::prepare;
+use crate::checkpoint::Checkpoint;
 use crate::data::cifar10::{self, Pictures};
 use crate::data::mnist::Digits;
+use crate::data::notice::Listener;
 use crate::data::synthetic::Patterns;
-use crate::data::text::{Texts, hash};
 use crate::data::tokenizer::Tokenizer;
 use crate::data::tokens::{TokenFile, Windows};
-use crate::data::{rust_corpus, text};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::models::Batch;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use rayon::prelude::*;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Grows when the same settings would be prepared differently.
-const PREPARED: u32 = 2;
-/// Bytes of text that one task encodes.
-const PIECE: usize = 1 << 18;
 /// Digits.
 const CLASSES: usize = 10;
 
@@ -180,9 +173,17 @@ impl Datasets {
     /// # Errors
     /// Data that is missing, unreadable or too small for the model.
     pub fn open(config: &Config) -> Result<Self> {
+        Self::open_with(config, &mut |_| {})
+    }
+
+    /// As [`open`](Self::open); `listener` hears what the user should know, and how far the preparation is.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(config: &Config, listener: &mut Listener<'_>) -> Result<Self> {
         match (&config.model, config.data.kind) {
             (ModelConfig::Gpt(gpt), DataKind::Text | DataKind::Rust) => {
-                let folder = prepare(&config.data)?;
+                let folder = prepare(&config.data, listener)?;
                 let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
                 let open =
                     |name: &str, seed| Windows::new(TokenFile::open(&folder.join(name))?, gpt.block, seed);
@@ -194,7 +195,7 @@ impl Datasets {
                 })
             }
             (ModelConfig::EncoderDecoder(model), DataKind::Text | DataKind::Rust) => {
-                let folder = prepare(&config.data)?;
+                let folder = prepare(&config.data, listener)?;
                 let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"))?;
                 let open = |name: &str, seed| -> Result<_> {
                     let windows = Windows::new(TokenFile::open(&folder.join(name))?, 2 * model.block, seed)?;
@@ -209,6 +210,14 @@ impl Datasets {
             }
             (model, kind) => Self::pictures(config, model, kind),
         }
+    }
+
+    /// The same data for a model that goes on from `checkpoint`: its vocabulary may have rows beyond the tokenizer's.
+    pub(super) fn as_trained(self, checkpoint: &Checkpoint) -> Self {
+        let trained = checkpoint.state().vocab;
+        let padded = self.tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.fits(trained).is_ok());
+        let vocab = if padded { trained } else { self.vocab };
+        Self { vocab, ..self }
     }
 
     fn pictures(config: &Config, model: &ModelConfig, kind: DataKind) -> Result<Self> {
@@ -298,6 +307,8 @@ impl Dataset for TextSamples {
         for &index in indices {
             self.0.fill(epoch, index, &mut inputs, &mut targets);
         }
+        self.0.check(&inputs)?;
+        self.0.check(&targets)?;
         Ok(HostBatch::Text { inputs, targets, time: self.1 })
     }
 
@@ -331,120 +342,13 @@ impl Dataset for PairSamples {
             inputs.extend_from_slice(&seen[time - 1..2 * time - 1]);
             targets.extend_from_slice(&next[time - 1..2 * time - 1]);
         }
+        [&sources, &inputs, &targets].into_iter().try_for_each(|tokens| self.0.check(tokens))?;
         Ok(HostBatch::Pairs { sources, inputs, targets, source_time: time, time })
     }
 
     fn digest(&self) -> u32 {
         self.0.tokens().digest()
     }
-}
-
-/// The folder with `train.tok`, `val.tok` and `tokenizer.json` for `config`, made where it is not there yet.
-fn prepare(config: &DataConfig) -> Result<PathBuf> {
-    let name = match (config.kind, &config.path) {
-        (DataKind::Rust, _) => "rust".to_string(),
-        (_, Some(path)) => path.file_stem().map_or("text".into(), |stem| stem.to_string_lossy().into_owned()),
-        (_, None) => "text".into(),
-    };
-    // Everything that the result depends on; the size and time of a file stand for its content.
-    let source = match (config.kind, &config.path) {
-        (DataKind::Text, Some(path)) => {
-            let meta = fs::metadata(path).map_err(|error| {
-                Error::data(path, format!("cannot be read ({error}); set data.path to a text file or folder"))
-            })?;
-            let when = meta.modified().ok();
-            let path = fs::canonicalize(path).map_err(Error::io("find", path))?;
-            // A folder's own time does not tell of changes in its files, so it is read anew by its texts.
-            match meta.is_dir() {
-                true => format!("{path:?} {:x}", fingerprint(&Texts::read(&path, config.val_fraction)?)),
-                false => format!("{path:?} {} {when:?}", meta.len()),
-            }
-        }
-        _ => {
-            let registry = rust_corpus::registry();
-            let crates = registry.as_deref().map(rust_corpus::fingerprint);
-            format!("{registry:?} {crates:x?} {}", config.max_mib)
-        }
-    };
-    let settings = format!(
-        "{PREPARED} {source} {:?} {} {:?} {}",
-        config.tokenizer, config.vocab_size, config.tokenizer_path, config.val_fraction
-    );
-    let folder = config.cache.join(format!("{name}-{:012x}", hash(settings.as_bytes()) >> 16));
-    let done = folder.join("meta.json");
-    if done.exists() {
-        return Ok(folder);
-    }
-    fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-    let lock_path = folder.join("lock");
-    let lock = File::create(&lock_path).map_err(Error::io("create", &lock_path))?;
-    lock.lock().map_err(Error::io("lock", &lock_path))?;
-    // Another process may have been faster.
-    if !done.exists() {
-        make(config, &folder, &settings)?;
-    }
-    Ok(folder)
-}
-
-fn fingerprint(texts: &Texts) -> u64 {
-    texts.train.iter().chain(&texts.val).fold(0, |sum, text| sum.rotate_left(5) ^ hash(text.as_bytes()))
-}
-
-fn make(config: &DataConfig, folder: &Path, settings: &str) -> Result<()> {
-    let texts = match (config.kind, &config.path) {
-        (DataKind::Text, Some(path)) => Texts::read(path, config.val_fraction)?,
-        _ => {
-            let registry = rust_corpus::registry().ok_or_else(|| {
-                Error::data(
-                    "CARGO_HOME",
-                    "is not set and there is no home folder: the crates' sources are unknown",
-                )
-            })?;
-            rust_corpus::read(&registry, config.max_mib << 20, config.val_fraction)?
-        }
-    };
-    let all = || texts.train.iter().chain(&texts.val).map(String::as_str);
-    let tokenizer = match (config.tokenizer, &config.tokenizer_path) {
-        (TokenizerKind::Bpe, Some(path)) => Tokenizer::load(path)?,
-        (TokenizerKind::Bpe, None) => {
-            // Enough to learn the frequent words from.
-            let some: Vec<&str> = sample(&texts.train, 4 << 20);
-            Tokenizer::train_bpe(some.into_iter(), config.vocab_size)?
-        }
-        (TokenizerKind::Chars, _) => Tokenizer::chars(all()),
-        (TokenizerKind::Bytes, _) => Tokenizer::bytes(),
-    };
-    let vocab = tokenizer.vocab_size();
-    tokenizer.save(&folder.join("tokenizer.json"))?;
-    let mut counts = [0; 2];
-    for (part, (name, texts)) in
-        [("train.tok", &texts.train), ("val.tok", &texts.val)].into_iter().enumerate()
-    {
-        let pieces: Vec<&str> =
-            texts.iter().flat_map(|text| crate::data::tokenizer::pieces(text, PIECE)).collect();
-        let encoded: Vec<Vec<u32>> =
-            pieces.par_iter().map(|piece| tokenizer.encode(piece)).collect::<Result<_>>()?;
-        let tokens = encoded.concat();
-        counts[part] = tokens.len();
-        TokenFile::write(&folder.join(name), &tokens, vocab)?;
-    }
-    let meta = serde_json::json!({
-        "settings": settings, "train_tokens": counts[0], "val_tokens": counts[1], "vocab": vocab,
-        "content": format!("{:016x}", fingerprint(&texts)),
-    });
-    // Last, because it says that the rest is there.
-    write_atomically(&folder.join("meta.json"), meta.to_string().as_bytes())
-}
-
-/// Texts spread evenly over `texts`, of about `bytes` bytes.
-fn sample(texts: &[String], bytes: usize) -> Vec<&str> {
-    let total: usize = texts.iter().map(String::len).sum();
-    let every = (total / bytes.max(1)).max(1);
-    if texts.len() < 2 * every {
-        let each = bytes / texts.len().max(1);
-        return texts.iter().filter_map(|text| text::prefix(text, each)).collect();
-    }
-    texts.iter().step_by(every).map(String::as_str).collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod metrics;
 mod optimizer;
 mod path_as_text;
 mod pictures;
+mod prepare;
 mod profile;
 mod rank;
 mod requests;

@@ -101,7 +101,8 @@ fn fits(checkpoint: &Checkpoint, job: &Job, resume: Resume, vocab: usize, data: 
             state.vocab
         ));
     }
-    if state.plan.global_batch() != job.plan.global_batch() {
+    // One that has not begun has no place in the data, as an imported model.
+    if state.step > 0 && state.plan.global_batch() != job.plan.global_batch() {
         return refuse(format!(
             "was trained with a batch of {} over all workers, this run has {}: its place in the data would be \
              lost; use the same train.batch",

@@ -110,7 +110,11 @@ impl Observer for Silent {}
 /// checkpoint stays.
 pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
     keep_freed_memory();
-    let data = Datasets::open(&job.config)?;
+    let mut data = Datasets::open(&job.config)?;
+    // What is wrong with the checkpoint is said when it is read.
+    if let Some(checkpoint) = Saving::checkpoint_before(job) {
+        data = data.as_trained(&checkpoint);
+    }
     job.config.check_sample(&data)?;
     let seed = job.config.train.seed;
     let rank = Rank::new(&job.config, &job.plan, &job.group, data.vocab)?;
@@ -545,12 +549,7 @@ impl<'a, M: Model> Run<'a, M> {
 
     /// The mean loss over the workers, and what any rank was asked from outside: all do it at the same step. A checkpoint
     /// that all ranks have written becomes complete here.
-    fn agree(
-        &mut self,
-        loss: f64,
-        comm: &mut CommTime,
-        observer: &mut dyn Observer,
-    ) -> Result<(f64, Asked)> {
+    fn agree(&mut self, loss: f64, comm: &mut CommTime, observer: &mut dyn Observer) -> Result<(f64, Asked)> {
         let job = self.job;
         let stop = job.requests.stopped_by().is_some();
         let save = self.requested_saves.wanted(&job.requests);

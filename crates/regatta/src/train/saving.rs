@@ -5,7 +5,7 @@ use super::folder::agree_on;
 use super::optimizer::FlatOptimizer;
 use super::run::Job;
 use crate::checkpoint::{
-    Checkpoint, FileEntry, Location, Part, ShardWriter, State, abandon, commit, fresh_folder,
+    Checkpoint, FileEntry, Location, Part, ShardWriter, State, Which, abandon, commit, fresh_folder,
 };
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -34,11 +34,21 @@ struct Going {
 }
 
 impl Saving {
+    fn location_of(job: &Job) -> Result<Location> {
+        match &job.config.train.checkpoint_url {
+            Some(url) => Location::parse(url),
+            None => Ok(Location::of_run(&job.out)),
+        }
+    }
+
+    /// The checkpoint that the run goes on from, where it does and there is one.
+    pub(super) fn checkpoint_before(job: &Job) -> Option<Checkpoint> {
+        let location = Self::location_of(job).ok().filter(|_| job.resume.is_some())?;
+        Checkpoint::find(&location, Which::Last).ok()
+    }
+
     pub(super) fn new(job: &Job) -> Result<Self> {
-        let location = match &job.config.train.checkpoint_url {
-            Some(url) => Location::parse(url)?,
-            None => Location::of_run(&job.out),
-        };
+        let location = Self::location_of(job)?;
         let writer = ShardWriter::new(location.clone(), job.group.rank());
         Ok(Self { location, writer, going: None, committing: None, blocked: vec![], copied: 0 })
     }
@@ -243,6 +253,7 @@ pub(crate) fn check_model(checkpoint: &Checkpoint, model: &ModelConfig, vocab: u
         let what = "use the [model] and [optimizer] it was trained with";
         Err(Error::checkpoint(checkpoint.path(), format!("{problem}: {what}")))
     };
+    checkpoint.present()?;
     let made = model.describe(vocab, crate::layers::Placement::whole());
     for spec in made.iter().map(|made| &made.spec) {
         match checkpoint.tensors().get(&spec.path) {

@@ -105,20 +105,17 @@ fn copy_tokenizer(
         exported.warnings.push(format!("transformers has no tokenizer of kind {kind}: it is not exported"));
         return Ok(None);
     }
-    const END: &str = "<|endoftext|>";
-    let end = match tokenizer.encode(END).as_deref() {
-        Ok(&[id]) if (id as usize) < vocab => Some(id),
-        _ => None,
-    };
+    let end = tokenizer.end_of_text().filter(|&id| (id as usize) < vocab);
     tokenizer.save(&out.join("tokenizer.json"))?;
     let mut settings = serde_json::json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": block,
         "clean_up_tokenization_spaces": false,
     });
-    if end.is_some() {
-        settings["eos_token"] = END.into();
-        settings["bos_token"] = END.into();
+    if let Some(id) = end {
+        let text = tokenizer.decode(&[id]);
+        settings["eos_token"] = text.clone().into();
+        settings["bos_token"] = text.into();
     }
     write_json(&out.join("tokenizer_config.json"), &settings)?;
     exported.tokenizer = true;

@@ -4,6 +4,7 @@ use super::Gpt2Config;
 use super::names::{Named, tensors};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::{Location, Part, ShardWriter, State, Which, commit, fresh_folder};
+use crate::data::decode;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::models::GptConfig;
@@ -14,7 +15,7 @@ use crate::train::{
 use half::{bf16, f16};
 use memmap2::Mmap;
 use regatta_plan::{Batch, Mesh, Piece, Plan};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -58,36 +59,9 @@ pub fn import(from: &Path, run: &Path) -> Result<Imported> {
     }
     let files =
         weight_files(from)?.into_iter().map(|path| Weights::open(&path)).collect::<Result<Vec<_>>>()?;
-    let mut found = HashMap::new();
-    for file in &files {
-        let tensors = file.tensors()?;
-        for (name, view) in tensors.tensors() {
-            let short = name.strip_prefix("transformer.").unwrap_or(&name).to_string();
-            found.insert(short, (file, view));
-        }
-    }
-    let tensors = tensors(&gpt, theirs.vocab_size);
-    warnings.extend(left_over(&tensors, found.keys(), from)?);
-    for tensor in &tensors {
-        let short = tensor.theirs.strip_prefix("transformer.").unwrap_or(&tensor.theirs);
-        let Some((file, view)) = found.get(short) else {
-            return Err(Error::checkpoint(
-                from,
-                format!("has no tensor {}, which its config.json asks for", tensor.theirs),
-            ));
-        };
-        let known = matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16);
-        if !known || view.shape() != tensor.shape {
-            let problem = format!(
-                "has {} as {:?} {:?}, but config.json makes it F32, F16 or BF16 {:?}",
-                tensor.theirs,
-                view.dtype(),
-                view.shape(),
-                tensor.shape
-            );
-            return Err(Error::checkpoint(&file.path, problem));
-        }
-    }
+    let read =
+        files.iter().map(|file| Ok((file.path.as_path(), file.tensors()?))).collect::<Result<Vec<_>>>()?;
+    let (tensors, found) = matched(&theirs, &gpt, &read, from, &mut warnings)?;
     let tokenizer = import_tokenizer(from, run, theirs.vocab_size, &mut warnings)?;
     let state = state(&gpt, theirs.vocab_size, tokenizer.as_deref())?;
     let folder = fresh_folder(&location, 0)?;
@@ -96,10 +70,22 @@ pub fn import(from: &Path, run: &Path) -> Result<Imported> {
         let values: Vec<Vec<f32>> = group
             .iter()
             .map(|tensor| {
-                let short = tensor.theirs.strip_prefix("transformer.").unwrap_or(&tensor.theirs);
-                found.get(short).map(|(_, view)| to_f32(view.dtype(), view.data())).unwrap_or_default()
+                found.get(short(&tensor.theirs)).map(|found| to_f32(found.view.dtype(), found.view.data()))
             })
+            .map(Option::unwrap_or_default)
             .collect();
+        for (tensor, values) in group.iter().zip(&values) {
+            if let Some(first) = values.iter().position(|value| !value.is_finite()) {
+                let count = values.iter().filter(|value| !value.is_finite()).count();
+                warnings.push(format!(
+                    "{} has {count} of {} values that are not finite, the first at {first} ({}): what the model says \
+                     will be of no use",
+                    tensor.theirs,
+                    values.len(),
+                    values[first]
+                ));
+            }
+        }
         let parts = group.iter().zip(&values).map(|(tensor, values)| Part {
             name: tensor.ours.clone(),
             shape: tensor.shape.clone(),
@@ -115,12 +101,110 @@ pub fn import(from: &Path, run: &Path) -> Result<Imported> {
     Ok(Imported { model: gpt, parameters, tokenizer: tokenizer.is_some(), warnings })
 }
 
+/// A tensor of a file of theirs.
+struct Found<'a> {
+    /// Its name there.
+    name: String,
+    path: &'a Path,
+    view: TensorView<'a>,
+}
+
+/// Our tensors, and theirs by short name: each of ours is there in the right shape, and nothing is there that is part of the
+/// model and not of ours.
+fn matched<'a>(
+    theirs: &Gpt2Config,
+    gpt: &GptConfig,
+    files: &'a [(&'a Path, SafeTensors<'a>)],
+    from: &Path,
+    warnings: &mut Vec<String>,
+) -> Result<(Vec<Named>, HashMap<String, Found<'a>>)> {
+    let mut found: HashMap<String, Found> = HashMap::new();
+    let mut wrapped = 0;
+    for (path, tensors) in files {
+        for (name, view) in tensors.tensors() {
+            let plain = unwrapped(&name);
+            wrapped += usize::from(plain != name);
+            let key = short(&plain).to_string();
+            if let Some(other) = found.insert(key, Found { name: name.clone(), path, view }) {
+                let problem = format!("has both {} and {name}, which are the same tensor", other.name);
+                return Err(Error::checkpoint(path, problem));
+            }
+        }
+    }
+    if wrapped > 0 {
+        warnings.push(format!(
+            "the names of {wrapped} tensors have parts that torch.compile or DistributedDataParallel put there \
+             (_orig_mod, module): they are taken without"
+        ));
+    }
+    // A layer has twelve tensors, so this many are not described in vain.
+    if gpt.layers > found.len() {
+        let problem =
+            format!("has {} tensors, too few for the {} layers of its config.json", found.len(), gpt.layers);
+        return Err(Error::checkpoint(from, problem));
+    }
+    let tensors = tensors(gpt, theirs.vocab_size);
+    warnings.extend(left_over(&tensors, found.keys(), from)?);
+    for tensor in &tensors {
+        let Some(Found { path, view, .. }) = found.get(short(&tensor.theirs)) else {
+            return Err(Error::checkpoint(
+                from,
+                format!("has no tensor {}, which its config.json asks for", tensor.theirs),
+            ));
+        };
+        let known = matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        if !known || view.shape() != tensor.shape {
+            let problem = format!(
+                "has {} as {:?} {:?}, but config.json makes it F32, F16 or BF16 {:?}",
+                tensor.theirs,
+                view.dtype(),
+                view.shape(),
+                tensor.shape
+            );
+            return Err(Error::checkpoint(path, problem));
+        }
+    }
+    if let (true, Some(head), Some(tokens)) = (gpt.tied, found.get("lm_head.weight"), found.get("wte.weight"))
+        && (head.view.dtype() != tokens.view.dtype() || head.view.data() != tokens.view.data())
+    {
+        let problem = "has an lm_head.weight that differs from wte.weight, but its config.json ties them: write \
+                       \"tie_word_embeddings\": false into it";
+        return Err(Error::checkpoint(head.path, problem));
+    }
+    Ok((tensors, found))
+}
+
+/// A tensor's name without what wrappers of PyTorch's modules put into it.
+fn unwrapped(name: &str) -> String {
+    let parts = name.split('.').filter(|part| !["_orig_mod", "module"].contains(part));
+    parts.collect::<Vec<_>>().join(".")
+}
+
+/// A tensor's name in the model without a head.
+fn short(name: &str) -> &str {
+    name.strip_prefix("transformer.").unwrap_or(name)
+}
+
 fn read_config(path: &Path) -> Result<(Gpt2Config, GptConfig)> {
     let text = fs::read_to_string(path).map_err(Error::io("read the model's settings", path))?;
-    let theirs: Gpt2Config = serde_json::from_str(&text)
-        .map_err(|error| Error::checkpoint(path, format!("is no config.json of transformers: {error}")))?;
-    let gpt = theirs.gpt().map_err(|problem| Error::checkpoint(path, problem))?;
+    parse_config(&text).map_err(|problem| Error::checkpoint(path, problem))
+}
+
+fn parse_config(text: &str) -> Result<(Gpt2Config, GptConfig), String> {
+    let theirs: Gpt2Config = serde_json::from_str(decode::json(text))
+        .map_err(|error| format!("is no config.json of transformers: {error}"))?;
+    let gpt = theirs.gpt()?;
     Ok((theirs, gpt))
+}
+
+/// The settings and the tensors of a model, without its numbers.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn examine(config: &str, weights: &[u8]) -> Result<()> {
+    let path = Path::new("model");
+    let (theirs, gpt) = parse_config(config).map_err(|problem| Error::checkpoint(path, problem))?;
+    let read =
+        SafeTensors::deserialize(weights).map_err(|error| Error::checkpoint(path, error.to_string()))?;
+    matched(&theirs, &gpt, &[(path, read)], path, &mut vec![]).map(drop)
 }
 
 /// `model.safetensors`, or the shards that its index names.
@@ -135,8 +219,8 @@ fn weight_files(from: &Path) -> Result<Vec<PathBuf>> {
     }
     let text = fs::read_to_string(&index).map_err(Error::io("read", &index))?;
     let wrong = |problem: String| Error::checkpoint(&index, problem);
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| wrong(format!("is no index of shards: {error}")))?;
+    let value: serde_json::Value = serde_json::from_str(decode::json(&text))
+        .map_err(|error| wrong(format!("is no index of shards: {error}")))?;
     let names = value["weight_map"].as_object().into_iter().flat_map(|map| map.values());
     let names: BTreeSet<&str> = names.filter_map(|name| name.as_str()).collect();
     match names.iter().find(|name| name.contains(['/', '\\'])) {
@@ -182,8 +266,7 @@ fn left_over<'a>(
 ) -> Result<Option<String>> {
     let mut ignored = vec![];
     for name in found {
-        let known =
-            |tensor: &Named| tensor.theirs.strip_prefix("transformer.").unwrap_or(&tensor.theirs) == name;
+        let known = |tensor: &Named| short(&tensor.theirs) == name;
         // Causal masks, and the copy that some versions saved of a tied embedding.
         let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
         if mask || name == "lm_head.weight" || tensors.iter().any(known) {
@@ -241,11 +324,14 @@ fn import_tokenizer(
         return Ok(None);
     }
     let tokenizer = Tokenizer::load(from)?;
-    if tokenizer.vocab_size() != vocab {
-        warnings.push(format!(
-            "the tokenizer has {} tokens, but the model {vocab}: generating text needs one that fits",
+    match tokenizer.fits(vocab) {
+        Err(problem) => warnings.push(format!("{problem}: generating text needs one that fits")),
+        Ok(()) if tokenizer.vocab_size() < vocab => warnings.push(format!(
+            "the model has {} tokens beyond the tokenizer's {}: they are padding, which is never generated",
+            vocab - tokenizer.vocab_size(),
             tokenizer.vocab_size()
-        ));
+        )),
+        Ok(()) => {}
     }
     fs::create_dir_all(run).map_err(Error::io("create", run))?;
     let path = run.join("tokenizer.json");
