@@ -1,7 +1,7 @@
 //! `regatta data`: prepares training data, and cleans up what was prepared.
 
 use crate::error::Result;
-use crate::out::show;
+use crate::out::{self, show};
 use crate::preparing::Preparing;
 use clap::{Args, Subcommand, ValueEnum};
 use regatta::data::mnist::Digits;
@@ -128,6 +128,7 @@ fn list(cache: &Path) -> Result<ExitCode> {
         show!("{}", line(prepared));
     }
     show!("{} folder(s), {:.1} MiB", all.len(), mib(total));
+    out::finish()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,8 +1,9 @@
 //! What a person sees while data is prepared: warnings, and how far a long step is.
 
+use crate::out::{self, say};
 use indicatif::{ProgressBar, ProgressStyle};
 use regatta::data::notice::Notice;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// Time between lines where there is no terminal; nothing is said of what takes less.
@@ -23,26 +24,17 @@ impl Preparing {
     /// Tells what `notice` is about.
     pub fn hear(&mut self, notice: Notice<'_>) {
         match notice {
-            Notice::Warning(warning) => self.say(&format!("warning: {warning}")),
+            Notice::Warning(warning) => say!("warning: {warning}"),
             Notice::Waiting { folder } => {
-                self.say(&format!("waiting for another process that prepares {}", folder.display()));
+                say!("waiting for another process that prepares {}", folder.display());
             }
-            Notice::Preparing { folder, others: 0 } => self.say(&format!("preparing {}", folder.display())),
-            Notice::Preparing { folder, others } => self.say(&format!(
-                "preparing {} beside {others} of other versions or settings; `regatta data list` shows them, `regatta data \
-                 clean` removes what is out of date",
+            Notice::Preparing { folder, others: 0 } => say!("preparing {}", folder.display()),
+            Notice::Preparing { folder, others } => say!(
+                "preparing {} beside {others} of other versions or settings; `regatta data list` shows them, `regatta \
+                 data clean` removes what is out of date",
                 folder.display()
-            )),
+            ),
             Notice::Progress { step, done, of } => self.progress(step, done, of),
-        }
-    }
-
-    fn say(&self, line: &str) {
-        // Nobody may be there to read it, which is no reason to stop.
-        let write = || drop(writeln!(std::io::stderr(), "{line}"));
-        match &self.bar {
-            Some(bar) => bar.suspend(write),
-            None => write(),
         }
     }
 
@@ -55,6 +47,7 @@ impl Preparing {
                 if let Ok(style) = ProgressStyle::with_template("{bar:28} {percent} % {msg}") {
                     bar.set_style(style);
                 }
+                out::above(Some(bar.clone()));
                 self.bar = Some(bar);
             }
         }
@@ -62,7 +55,7 @@ impl Preparing {
             Some(bar) => bar.set_position(done),
             None if self.said.elapsed() >= LINE_EVERY => {
                 self.said = Instant::now();
-                self.say(&format!("{step}: {} %", 100 * done / of.max(1)));
+                say!("{step}: {} %", 100 * done / of.max(1));
             }
             None => {}
         }
@@ -70,6 +63,7 @@ impl Preparing {
 
     fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
+            out::above(None);
             bar.finish_and_clear();
         }
     }

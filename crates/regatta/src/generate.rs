@@ -84,7 +84,8 @@ impl Generator {
     }
 
     /// Goes on from `prompt`, handing each piece of text to `emit` as soon as it is complete. Stops early when
-    /// `emit` of rank 0 returns false, or at the tokenizer's end of text, which is not handed on. All ranks call it with the same arguments.
+    /// `emit` of rank 0 returns false, or at the tokenizer's end of text, which is not handed on. All ranks call it with
+    /// the same arguments.
     ///
     /// Keys and values of past tokens are kept, so each token costs one pass over itself alone. Positions count from the
     /// beginning of the context: a full one begins anew with its second half, and goes on from there.
@@ -128,6 +129,7 @@ fn usage(error: PlanError) -> Error {
 
 /// Checks that the model's parameters are undamaged, each rank its share of them.
 fn whole(checkpoint: &Checkpoint, group: &Group) -> Result<()> {
+    checkpoint.present()?;
     let parameters = checkpoint.tensors().iter().filter(|(name, _)| !name.contains('/'));
     let parameters = parameters.skip(group.rank()).step_by(group.size());
     let pieces: Vec<_> = parameters.map(|(name, shape)| (name.as_str(), Piece::whole(shape))).collect();

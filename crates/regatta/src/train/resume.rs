@@ -43,6 +43,7 @@ pub(super) fn resume<M: Model>(
 ) -> Result<Option<Resumed>> {
     let fits = |checkpoint: &Checkpoint| fits(checkpoint, job, resume, vocab, data);
     let whole = |checkpoint: &Checkpoint| {
+        checkpoint.present()?;
         let wanted = wanted(checkpoint, engine, Some(optimizer));
         checkpoint.check(wanted.iter().map(|part| (part.name.as_str(), &part.piece)))
     };
