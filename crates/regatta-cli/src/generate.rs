@@ -91,13 +91,13 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
         }
         None if mesh.size() > 1 => {
             launcher::launch(&launcher::Job {
-            program: std::env::current_exe()?,
-            arguments: std::env::args_os().skip(1).collect(),
-            workers: mesh.size(),
-            threads: threads_per_worker(cores::available(), mesh.size()),
-            transport: None,
-            environment: vec![],
-            own: true,
+                program: std::env::current_exe()?,
+                arguments: std::env::args_os().skip(1).collect(),
+                workers: mesh.size(),
+                threads: threads_per_worker(cores::available(), mesh.size()),
+                transport: None,
+                environment: vec![],
+                own: true,
             })?;
             Ok(ExitCode::SUCCESS)
         }

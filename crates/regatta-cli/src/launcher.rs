@@ -60,7 +60,8 @@ pub fn launch(job: &Job) -> Result<()> {
     let mut guard = Guard::start().map_err(|error| format!("cannot start the launcher's guard: {error}"))?;
     let mut ranks: Vec<Rank> = Vec::new();
     for rank in 0..job.workers {
-        let started = Rank::start(job, rank, &store, &security, &sender).inspect(|rank| guard.add(rank.group()));
+        let started =
+            Rank::start(job, rank, &store, &security, &sender).inspect(|rank| guard.add(rank.group()));
         match started {
             Ok(started) => ranks.push(started),
             Err(error) => {

@@ -43,7 +43,12 @@ enum Taker {
     /// Nothing is running that could be saved: signals do what they do to any program.
     Nobody,
     /// A rank, or a process whose threads are all ranks.
-    Rank { requests: Arc<Requests>, user: OnUserSignal, launched: bool, stops: Stops },
+    Rank {
+        requests: Arc<Requests>,
+        user: OnUserSignal,
+        launched: bool,
+        stops: Stops,
+    },
     Launcher(Box<dyn Fn(Received) + Send>),
 }
 
@@ -60,7 +65,8 @@ pub fn take() -> Result<()> {
     if SIGNALS.get().is_some() {
         return Ok(());
     }
-    let mut signals = SignalsInfo::<WithOrigin>::new(STOPS.iter().chain(&USER).filter(|&&signal| !ignored(signal)))?;
+    let mut signals =
+        SignalsInfo::<WithOrigin>::new(STOPS.iter().chain(&USER).filter(|&&signal| !ignored(signal)))?;
     let taker = Arc::new(Mutex::new(Taker::Nobody));
     let own = Signals { taker: taker.clone(), handle: signals.handle() };
     if SIGNALS.set(own).is_err() {
@@ -173,7 +179,9 @@ impl Taker {
                 let _ = emulate_default_handler(signal);
             }
             Self::Launcher(send) => send(received),
-            Self::Rank { requests, user: OnUserSignal::Save, .. } if USER.contains(&signal) => requests.save(),
+            Self::Rank { requests, user: OnUserSignal::Save, .. } if USER.contains(&signal) => {
+                requests.save()
+            }
             Self::Rank { requests, launched, stops, .. } => match stops.count(received, Instant::now()) {
                 Wish::Stop => {
                     requests.stop(signal.unsigned_abs());
@@ -190,7 +198,8 @@ impl Taker {
 
 /// Says that the run stops, where rank 0 of it is in this process.
 fn announce(signal: i32) {
-    let rank = ["RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"].iter().find_map(|name| std::env::var(name).ok());
+    let rank =
+        ["RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"].iter().find_map(|name| std::env::var(name).ok());
     if rank.is_none_or(|rank| rank == "0") {
         let again = if signal == SIGINT { "Ctrl-C again ends it" } else { "a second signal ends it" };
         crate::out::say!("{}: saving and stopping after this step; {again} at once", name(signal));
@@ -281,18 +290,27 @@ mod tests {
         // Ctrl-C twice, also quickly.
         assert_eq!(wishes(&[(SIGINT, true, 0), (SIGINT, true, 150)]), [Stop, End]);
         // Ctrl-C, and what mpirun makes of it.
-        assert_eq!(wishes(&[(SIGINT, true, 0), (SIGTERM, false, 20), (SIGTERM, false, 900)]), [Stop, Copy, Copy]);
+        assert_eq!(
+            wishes(&[(SIGINT, true, 0), (SIGTERM, false, 20), (SIGTERM, false, 900)]),
+            [Stop, Copy, Copy]
+        );
         // `timeout` signals its child and then the group.
         assert_eq!(wishes(&[(SIGTERM, false, 0), (SIGTERM, false, 1)]), [Stop, Copy]);
         assert_eq!(wishes(&[(SIGTERM, false, 0), (SIGTERM, false, 1500)]), [Stop, End]);
         // A terminal that closes.
-        assert_eq!(wishes(&[(SIGHUP, true, 0), (SIGHUP, false, 1), (SIGHUP, true, 2000)]), [Stop, Copy, Copy]);
+        assert_eq!(
+            wishes(&[(SIGHUP, true, 0), (SIGHUP, false, 1), (SIGHUP, true, 2000)]),
+            [Stop, Copy, Copy]
+        );
         assert_eq!(wishes(&[(SIGHUP, true, 0), (SIGTERM, false, 5000)]), [Stop, End]);
     }
 
     #[test]
     fn exit_codes_are_those_of_shells() {
         assert_eq!([SIGHUP, SIGINT, SIGQUIT, SIGTERM].map(exit_code), [129, 130, 131, 143]);
-        assert_eq!((of_exit_code(143), of_exit_code(130), of_exit_code(1)), (Some(SIGTERM), Some(SIGINT), None));
+        assert_eq!(
+            (of_exit_code(143), of_exit_code(130), of_exit_code(1)),
+            (Some(SIGTERM), Some(SIGINT), None)
+        );
     }
 }

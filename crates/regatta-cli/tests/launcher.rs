@@ -268,7 +268,19 @@ fn a_failed_start_is_told_once() {
     assert_eq!(told("error:"), 1, "{error}");
     assert_eq!(told("there is none that is complete"), 1, "{error}");
     // Neither does a loss that overflows come from each rank.
-    let error = fail(&mut place.train("overflow", &["--workers", "2", "--set", "optimizer.kind=sgd", "--set", "optimizer.lr=1e6", "--set", "optimizer.clip=0"]));
+    let error = fail(&mut place.train(
+        "overflow",
+        &[
+            "--workers",
+            "2",
+            "--set",
+            "optimizer.kind=sgd",
+            "--set",
+            "optimizer.lr=1e6",
+            "--set",
+            "optimizer.clip=0",
+        ],
+    ));
     assert_eq!(error.matches("error:").count(), 1, "{error}");
     assert_eq!(error.matches("the loss is").count(), 1, "{error}");
 }

@@ -29,7 +29,8 @@ fn a_trained_run_is_a_success_whatever_happens_to_its_messages() {
         for (name, way) in WAYS {
             for (stdout, stderr) in [(true, false), (false, true), (true, true)] {
                 let out = format!("{workers}-{name}-{stdout}-{stderr}");
-                let more = ["--workers", workers, "--set", "sample.prompt=\"line\"", "--set", "sample.tokens=5"];
+                let more =
+                    ["--workers", workers, "--set", "sample.prompt=\"line\"", "--set", "sample.tokens=5"];
                 let mut command = place.train(&out, &more);
                 command.stdout(if stdout { way() } else { Stdio::piped() });
                 command.stderr(if stderr { way() } else { Stdio::piped() });

@@ -134,13 +134,7 @@ fn finish(args: &CollectiveArgs, rounds: &[Vec<Row>]) -> Result<ExitCode> {
     }
     let wrong: Vec<&Row> = rows.iter().filter(|row| row.errors > 0).collect();
     for row in &wrong {
-        say!(
-            "error: {} wrong numbers in {} of {} bytes ({})",
-            row.errors,
-            row.op,
-            row.bytes,
-            row.line()
-        );
+        say!("error: {} wrong numbers in {} of {} bytes ({})", row.errors, row.op, row.bytes, row.line());
     }
     out::finish()?;
     Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

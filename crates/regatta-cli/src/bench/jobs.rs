@@ -105,7 +105,10 @@ fn in_threads(workers: usize, measure: Measure<'_>) -> Result<Vec<Row>> {
 
 fn mpirun(workers: usize, environment: &[(OsString, OsString)]) -> Result<()> {
     let mut command = Command::new("mpirun");
-    command.args(["-n", &workers.to_string()]).arg(std::env::current_exe()?).args(std::env::args_os().skip(1));
+    command
+        .args(["-n", &workers.to_string()])
+        .arg(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1));
     command.env("REGATTA_TRANSPORT", TransportKind::Mpi.to_string()).env(launcher::THREADS, "1");
     // More ranks than cores, in Open MPI 4 and 5; other implementations allow it anyway.
     command.env("OMPI_MCA_rmaps_base_oversubscribe", "1");

@@ -24,7 +24,9 @@ impl Activity {
             return Self { processes };
         }
         for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
             // It may end while it is looked at.
             let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
             let Some((group, ticks)) = parse(&stat) else { continue };
@@ -70,7 +72,8 @@ mod tests {
 
     #[test]
     fn a_process_is_read_whatever_its_name() {
-        let line = |state: &str| format!("7 (a) b (c) {state} 1 42 42 0 -1 4194304 9 0 0 0 30 12 0 0 20 0 1 0");
+        let line =
+            |state: &str| format!("7 (a) b (c) {state} 1 42 42 0 -1 4194304 9 0 0 0 30 12 0 0 20 0 1 0");
         assert_eq!(parse(&line("S")), Some((42, 42)));
         assert_eq!(parse(&line("Z")), None);
         assert_eq!(parse("7 (a"), None);

@@ -1,8 +1,8 @@
 //! What the launcher does while its ranks run: it waits for their ends and for signals.
 
+use super::Job;
 use super::activity::Activity;
 use super::rank::{End, Rank};
-use super::Job;
 use crate::out::say;
 use crate::signals::{self, Received, STOPS, Stops, USER, Wish};
 use regatta_comm::rendezvous::StoreServer;

@@ -47,7 +47,11 @@ impl Terminal {
             }
         }
         script.env("TERM", "xterm").env_remove("PROMPT_COMMAND");
-        script.current_dir(place.path("")).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        script
+            .current_dir(place.path(""))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
         let mut script = script.spawn().unwrap();
         let (keys, mut output) = (script.stdin.take().unwrap(), script.stdout.take().unwrap());
         let screen = Arc::<Mutex<String>>::default();

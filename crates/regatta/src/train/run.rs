@@ -545,12 +545,7 @@ impl<'a, M: Model> Run<'a, M> {
 
     /// The mean loss over the workers, and what any rank was asked from outside: all do it at the same step. A checkpoint
     /// that all ranks have written becomes complete here.
-    fn agree(
-        &mut self,
-        loss: f64,
-        comm: &mut CommTime,
-        observer: &mut dyn Observer,
-    ) -> Result<(f64, Asked)> {
+    fn agree(&mut self, loss: f64, comm: &mut CommTime, observer: &mut dyn Observer) -> Result<(f64, Asked)> {
         let job = self.job;
         let stop = job.requests.stopped_by().is_some();
         let save = self.requested_saves.wanted(&job.requests);
