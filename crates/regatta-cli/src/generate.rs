@@ -24,7 +24,7 @@ pub struct GenerateArgs {
     /// Tokens to generate.
     #[arg(long, default_value_t = 200)]
     tokens: usize,
-    /// Below 1 bolder, above 1 wilder; 0: always the likeliest token.
+    /// Below 1 likelier tokens are preferred, above 1 unlikelier ones get a chance; 0: always the likeliest token.
     #[arg(long, default_value_t = 0.8)]
     temperature: f64,
     /// Choose among this many likeliest tokens; 0: among all.

@@ -62,6 +62,13 @@ pub fn note(line: Arguments<'_>) {
     }
 }
 
+/// Writes a line to standard error some time soon, without waiting: for who must not be held up by a terminal or a pipe
+/// that takes nothing.
+pub fn aside(line: String) {
+    // Without a thread the line is lost.
+    let _ = std::thread::Builder::new().spawn(move || note(format_args!("{line}")));
+}
+
 /// From now on messages go above this bar.
 pub fn above(bar: Option<ProgressBar>) {
     *BAR.lock().unwrap_or_else(PoisonError::into_inner) = bar;

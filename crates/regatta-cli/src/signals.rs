@@ -202,7 +202,9 @@ fn announce(signal: i32) {
         ["RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"].iter().find_map(|name| std::env::var(name).ok());
     if rank.is_none_or(|rank| rank == "0") {
         let again = if signal == SIGINT { "Ctrl-C again ends it" } else { "a second signal ends it" };
-        crate::out::say!("{}: saving and stopping after this step; {again} at once", name(signal));
+        // The second signal must be heard, too.
+        let name = name(signal);
+        crate::out::aside(format!("{name}: saving and stopping after this step; {again} at once"));
     }
 }
 

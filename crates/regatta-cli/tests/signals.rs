@@ -165,15 +165,19 @@ fn run(place: &Place, launcher: Launcher, action: Action, number: usize) -> Opti
             terminal.press(CTRL_Z);
             if matches!(launcher, Train | Launch) {
                 terminal.wait_for("Stopped");
+            }
+            if launcher != Torchrun {
+                // torchrun's ranks are in sessions of their own, and go on.
                 until("all ranks to stop", || (0..2).all(|rank| state(of_rank(rank).pid) == 'T'));
                 // Longer than a step takes by far.
                 std::thread::sleep(Duration::from_millis(300));
                 assert!((0..2).all(|rank| state(of_rank(rank).pid) == 'T'));
-            } else {
-                // Others stop themselves or nothing; their ranks go on.
-                std::thread::sleep(Duration::from_millis(300));
             }
-            terminal.type_line("fg");
+            match launcher {
+                // It stops its ranks, but not itself.
+                Mpirun => common::signal("-CONT", leader.pid),
+                _ => terminal.type_line("fg"),
+            }
             Some(terminal.exit_code())
         }
         TermLauncher => {

@@ -3,7 +3,7 @@
 use super::Job;
 use super::activity::Activity;
 use super::rank::{End, Rank};
-use crate::out::say;
+use crate::out;
 use crate::signals::{self, Received, STOPS, Stops, USER, Wish};
 use regatta_comm::rendezvous::StoreServer;
 use rustix::process::{Pid, Signal};
@@ -128,7 +128,8 @@ impl<'a> Watch<'a> {
         self.asked = Some(number);
         if !self.job.own {
             let name = signals::name(number);
-            say!("{name} is passed on to {} rank(s); a second signal ends them at once", self.running);
+            let ranks = self.running;
+            out::aside(format!("{name} is passed on to {ranks} rank(s); a second signal ends them at once"));
         }
         if self.patience.is_none() {
             let groups = self.ranks.iter().map(Rank::group).collect();
@@ -168,7 +169,7 @@ impl<'a> Watch<'a> {
         self.store.abort(Some(rank), &format!("rank {rank} {end}"));
         self.patience = Some(Patience::new(GRACE_AFTER_FAILURE, vec![]));
         if !self.job.own && self.running > 0 {
-            say!("rank {rank} {end}; the others are ended");
+            out::aside(format!("rank {rank} {end}; the others are ended"));
         }
     }
 

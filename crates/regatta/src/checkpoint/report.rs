@@ -29,7 +29,7 @@ pub struct Report {
 ///
 /// # Errors
 /// No checkpoint there, or a place that cannot be listed. Damage is no error but in the report.
-pub fn verify(target: impl AsRef<Path>) -> Result<Report> {
+pub fn verify(target: &(impl AsRef<Path> + ?Sized)) -> Result<Report> {
     let (location, folder) = resolve(target.as_ref())?;
     let mut report = Report { checkpoints: vec![], files: 0, bytes: 0, problems: vec![], notes: vec![] };
     let folders = match folder {
@@ -91,7 +91,7 @@ pub struct Summary {
 ///
 /// # Errors
 /// As for [`Checkpoint::locate`].
-pub fn inspect(target: impl AsRef<Path>, which: Which) -> Result<Summary> {
+pub fn inspect(target: &(impl AsRef<Path> + ?Sized), which: Which) -> Result<Summary> {
     let checkpoint = Checkpoint::locate(target, which)?;
     let Manifest { state, tensors, files } = checkpoint.manifest().clone();
     let mut kinds = BTreeMap::new();

@@ -64,7 +64,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As for [`find`](Self::find) and [`open`](Self::open).
-    pub fn locate(target: impl AsRef<Path>, which: Which) -> Result<Self> {
+    pub fn locate(target: &(impl AsRef<Path> + ?Sized), which: Which) -> Result<Self> {
         match resolve(target.as_ref())? {
             (location, Some(folder)) => Self::open(&location, &folder),
             (location, None) => Self::find(&location, which),

@@ -469,7 +469,7 @@ pub struct SampleConfig {
     pub prompt: Option<String>,
     /// Tokens to generate.
     pub tokens: usize,
-    /// Below 1 bolder, above 1 wilder; 0: always the likeliest token.
+    /// Below 1 likelier tokens are preferred, above 1 unlikelier ones get a chance; 0: always the likeliest token.
     pub temperature: f64,
     /// Choose among this many likeliest tokens; 0: among all.
     pub top_k: usize,

@@ -10,6 +10,7 @@ use crate::checkpoint::{
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::parallel::Engine;
+use regatta_comm::{Group, ReduceOp};
 use regatta_plan::Piece;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -101,6 +102,9 @@ impl Saving {
     /// it waits for that too. Returns why there is none, if so; the one before then stays.
     pub(super) fn finish(&mut self, job: &Job, wholly: bool) -> Result<Option<String>> {
         let mut failed = None;
+        if self.going.is_some() {
+            await_all(&job.group, || self.written() && self.is_committed())?;
+        }
         if let Some(going) = self.going.take() {
             let outcome = going.outcome.unwrap_or_else(|| self.writer.wait());
             let said = match outcome {
@@ -132,7 +136,15 @@ impl Saving {
                 }
             }
         }
+        if wholly {
+            await_all(&job.group, || self.is_committed())?;
+        }
         Ok(if wholly { self.join().or(failed) } else { failed })
+    }
+
+    /// Whether no checkpoint is being made complete by this rank.
+    fn is_committed(&self) -> bool {
+        self.committing.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// Waits until rank 0 has made the last checkpoint complete; returns why it could not.
@@ -157,6 +169,24 @@ impl Saving {
     /// Bytes of the copy that checkpoints are written from.
     pub(super) fn copied(&self) -> usize {
         self.copied
+    }
+}
+
+/// Waits until `done` on all ranks, as long as it takes. They meet again and again, so that a disk that is slow does not look
+/// like a rank that has stopped: only a rank that does not come to a meeting within the deadline has.
+fn await_all(group: &Group, mut done: impl FnMut() -> bool) -> Result<()> {
+    const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+    let mut pause = Duration::from_millis(1);
+    loop {
+        let mut missing = [i64::from(!done())];
+        if group.size() > 1 {
+            group.all_reduce(&mut missing, ReduceOp::Max)?;
+        }
+        if missing[0] == 0 {
+            return Ok(());
+        }
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(LONGEST_PAUSE);
     }
 }
 
@@ -273,5 +303,29 @@ pub(crate) fn check_model(checkpoint: &Checkpoint, model: &ModelConfig, vocab: u
     match checkpoint.tensors().keys().find(extra) {
         Some(name) => refuse(format!("has {name}, which this configuration does not")),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use regatta_comm::Options;
+
+    #[test]
+    fn a_save_may_take_longer_than_the_deadline() {
+        let deadline = Duration::from_secs(3);
+        let groups = Group::threads_with(2, &Options { deadline, ..Options::default() });
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = groups
+                .iter()
+                .map(|group| {
+                    scope.spawn(move || {
+                        let begun = Instant::now();
+                        await_all(group, || group.rank() == 0 || begun.elapsed() > 2 * deadline)
+                    })
+                })
+                .collect();
+            ranks.into_iter().for_each(|rank| rank.join().unwrap().unwrap());
+        });
     }
 }
