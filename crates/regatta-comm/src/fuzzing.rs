@@ -101,12 +101,12 @@ pub fn call(bytes: &[u8]) {
     // And ranks that wait for one another, as the bytes have it.
     for (rank, &byte) in bytes.iter().take(16).enumerate() {
         let sequence = u32::from(byte >> 4);
-        let value = [&Call { sequence, ..own }.to_bytes()[..], &u32::from(byte & 15).to_le_bytes()].concat();
+        let value = [&Call { sequence, ..own }.to_bytes()[..], &u32::from(byte & 15).to_le_bytes(), &[0; 4]].concat();
         entries.push((prefix(&rank.to_string()), value));
     }
     let notes = Notes::new(Some(Arc::new(Garbage(entries))), 0, 1);
     notes.culprit(bytes.len() % 17);
-    notes.quarrel(own, bytes.len() % 17);
+    notes.quarrel(own, bytes.len() % 17, &|_| None);
     notes.joined(0);
     let _ = notes.invited(0, 1, Instant::now());
     notes::parsed(bytes);

@@ -3,8 +3,8 @@
 
 use crate::call::{Call, ENCODED, digest};
 use crate::error::Result;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// A small key/value store that all ranks of a job reach.
@@ -30,6 +30,8 @@ pub(crate) struct Note {
     pub call: Call,
     /// The rank of the world that it waits for.
     pub waits_for: usize,
+    /// How often it has said so: a rank that does not get its turn on a busy host says nothing new.
+    pub beat: u32,
 }
 
 /// An operation that joined ranks have to take part in, or the end of it all.
@@ -50,11 +52,16 @@ pub(crate) struct Notes {
     rank: usize,
     /// A note of ours is there.
     said: AtomicBool,
+    /// Notes of this rank so far.
+    beats: AtomicU32,
+    /// The last circle of waiting ranks that this rank has seen.
+    circle: Mutex<Vec<Note>>,
 }
 
 impl Notes {
     pub(crate) fn new(directory: Option<Arc<dyn Directory>>, group: u64, rank: usize) -> Self {
-        Self { directory, group, rank, said: AtomicBool::new(false) }
+        let (said, beats, circle) = Default::default();
+        Self { directory, group, rank, said, beats, circle }
     }
 
     fn prefix(&self) -> String {
@@ -64,7 +71,8 @@ impl Notes {
     /// Says that this rank has waited long for `waits_for` in `call`.
     pub(crate) fn say(&self, call: Call, waits_for: usize) {
         let Some(directory) = &self.directory else { return };
-        let value = [call.to_bytes().as_slice(), &(waits_for as u32).to_le_bytes()].concat();
+        let beat = self.beats.fetch_add(1, Ordering::Relaxed);
+        let value = encode(&call, waits_for as u32, beat);
         // Without a directory there is nobody to tell; the wait goes on all the same.
         let _ = directory.set(&format!("{}{}", self.prefix(), self.rank), &value);
         self.said.store(true, Ordering::Relaxed);
@@ -126,18 +134,39 @@ impl Notes {
                 return Some((own, *note));
             }
         }
-        // A circle of waiting ranks never ends; one in it is in another call.
-        let mut circle: Vec<Note> = vec![];
-        let mut at = waits_for;
-        while at != self.rank {
-            let note = *others().find(|note| note.rank == at)?;
-            if circle.contains(&note) {
-                return None;
-            }
-            circle.push(note);
-            at = note.waits_for;
+        // A circle of waiting ranks never ends; one in it is in another call. Collective operations are compared above,
+        // by their numbers: one with another number is only further on or behind.
+        let circle = self.circle_from(waits_for, &notes);
+        let seen = std::mem::replace(
+            &mut *self.circle.lock().unwrap_or_else(PoisonError::into_inner),
+            circle.clone(),
+        );
+        // What a rank wrote before it got what it waits for is no proof: all in the circle have to say it again.
+        let again = |(now, before): (&Note, &Note)| {
+            (now.rank, now.waits_for) == (before.rank, before.waits_for)
+                && now.call == before.call
+                && now.beat != before.beat
+        };
+        if circle.len() != seen.len() || !circle.iter().zip(&seen).all(again) {
+            return None;
         }
-        circle.into_iter().find(|note| !same(&note.call, &call)).map(|note| (call, note))
+        let apart =
+            |note: &Note| !same(&note.call, &call) && !(note.call.is_collective() && call.is_collective());
+        circle.into_iter().find(apart).map(|note| (call, note))
+    }
+
+    /// The ranks that wait for one another, from `peer` on, where the last of them waits for this one; else nobody.
+    fn circle_from(&self, peer: usize, notes: &[Note]) -> Vec<Note> {
+        let mut circle: Vec<Note> = vec![];
+        let mut at = peer;
+        while at != self.rank {
+            match notes.iter().find(|note| note.rank == at) {
+                Some(note) if !circle.contains(note) => circle.push(*note),
+                _ => return vec![],
+            }
+            at = circle[circle.len() - 1].waits_for;
+        }
+        circle
     }
 
     /// What names the `epoch`-th joining of the group.
@@ -185,10 +214,16 @@ fn same(a: &Call, b: &Call) -> bool {
     a == b || !(a.is_collective() || b.is_collective())
 }
 
+fn encode(call: &Call, waits_for: u32, beat: u32) -> Vec<u8> {
+    [call.to_bytes().as_slice(), &waits_for.to_le_bytes(), &beat.to_le_bytes()].concat()
+}
+
 fn parse(rank: &str, value: &[u8]) -> Option<Note> {
-    let (call, waits_for) = value.split_first_chunk::<ENCODED>()?;
-    let waits_for = u32::from_le_bytes(waits_for.try_into().ok()?) as usize;
-    Some(Note { rank: rank.parse().ok()?, call: Call::from_bytes(call)?, waits_for })
+    let (call, rest) = value.split_first_chunk::<ENCODED>()?;
+    let (waits_for, beat) = rest.split_first_chunk::<4>()?;
+    let waits_for = u32::from_le_bytes(*waits_for) as usize;
+    let beat = u32::from_le_bytes(beat.try_into().ok()?);
+    Some(Note { rank: rank.parse().ok()?, call: Call::from_bytes(call)?, waits_for, beat })
 }
 
 fn parse_invitation(value: &[u8]) -> Option<Invitation> {
@@ -202,7 +237,7 @@ fn parse_invitation(value: &[u8]) -> Option<Invitation> {
 #[cfg(fuzzing)]
 pub(crate) fn parsed(value: &[u8]) {
     if let Some(note) = parse("7", value) {
-        assert_eq!([&note.call.to_bytes()[..], &(note.waits_for as u32).to_le_bytes()].concat(), value);
+        assert_eq!(encode(&note.call, note.waits_for as u32, note.beat), value);
     }
     match parse_invitation(value) {
         Some(Invitation::Call(call)) => assert_eq!(call.to_bytes(), value),
@@ -214,7 +249,43 @@ pub(crate) fn parsed(value: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::call::Kind;
+    use crate::element::DType;
+    use crate::transport::thread::Hub;
     use proptest::prelude::*;
+
+    /// Rank 0, which waits for rank 1, who has said that it waits for rank 0.
+    fn two(own: Call, theirs: Call) -> (impl Fn() -> bool, Notes) {
+        let hub: Arc<dyn Directory> = Arc::new(Hub::default());
+        let (mine, other) = (Notes::new(Some(hub.clone()), 7, 0), Notes::new(Some(hub), 7, 1));
+        other.say(theirs, 0);
+        (move || mine.quarrel(own, 1, &|_| Some(theirs)).is_some(), other)
+    }
+
+    #[test]
+    fn a_circle_is_believed_when_all_in_it_say_it_again() {
+        let own = Call { sequence: 2, ..Call::new(Kind::AllReduce, DType::F32, 8) };
+        let theirs = Call { sequence: 1, ..Call::new(Kind::Send, DType::F32, 8) };
+        let (quarrels, other) = two(own, theirs);
+        // The note may be older than what rank 0 has sent.
+        assert!(!quarrels() && !quarrels() && !quarrels());
+        other.say(theirs, 0);
+        assert!(quarrels());
+        other.say(theirs, 5);
+        assert!(!quarrels());
+    }
+
+    #[test]
+    fn who_is_behind_in_the_same_operations_is_no_quarrel() {
+        let call = |sequence| Call { sequence, ..Call::new(Kind::AllReduce, DType::F32, 8) };
+        for theirs in [98, 100] {
+            let (quarrels, other) = two(call(99), call(theirs));
+            for _ in 0..3 {
+                assert!(!quarrels());
+                other.say(call(theirs), 0);
+            }
+        }
+    }
 
     proptest! {
         #[test]
