@@ -9,6 +9,7 @@ use crate::preparing::Preparing;
 use crate::progress::Progress;
 use crate::signals;
 use clap::Args;
+use regatta::autograd::keep_freed_memory;
 use regatta::checkpoint::Which;
 use regatta::plan::threads_per_worker;
 use regatta::train::{
@@ -255,6 +256,8 @@ fn in_threads(jobs: Vec<Job>, speaks: bool) -> Result<ExitCode> {
 
 /// Trains on this rank; returns the signal that stopped the run, if one did.
 fn on_rank(job: &Job, speaks: bool) -> Result<Option<u32>> {
+    // This process does nothing but train.
+    keep_freed_memory();
     // The rank's thread is part of its own pool, so that small operations need no hand-over.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).use_current_thread().build()?;
     let outcome = pool.install(|| {

@@ -1,5 +1,6 @@
 //! What can go wrong between ranks, said so that the user can act on it.
 
+use std::fmt;
 use std::time::Duration;
 
 /// The crate's result.
@@ -7,7 +8,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure of communication. After any of these but [`Error::Usage`] a group is unusable: every later call
 /// on it returns the same error.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The job has ended because a rank died or gave up; this is the first such failure of the job.
     #[error("{reason}")]
@@ -84,6 +85,13 @@ pub enum Error {
         /// The operating system's reason.
         reason: String,
     },
+}
+
+/// The sentence, as [`Display`](fmt::Display) prints it: Rust prints an error that `main` returns this way.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

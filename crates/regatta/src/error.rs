@@ -1,12 +1,13 @@
 //! What can go wrong, said so that the user can act on it: what, where, and what to do.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The engine's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// An error of the engine. Each prints as one or two sentences: what is wrong, where, what to do.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum Error {
     /// A key of the configuration is unknown, missing or out of range.
     #[error("{origin}: `{key}`: {problem}")]
@@ -53,6 +54,13 @@ pub enum Error {
     /// The numbers went wrong: a loss or gradient that is not finite, ranks that differ.
     #[error("{0}")]
     Numeric(String),
+}
+
+/// The sentence, as [`Display`](fmt::Display) prints it: Rust prints an error that `main` returns this way.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

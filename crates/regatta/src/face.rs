@@ -17,17 +17,23 @@
 //! # Ok(()) }
 //! ```
 
-use crate::autograd::{device, to_vec};
+mod agreement;
+mod broadcast;
+mod exchange;
+
+use crate::autograd::detached;
 use crate::error::{Error, Result};
-use crate::parallel::{Buckets, CommTime, GradientSync, Keep, param_specs};
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use crate::parallel::{Buckets, CommTime, GradientSync, param_specs};
+use burn::module::Module;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::optim::{GradientsParams, ModuleOptimizer};
-use burn::tensor::{Tensor, TensorData};
-use regatta_comm::{Group, Options, ReduceOp};
-use std::sync::{Arc, OnceLock};
+use burn::tensor::{DType, Tensor, TensorData};
+use regatta_comm::{Element, Group, Options, ReduceOp};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 static WORLD: OnceLock<Group> = OnceLock::new();
+/// Held while the job is joined: it is joined once, whatever the number of threads that call [`init`].
+static JOINING: Mutex<()> = Mutex::new(());
 
 /// Gradient buckets of at most this many bytes, as in PyTorch.
 const BUCKET_BYTES: usize = 25 << 20;
@@ -38,6 +44,7 @@ const BUCKET_BYTES: usize = 25 << 20;
 /// # Errors
 /// An environment that contradicts itself, or peers that cannot be reached in time.
 pub fn init() -> Result<Group> {
+    let _one_at_a_time = JOINING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(group) = WORLD.get() {
         return Ok(group.clone());
     }
@@ -64,80 +71,71 @@ pub fn local_rank() -> usize {
     WORLD.get().map_or(0, Group::local_rank)
 }
 
-/// Gives `model` the parameters of rank `root`, frozen ones included. Call it once, before training.
+/// Gives `model` the parameters of rank `root`, bit for bit: frozen ones, integers and booleans included. Call it once,
+/// before training.
 ///
 /// # Errors
-/// Before [`init`], a parameter that is not f32, or a failure of communication.
+/// Before [`init`], models of different shapes, or a failure of communication.
 pub fn broadcast_parameters<M: Module>(model: M, root: usize) -> Result<M> {
-    let mut mapper = BroadcastParameters { group: world()?, root, error: None };
-    let model = model.map(&mut mapper);
-    mapper.error.map_or(Ok(model), Err)
+    broadcast::broadcast_over(world()?, model, root)
 }
 
-struct BroadcastParameters<'a> {
-    group: &'a Group,
-    root: usize,
-    error: Option<Error>,
-}
-
-impl ModuleMapper for BroadcastParameters<'_> {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if self.error.is_some() {
-            return param;
-        }
-        let (id, tensor, mapper) = param.consume();
-        let tensor = match broadcast(self.group, tensor.clone(), self.root) {
-            Ok(fresh) => fresh,
-            Err(error) => {
-                self.error = Some(error);
-                tensor
-            }
-        };
-        Param::from_mapped_value(id, tensor, mapper)
-    }
-}
-
-/// A new leaf with the values of `root`, on the same device and with the same requirement of gradients.
-fn broadcast<const D: usize>(group: &Group, tensor: Tensor<D>, root: usize) -> Result<Tensor<D>> {
-    let (shape, device, tracked) = (tensor.dims(), tensor.device(), tensor.is_require_grad());
-    let mut values = floats(tensor)?;
-    group.broadcast(&mut values, root)?;
-    let fresh = Tensor::from_data(TensorData::new(values, shape), &device);
-    Ok(if tracked { fresh.require_grad() } else { fresh })
-}
-
-fn floats<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
-    let dtype = tensor.dtype();
-    to_vec(tensor)
-        .ok_or_else(|| Error::Usage(format!("a tensor of {dtype:?} where Regatta takes f32: cast it")))
-}
-
-/// The mean of `tensor` over all ranks, not differentiated.
+/// The mean of `tensor` over all ranks, on its device and in its type, not differentiated. 16-bit numbers are summed as
+/// f32.
 ///
 /// # Errors
-/// Before [`init`], a tensor that is not f32, or a failure of communication.
+/// Before [`init`], a tensor of quantized numbers, or a failure of communication.
 pub fn all_reduce<const D: usize>(tensor: Tensor<D>) -> Result<Tensor<D>> {
-    let (shape, device) = (tensor.dims(), tensor.device());
-    let mut values = floats(tensor)?;
-    world()?.all_reduce(&mut values, ReduceOp::Mean)?;
-    Ok(Tensor::from_data(TensorData::new(values, shape), &device))
+    let (shape, device, dtype) = (tensor.dims(), tensor.device(), tensor.dtype());
+    let data = detached(tensor).try_into_data();
+    let data = data.map_err(|error| Error::Numeric(format!("the device failed: {error}")))?;
+    let mean = match dtype {
+        DType::F64 => TensorData::new(mean::<f64>(data)?, shape),
+        DType::F32 | DType::F16 | DType::BF16 => {
+            TensorData::new(mean::<f32>(data.convert_dtype(DType::F32))?, shape).convert_dtype(dtype)
+        }
+        _ => {
+            return Err(Error::Usage(format!(
+                "all_reduce takes a tensor of f32, f64, f16 or bf16, not {dtype:?}"
+            )));
+        }
+    };
+    Ok(Tensor::from_data(mean, (&device, dtype)))
 }
 
-/// Wraps a Burn optimizer so that every step applies gradients averaged over all ranks. The averaging runs
-/// while backward goes on.
+fn mean<T: Element + burn::tensor::Element>(data: TensorData) -> Result<Vec<T>> {
+    let values = data.try_into_vec::<T>();
+    let mut values = values.map_err(|error| Error::Numeric(format!("a tensor cannot be read: {error:?}")))?;
+    world()?.all_reduce(&mut values, ReduceOp::Mean)?;
+    Ok(values)
+}
+
+/// Wraps a Burn optimizer so that every step applies gradients averaged over all ranks.
+///
+/// Parameters of f32 on the host are averaged while backward goes on. All others - on a GPU or another of Burn's
+/// backends, of 16-bit numbers, under gradient checkpointing - are averaged in [`step`](Self::step), through host memory, and
+/// their average is put on the parameter's own device.
+///
+/// A parameter that has a gradient on some ranks only gets the mean over all ranks, the others counting as zero. One without
+/// a gradient on any rank is left as it is; [`without_gradient`](Self::without_gradient) tells which.
 pub struct DistributedOptimizer {
     inner: ModuleOptimizer,
     sync: GradientSync,
     passes: usize,
+    /// Backward passes of this step that [`accumulate`](Self::accumulate) was given.
+    handed: usize,
+    /// Whether no step has been taken yet.
+    first: bool,
+    missing: Vec<String>,
     last: CommTime,
 }
 
 impl DistributedOptimizer {
-    /// Wraps `inner` and hooks the parameters of `model`, whose type and numbers stay as they are. Every rank
-    /// must pass the same model.
+    /// Wraps `inner` and hooks the parameters of `model`, whose type and numbers stay as they are. All ranks call it with
+    /// the same model.
     ///
     /// # Errors
-    /// Before [`init`], or a trainable parameter that is not f32.
+    /// Before [`init`], a model without trainable parameters or with one of f64, models of different shapes.
     pub fn new<M: Module>(inner: ModuleOptimizer, model: M) -> Result<(Self, M)> {
         Self::over(world()?.clone(), inner, model)
     }
@@ -147,37 +145,89 @@ impl DistributedOptimizer {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn over<M: Module>(group: Group, inner: ModuleOptimizer, model: M) -> Result<(Self, M)> {
-        let layout = Arc::new(Buckets::new(param_specs(&model)?, BUCKET_BYTES));
-        let sync = GradientSync::new(group, layout, Keep::Both)?;
+        let specs = param_specs(&model)?;
+        if specs.is_empty() {
+            return Err(Error::Usage(
+                "the model has no trainable parameter: make it on a device with `.autodiff()`, and do not freeze all of it"
+                    .into(),
+            ));
+        }
+        agreement::same_shapes(&group, &specs)?;
+        let layout = Arc::new(Buckets::new(specs, BUCKET_BYTES));
+        let sync = GradientSync::new(group, layout)?;
         let model = sync.attach(model);
-        Ok((Self { inner, sync, passes: 1, last: CommTime::default() }, model))
+        let (missing, last) = (vec![], CommTime::default());
+        Ok((Self { inner, sync, passes: 1, handed: 0, first: true, missing, last }, model))
     }
 
     /// Adds the gradients of `passes` backward passes up before they are communicated; [`step`](Self::step)
-    /// is then called once after so many, and applies their mean.
+    /// is then called once after so many, and applies their mean. Where parameters are not f32 on the host, each pass but
+    /// the last is handed to [`accumulate`](Self::accumulate). All ranks set the same number.
     pub fn with_backward_passes_per_step(mut self, passes: usize) -> Self {
         self.passes = passes.max(1);
         self.sync.set_passes(self.passes);
         self
     }
 
-    /// Waits for the averaged gradients and takes a step with them. `grads` says which parameters to update; its
-    /// numbers are replaced by the averages.
+    /// Adds the gradients of one backward pass that is not the last of a step. Those of f32 parameters on the host have been
+    /// added during backward, so there it does nothing; a loop that calls it runs on every device.
     ///
     /// # Errors
-    /// A failure of communication: a rank that died or stalled.
+    /// A gradient of a parameter that was not trainable when this optimizer was made, or a device that fails.
+    pub fn accumulate<M: Module>(&mut self, model: &M, grads: &GradientsParams) -> Result<()> {
+        self.handed += 1;
+        exchange::supply(&self.sync, model, grads).map(drop)
+    }
+
+    /// Waits for the averaged gradients and takes a step with them. `grads` are the gradients of the (last) backward pass;
+    /// their numbers are replaced by the averages. Every parameter that has a gradient on any rank is updated; to keep one
+    /// as it is, freeze it.
+    ///
+    /// The first step also checks that all ranks began with the same parameters.
+    ///
+    /// # Errors
+    /// A parameter whose gradient was not averaged, which is named; no gradient at all; ranks that began with different
+    /// parameters; a failure of communication: a rank that died or stalled.
     pub fn step<M: Module>(
         &mut self,
         lr: impl Into<ModuleLearningRate>,
         model: M,
         grads: GradientsParams,
     ) -> Result<M> {
+        let supplied = exchange::supply(&self.sync, &model, &grads)?;
+        let handed = std::mem::take(&mut self.handed);
+        if let Some(index) = supplied
+            && handed + 1 != self.passes
+        {
+            return Err(Error::Usage(format!(
+                "{} is not f32 on the host, so that its gradient is not seen during backward, and a step is of {} backward \
+                 passes: hand the gradients of each but the last to accumulate(), which was called {handed} times",
+                self.sync.layout().specs[index].path,
+                self.passes
+            )));
+        }
         self.last = self.sync.finish()?;
-        let mut replace = Replace { sync: &self.sync, grads, path: vec![], scale: 1.0 / self.passes as f32 };
-        model.visit(&mut replace);
-        let grads = replace.grads;
+        if std::mem::take(&mut self.first) {
+            agreement::same_passes(self.sync.group(), self.passes)?;
+            agreement::same_start(self.sync.group(), self.sync.layout(), &model)?;
+        }
+        let (grads, missing) = exchange::replace(&self.sync, &model, grads, 1.0 / self.passes as f32);
+        self.missing = missing;
         self.sync.reset();
+        if self.missing.len() == self.sync.layout().specs.len() {
+            return Err(Error::Usage(
+                "no parameter has a gradient on any rank: are these the gradients of the model that was given to \
+                 DistributedOptimizer?"
+                    .into(),
+            ));
+        }
         Ok(self.inner.step(lr, model, grads))
+    }
+
+    /// The trainable parameters that had no gradient on any rank in the last step, and were left as they are. The same on
+    /// all ranks.
+    pub fn without_gradient(&self) -> &[String] {
+        &self.missing
     }
 
     /// What communication took in the last step.
@@ -193,32 +243,5 @@ impl DistributedOptimizer {
     /// The wrapped optimizer, as to load its state.
     pub fn inner_mut(&mut self) -> &mut ModuleOptimizer {
         &mut self.inner
-    }
-}
-
-struct Replace<'a> {
-    sync: &'a GradientSync,
-    grads: GradientsParams,
-    path: Vec<String>,
-    scale: f32,
-}
-
-impl ModuleVisitor for Replace<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(index) = self.sync.layout().find(&self.path.join(".")) else { return };
-        let Some(mut values) = self.sync.gradient(index) else { return };
-        if self.scale != 1.0 {
-            values.iter_mut().for_each(|x| *x *= self.scale);
-        }
-        let shape = param.base().dims();
-        self.grads.register(param.id, Tensor::<D>::from_data(TensorData::new(values, shape), &device()));
     }
 }

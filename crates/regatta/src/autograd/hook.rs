@@ -12,7 +12,7 @@ use burn::backend::autodiff::{
     ops::{Backward, Ops, OpsKind},
 };
 use burn::backend::{Autodiff, Flex, flex::FlexTensor, tensor::FloatTensor};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use std::fmt;
 use std::sync::Arc;
 
@@ -33,11 +33,10 @@ impl Gradient<'_> {
 
 /// What a hook does with the gradient of the tensor that it is attached to.
 pub(crate) trait GradientHook: Send + Sync + 'static {
-    /// Called once per use of the tensor, during backward. Returns whether the gradient is also to be kept
-    /// for the tensor itself; where it is not, its memory is free at once.
+    /// Called once per use of the tensor, during backward. The gradient goes on to the tensor itself.
     ///
     /// Runs under the graph's lock: no operation on tensors of the same graph inside.
-    fn call(&self, gradient: Gradient<'_>) -> bool;
+    fn call(&self, gradient: Gradient<'_>);
 }
 
 #[derive(Clone)]
@@ -57,15 +56,24 @@ impl Backward<Flex, 2> for HookBackward {
 
     fn backward(self, ops: Ops<State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let gradient = gradients.consume::<Flex>(&ops.node);
-        if ops.state.0.call(Gradient(&gradient))
-            && let Some(parent) = &ops.parents[0]
-        {
+        ops.state.0.call(Gradient(&gradient));
+        if let Some(parent) = &ops.parents[0] {
             gradients.register::<Flex>(parent.id, gradient);
         }
     }
 }
 
-/// Identity of `tensor`, with `hook` called on its gradient at the depth of `anchor` plus one.
+/// Whether [`hook_at`] has an effect on `tensor`: it is recorded, of f32, on the host, and nothing of its graph is computed
+/// a second time (gradient checkpointing).
+pub(crate) fn can_hook<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.dtype() == DType::F32 && tensor.clone().try_into_primitive::<Autodiff<Flex>>().is_ok()
+}
+
+/// The longest ladder. A forward pass that makes more nodes is hooked lower: its gradients are sent later, and are the same.
+const MOST_RUNGS: usize = 1 << 16;
+
+/// Identity of `tensor`, with `hook` called on its gradient at the depth of `anchor` plus one. Where that cannot be
+/// ([`can_hook`]), the tensor itself.
 pub(crate) fn hook_at<const D: usize>(
     tensor: Tensor<D>,
     anchor: Anchor,
@@ -76,7 +84,7 @@ pub(crate) fn hook_at<const D: usize>(
     }
     let tracked: Tracked = match tensor.clone().try_into_primitive::<Autodiff<Flex>>() {
         Ok(tracked) => tracked,
-        // Another backend: no overlap there; the gradients are picked up after backward.
+        // Moved to another backend since: its gradient is taken from Burn's after backward.
         Err(_) => return tensor,
     };
     drop(tensor);
@@ -123,7 +131,7 @@ impl Ladder {
     /// An anchor at least as deep as every node made since [`restart`](Self::restart).
     pub(crate) fn deepest(&mut self) -> Option<Anchor> {
         let before = NodeId::new().value;
-        let depth = (before - self.start) as usize;
+        let depth = usize::try_from(before - self.start).map_or(MOST_RUNGS, |depth| depth.min(MOST_RUNGS));
         while self.rungs.len() <= depth {
             let (primitive, node) = self.rungs.last()?.clone().into_parts();
             let prepared = Backward::<Flex, 1>::prepare::<NoCheckpointing>(Rung, [node]).compute_bound();

@@ -33,7 +33,7 @@ pub use device::{Backend, Compute, DeviceChoice, Precision, device, train_device
 pub(crate) use embedding::{add_positions, rows_of};
 pub(crate) use fetch::{Wanted, fetch};
 pub(crate) use graph::{backward, detached, leaf, seed};
-pub(crate) use hook::{Gradient, GradientHook, Ladder, hook_at};
+pub(crate) use hook::{Gradient, GradientHook, Ladder, can_hook, hook_at};
 pub(crate) use linear::{Deferred, deferring, linear, linear_by_rows};
 pub use loss::IGNORED;
 pub(crate) use loss::cross_entropy;

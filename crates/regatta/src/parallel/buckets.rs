@@ -41,7 +41,7 @@ impl ModuleVisitor for Specs {
             return;
         }
         let path = self.path.join(".");
-        if base.dtype() != DType::F32 {
+        if !matches!(base.dtype(), DType::F32 | DType::F16 | DType::BF16) {
             self.foreign.get_or_insert((path, base.dtype()));
             return;
         }
@@ -53,14 +53,14 @@ impl ModuleVisitor for Specs {
 /// The trainable parameters of `model`, in the order in which the module lists them.
 ///
 /// # Errors
-/// A trainable parameter that is not f32.
+/// A trainable parameter whose gradient f32 does not hold: one of f64 or of quantized numbers.
 pub fn param_specs<M: Module>(model: &M) -> Result<Vec<ParamSpec>> {
     let mut specs = Specs { path: vec![], found: vec![], foreign: None };
     model.visit(&mut specs);
     match specs.foreign {
         None => Ok(specs.found),
         Some((path, dtype)) => Err(Error::Usage(format!(
-            "parameter {path} is {dtype:?}; Regatta trains f32 parameters: cast it or freeze it"
+            "parameter {path} is {dtype:?}; gradients are averaged as f32: make it f32, f16 or bf16, or freeze it"
         ))),
     }
 }

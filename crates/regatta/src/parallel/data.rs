@@ -5,25 +5,20 @@
 //! A hook on every parameter copies its gradient into the bucket as soon as backward has completed it. A full
 //! bucket is handed to the group's communication thread. Buckets start in the same order on every rank,
 //! whatever the order in which they fill, so the ranks never wait for different operations.
+//!
+//! Hooks see parameters of f32 on the host. Every other gradient (on another backend, of 16-bit numbers, under gradient
+//! checkpointing, of a model that was never hooked) is handed over after backward ([`GradientSync::supply`]) and takes the
+//! same way from there.
 
 use super::buckets::Buckets;
 use super::gradients::CommTime;
-use crate::autograd::{Gradient, GradientHook, Ladder, hook_at};
+use crate::autograd::{Gradient, GradientHook, Ladder, can_hook, hook_at};
 use crate::error::{Error, Result};
 use burn::module::{Module, Param, Reparameterization, Reparameterizer};
 use burn::tensor::Tensor;
 use regatta_comm::{Buffer, Group, Pending, ReduceOp};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-/// Whether gradients stay available to Burn after backward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
-    /// Their only copy is the bucket: less memory. For the trainer, which updates from the buckets.
-    Bucket,
-    /// Also in Burn's `Gradients`, as a loop with Burn's own optimizer expects.
-    Both,
-}
 
 /// The gradients of one model on one rank, averaged over the ranks of a group.
 #[derive(Clone)]
@@ -34,7 +29,6 @@ pub struct GradientSync {
 struct Shared {
     group: Group,
     layout: Arc<Buckets>,
-    keep: Keep,
     state: Mutex<State>,
 }
 
@@ -59,7 +53,10 @@ struct Progress {
     open: usize,
     /// Backward passes that have completed it.
     passes: usize,
+    /// Whether there is a gradient of this step.
     written: bool,
+    /// Whether it came from a hook.
+    hooked: bool,
 }
 
 enum Slot {
@@ -83,7 +80,7 @@ impl GradientSync {
     ///
     /// # Errors
     /// When the transport has no memory for them.
-    pub fn new(group: Group, layout: Arc<Buckets>, keep: Keep) -> Result<Self> {
+    pub fn new(group: Group, layout: Arc<Buckets>) -> Result<Self> {
         let buckets = (0..layout.bucket_lens.len()).map(|index| {
             let params: Vec<usize> = layout.in_bucket(index).collect();
             // One more element a parameter: whether any rank had a gradient for it.
@@ -100,10 +97,10 @@ impl GradientSync {
             exposed: Duration::ZERO,
             error: None,
         };
-        Ok(Self { shared: Arc::new(Shared { group, layout, keep, state: Mutex::new(state) }) })
+        Ok(Self { shared: Arc::new(Shared { group, layout, state: Mutex::new(state) }) })
     }
 
-    /// Hooks every parameter of `model`. The model's type, its parameter paths and its numbers stay as they are.
+    /// Hooks every parameter of `model` that can be. The model's type, its parameter paths and its numbers stay as they are.
     pub fn attach<M: Module>(&self, model: M) -> M {
         model.apply_reparameterization(Attach { sync: self })
     }
@@ -121,6 +118,20 @@ impl GradientSync {
     /// How many backward passes make a step; nothing is communicated before the last of them.
     pub fn set_passes(&self, passes: usize) {
         self.shared.lock().passes = passes.max(1);
+    }
+
+    /// Whether a hook has seen a gradient of the parameter at `index` in this step.
+    pub fn is_hooked(&self, index: usize) -> bool {
+        self.shared.lock().params[index].hooked
+    }
+
+    /// The gradient of the parameter at `index` from one backward pass, where no hook sees it.
+    pub fn supply(&self, index: usize, values: &[f32]) {
+        let mut state = self.shared.lock();
+        let state = &mut *state;
+        if self.shared.add(state, index, Some(values)) {
+            self.shared.complete(state, index);
+        }
     }
 
     /// Waits until every bucket is averaged. Buckets that backward left incomplete (parameters without a
@@ -149,17 +160,6 @@ impl GradientSync {
         match state.error.take() {
             Some(problem) => Err(Error::Usage(problem)),
             None => Ok(time),
-        }
-    }
-
-    /// The averaged gradients of every bucket, in turn, after [`finish`](Self::finish): calls
-    /// `f(bucket, gradients)`, which may change them. The padding between parameters is zero.
-    pub fn for_each_bucket(&self, mut f: impl FnMut(usize, &mut [f32])) {
-        let mut state = self.shared.lock();
-        for (index, bucket) in state.buckets.iter_mut().enumerate() {
-            if let Slot::Here(buffer) = &mut bucket.slot {
-                f(index, &mut buffer[..self.shared.layout.bucket_lens[index]]);
-            }
         }
     }
 
@@ -211,47 +211,52 @@ impl Shared {
         let mut state = self.lock();
         let state = &mut *state;
         state.in_backward = true;
+        state.params[index].hooked = true;
+        if !gradient.with(|values| self.add(state, index, values)) {
+            return;
+        }
         let progress = &mut state.params[index];
-        let place = &self.layout.places[index];
-        let bucket = &mut state.buckets[place.bucket];
-        let Slot::Here(buffer) = &mut bucket.slot else {
+        progress.open = progress.open.saturating_sub(1);
+        if progress.open == 0 {
+            self.complete(state, index);
+        }
+    }
+
+    /// Adds to what the parameter's bucket holds of this step. Whether it could.
+    fn add(&self, state: &mut State, index: usize, values: Option<&[f32]>) -> bool {
+        let (place, path) = (&self.layout.places[index], &self.layout.specs[index].path);
+        let Slot::Here(buffer) = &mut state.buckets[place.bucket].slot else {
             state.error.get_or_insert_with(|| {
                 format!(
-                    "parameter {} got a gradient after its bucket had been sent: more backward passes ran than \
-                     one step was set up for; call step() after each, or set backward_passes_per_step",
-                    self.layout.specs[index].path
+                    "parameter {path} got a gradient after its bucket had been sent: more backward passes ran than \
+                     one step was set up for; call step() after each, or set with_backward_passes_per_step"
                 )
             });
-            return;
+            return false;
         };
         let target = &mut buffer[place.range.clone()];
-        let fits = gradient.with(|values| match values {
-            Some(values) if values.len() == target.len() => {
-                if progress.written {
-                    target.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
-                } else {
-                    target.copy_from_slice(values);
-                }
-                true
-            }
-            _ => false,
-        });
-        if !fits {
-            state.error.get_or_insert_with(|| {
-                format!("the gradient of {} is not f32 of its shape", self.layout.specs[index].path)
-            });
+        let Some(values) = values.filter(|values| values.len() == target.len()) else {
+            state.error.get_or_insert_with(|| format!("the gradient of {path} is not f32 of its shape"));
+            return false;
+        };
+        if std::mem::replace(&mut state.params[index].written, true) {
+            target.iter_mut().zip(values).for_each(|(sum, x)| *sum += x);
+        } else {
+            target.copy_from_slice(values);
         }
-        progress.written = true;
-        progress.open = progress.open.saturating_sub(1);
-        if progress.open > 0 {
+        true
+    }
+
+    /// One backward pass has completed the parameter's gradient: sends the buckets whose turn it is.
+    fn complete(&self, state: &mut State, index: usize) {
+        let progress = &mut state.params[index];
+        progress.passes += 1;
+        if progress.passes != state.passes {
             return;
         }
-        progress.passes += 1;
-        if progress.passes == state.passes {
-            bucket.missing -= 1;
-            while state.buckets.get(state.next).is_some_and(|bucket| bucket.missing == 0) {
-                self.launch(state);
-            }
+        state.buckets[self.layout.places[index].bucket].missing -= 1;
+        while state.buckets.get(state.next).is_some_and(|bucket| bucket.missing == 0) {
+            self.launch(state);
         }
     }
 
@@ -283,9 +288,8 @@ struct ParamHook {
 }
 
 impl GradientHook for ParamHook {
-    fn call(&self, gradient: Gradient<'_>) -> bool {
+    fn call(&self, gradient: Gradient<'_>) {
         self.shared.arrived(self.index, gradient);
-        self.shared.keep == Keep::Both
     }
 }
 
@@ -301,8 +305,8 @@ impl Reparameterizer for Attach<'_> {
         path: &str,
         param: Param<Tensor<D>>,
     ) -> (Param<Tensor<D>>, Option<Hooked>) {
-        let hooked =
-            self.sync.shared.layout.find(path).map(|index| Hooked { sync: self.sync.clone(), index });
+        let index = self.sync.shared.layout.find(path).filter(|_| can_hook(&param.base()));
+        let hooked = index.map(|index| Hooked { sync: self.sync.clone(), index });
         (param, hooked)
     }
 }

@@ -21,7 +21,7 @@ pub use axes::Axes;
 pub(crate) use axes::line;
 pub use buckets::{Buckets, ParamSpec, param_specs};
 pub use carried::{Carried, Purpose};
-pub use data::{GradientSync, Keep};
+pub use data::GradientSync;
 pub use engine::{Engine, StepResult};
 pub use gradients::{CommTime, Gradients};
 pub use params::ParamStore;

@@ -16,7 +16,7 @@ use super::scaling::LossScale;
 use super::schedule::learning_rate;
 use super::summary::{Communication, Memory, Pipeline, Summary, hosts, median, peak_rss_bytes};
 use super::trace::Trace;
-use crate::autograd::{Backend, Cost, Phase, Precision, keep_freed_memory, measured, recording};
+use crate::autograd::{Backend, Cost, Phase, Precision, measured, recording};
 use crate::checkpoint::{self, State, Which};
 use crate::data::prefetch::Prefetch;
 use crate::data::sampler::{Position, Sampler};
@@ -105,11 +105,13 @@ impl Observer for Silent {}
 
 /// Trains as `job` says. All ranks return the same summary.
 ///
+/// A process that does nothing else should call [`keep_freed_memory`](crate::autograd::keep_freed_memory) first, as the
+/// `regatta` program does: it changes the process's allocator, which makes steps faster.
+///
 /// # Errors
 /// Data or a checkpoint that cannot be used, a peer that died or stalled, a loss that is not finite. The last
 /// checkpoint stays.
 pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
-    keep_freed_memory();
     let mut data = Datasets::open(&job.config)?;
     // What is wrong with the checkpoint is said when it is read.
     if let Some(checkpoint) = Saving::checkpoint_before(job) {
@@ -221,7 +223,7 @@ impl<'a, M: Model> Run<'a, M> {
             score: None,
             times: vec![],
             time_to_first_step: None,
-            trace: Trace::default(),
+            trace: Trace::new(job.group.size()),
             profiler: Profiler::default(),
             peak_flops_per_s: regatta_kernel::peak::flops_per_s(),
             carried: None,
@@ -387,13 +389,14 @@ impl<'a, M: Model> Run<'a, M> {
             summary.profile = profile.of_all(&job.group)?;
         }
         let mut written = write(&summary);
-        if let Some(path) = &config.trace {
-            harmless(self.trace.write(path, &job.group), "no trace", observer)?;
-        }
         let sample = self.sample(interrupted);
         if let Some(sample) = harmless(sample, "no sample", observer)?.flatten() {
             summary.sample = Some(sample);
             written = write(&summary);
+        }
+        // Last, so that no rank waits for the file.
+        if let Some(path) = &config.trace {
+            harmless(self.trace.write(path, &job.group), "no trace", observer)?;
         }
         match unsaved {
             Some(reason) => {
