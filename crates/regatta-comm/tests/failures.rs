@@ -11,6 +11,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+/// A deadline that no test waits for.
+const LONG: Duration = Duration::from_secs(600);
+/// Less than that by far, and more than a busy machine takes.
+const SOON: Duration = Duration::from_secs(120);
+
 #[test]
 fn different_calls_name_both_sides() {
     for way in WAYS {
@@ -58,11 +63,11 @@ fn calls_that_no_message_shows_are_compared() {
     // Rank 1 waits for a message, rank 0 for all: nothing is sent between them over shared memory.
     for way in WAYS {
         let begun = Instant::now();
-        let errors = run(way, 3, Duration::from_secs(20), |group| match group.rank() {
+        let errors = run(way, 3, LONG, |group| match group.rank() {
             1 => group.recv(&mut [0.0f32; 8], 0).unwrap_err().to_string(),
             _ => group.all_reduce(&mut [0.0f32; 1024], ReduceOp::Sum).unwrap_err().to_string(),
         });
-        assert!(begun.elapsed() < Duration::from_secs(10), "{way:?}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < SOON, "{way:?}: {:?}", begun.elapsed());
         for error in errors {
             assert!(
                 error.contains("all_reduce #2 f32[1024] sum") && error.contains("send/recv #1 f32[8]"),
@@ -72,7 +77,7 @@ fn calls_that_no_message_shows_are_compared() {
     }
     // Two that are in a barrier while two exchange messages of different lengths.
     for way in WAYS {
-        let errors = run(way, 4, Duration::from_secs(20), |group| match group.rank() {
+        let errors = run(way, 4, LONG, |group| match group.rank() {
             2 => group.send(&[1u8; 3], 3).and_then(|()| group.barrier()).unwrap_err().to_string(),
             3 => group.recv(&mut [1u8; 4], 2).and_then(|()| group.barrier()).unwrap_err().to_string(),
             _ => group.barrier().unwrap_err().to_string(),
@@ -82,6 +87,15 @@ fn calls_that_no_message_shows_are_compared() {
 }
 
 static LATE: std::sync::Mutex<Vec<regatta_comm::Late>> = std::sync::Mutex::new(vec![]);
+
+/// Reports of the operation for which rank 2 is late; a stalled machine makes others late, too.
+fn late_for_rank_2() -> Vec<regatta_comm::Late> {
+    let late = LATE.lock().unwrap();
+    late.iter()
+        .filter(|late| late.waits_for == 2 && late.call.starts_with("all_reduce #2 "))
+        .cloned()
+        .collect()
+}
 
 #[test]
 fn a_late_rank_is_reported_before_it_is_fatal() {
@@ -102,8 +116,8 @@ fn a_late_rank_is_reported_before_it_is_fatal() {
                 // Late until somebody says so.
                 2 => {
                     let begun = Instant::now();
-                    while LATE.lock().unwrap().len() < 2 {
-                        assert!(begun.elapsed() < Duration::from_secs(20), "nobody says that rank 2 is late");
+                    while late_for_rank_2().len() < 2 {
+                        assert!(begun.elapsed() < SOON, "nobody says that rank 2 is late");
                         let _ = wait.lock().unwrap().recv_timeout(Duration::from_millis(10));
                     }
                 }
@@ -114,8 +128,8 @@ fn a_late_rank_is_reported_before_it_is_fatal() {
             group.all_reduce(&mut sum, ReduceOp::Sum).unwrap();
             assert_eq!(sum[0], 3.0);
         });
-        let late = LATE.lock().unwrap();
-        assert!(late.iter().all(|late| late.waits_for == 2 && late.rank < 2), "{way:?}: {late:?}");
+        let late = late_for_rank_2();
+        assert!(late.iter().all(|late| late.rank < 2), "{way:?}: {late:?}");
         assert!(
             late[0].to_string().contains("for rank 2 (since ")
                 && late[0].call == "all_reduce #2 f32[1000] sum"
@@ -143,7 +157,7 @@ fn parts_of_an_operation_are_no_mismatch() {
         common::run_with(options.clone(), TransportKind::Mixed, 4, |group| {
             let begun = Instant::now();
             while group.rank() == 1 && LATE_ROOT.load(std::sync::atomic::Ordering::SeqCst) == 0 {
-                assert!(begun.elapsed() < Duration::from_secs(20), "nobody says that rank 1 is late");
+                assert!(begun.elapsed() < SOON, "nobody says that rank 1 is late");
                 std::thread::yield_now();
             }
             let mut data = [group.rank() as f32; 1000];
@@ -201,7 +215,7 @@ fn a_late_rank_is_named_at_the_deadline() {
         let (release, wait) = channel::<()>();
         let wait = std::sync::Mutex::new(wait);
         let release = std::sync::Mutex::new(Some(release));
-        let errors = run(way, 2, Duration::from_millis(300), |group| {
+        let errors = run(way, 2, Duration::from_secs(3), |group| {
             if group.rank() == 1 {
                 // Computes, as it were, until the other has given up.
                 let _ = wait.lock().unwrap().recv();
@@ -214,7 +228,7 @@ fn a_late_rank_is_named_at_the_deadline() {
             }
             let begun = Instant::now();
             let error = group.all_reduce(&mut [0.0f32; 64], ReduceOp::Sum).unwrap_err();
-            assert!(begun.elapsed() < Duration::from_secs(10));
+            assert!(begun.elapsed() < SOON);
             drop(release.lock().unwrap().take());
             error.to_string()
         });
@@ -270,7 +284,7 @@ fn a_panicking_rank_ends_the_others() {
 fn a_panic_with_operations_under_way_ends_the_others() {
     for way in WAYS {
         let begun = Instant::now();
-        let errors = run(way, 2, Duration::from_secs(20), |group| match group.rank() {
+        let errors = run(way, 2, LONG, |group| match group.rank() {
             // Both wait for the other's message.
             0 => group.recv(&mut [0u8], 1).unwrap_err().to_string(),
             _ => {
@@ -283,7 +297,7 @@ fn a_panic_with_operations_under_way_ends_the_others() {
             }
         });
         assert!(errors[0].contains("rank 1 gave up: it panicked"), "{way:?}: {}", errors[0]);
-        assert!(begun.elapsed() < Duration::from_secs(10), "{way:?}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < SOON, "{way:?}: {:?}", begun.elapsed());
     }
 }
 
@@ -302,7 +316,7 @@ fn a_port_in_use_is_a_clear_error() {
 fn ranks_that_do_not_come_are_named() {
     let server = StoreServer::start("127.0.0.1:0", 3, &Security::default()).unwrap();
     let world = World::local(0, 3, &server.addr().to_string());
-    let options = Options { join: Duration::from_millis(100), ..Options::default() };
+    let options = Options { join: Duration::from_secs(3), ..Options::default() };
     let Err(error) = Group::connect(&world, &options) else { panic!("nobody else came") };
     assert!(error.to_string().contains("rank 1, 2 of 3 did not join"), "{error}");
 }
@@ -398,7 +412,7 @@ fn segments_of(pids: &[u32]) -> Vec<String> {
 fn killed_and_stopped_processes() {
     for transport in ["shm", "tcp"] {
         for (signal, deadline, culprit) in
-            [("-KILL", "20", "rank 1 (host "), ("-STOP", "1", "waiting for rank 1")]
+            [("-KILL", "600", "rank 1 (host "), ("-STOP", "10", "waiting for rank 1")]
         {
             let (_server, mut ranks) = children(transport, 3, deadline);
             let mut outputs: Vec<_> =
@@ -408,7 +422,7 @@ fn killed_and_stopped_processes() {
             assert!(Command::new("kill").args([signal, &pids[1].to_string()]).status().unwrap().success());
             let begun = Instant::now();
             let errors: Vec<_> = [0, 2].map(|rank| line(&mut outputs[rank], "error: ")).into();
-            assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+            assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
             assert!(errors.iter().all(|error| error.contains("rank 1")), "{transport} {signal}: {errors:?}");
             assert!(errors.iter().any(|error| error.contains(culprit)), "{transport} {signal}: {errors:?}");
             for rank in [0, 2] {

@@ -101,7 +101,7 @@ fn ranks_on_several_hosts_share_memory_inside_each() {
 #[test]
 fn without_a_secret_nothing_is_said_over_the_network() {
     let Some(hosts) = Hosts::or_skip(2, &Link::default()) else { return };
-    let mut ranks = job(&hosts, 1, "operations", &[("REGATTA_JOIN_S", "1")]);
+    let mut ranks = job(&hosts, 1, "operations", &[("REGATTA_JOIN_S", "5")]);
     let said = lines(&mut ranks, &["done", "error"]);
     assert!(said[0].contains("REGATTA_SECRET: is not set"), "{said:?}");
 }
@@ -113,13 +113,14 @@ fn a_cut_cable_is_an_error_on_both_sides() {
     // The host with the store, and another.
     for cut in [0, 2] {
         let mut ranks =
-            job(&hosts, 1, "forever", &[("REGATTA_SECRET", &secret), ("REGATTA_DEADLINE_S", "2")]);
+            job(&hosts, 1, "forever", &[("REGATTA_SECRET", &secret), ("REGATTA_DEADLINE_S", "10")]);
         assert!(lines(&mut ranks, &["ready", "error"]).iter().all(|line| line.contains("ready")));
         hosts.cut(cut);
         let begun = Instant::now();
         let said = lines(&mut ranks, &["error: "]);
-        // Every wait ends at its deadline; telling others, or trying to, takes a little longer.
-        assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
+        // Every wait ends at its deadline; telling others, or trying to, takes a little longer. What waits for the
+        // system's own patience takes a quarter of an hour.
+        assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
         for (rank, line) in said.iter().enumerate() {
             let other_side =
                 |name: usize| line.contains(&format!("rank {name}")) && (name == cut) != (rank == cut);

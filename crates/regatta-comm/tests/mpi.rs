@@ -353,7 +353,7 @@ fn signal() {
         let begun = Instant::now();
         if let Err(error) = group.all_reduce(&mut data, ReduceOp::Max) {
             println!("error: {error}");
-            assert!(begun.elapsed() < Duration::from_secs(10));
+            assert!(begun.elapsed() < Duration::from_secs(100));
             // Nobody else would.
             signal("KILL");
             return;
@@ -415,7 +415,7 @@ fn different_calls_name_both_sides() {
 #[test]
 fn killed_and_stopped_ranks_are_named() {
     for algorithm in ["native", "ring"] {
-        for (signal, deadline) in [("STOP", "1"), ("KILL", "20")] {
+        for (signal, deadline) in [("STOP", "10"), ("KILL", "600")] {
             let server = StoreServer::start("127.0.0.1:0", 3, &Security::default()).unwrap();
             let store = server.addr().to_string();
             let options = [
@@ -432,7 +432,7 @@ fn killed_and_stopped_ranks_are_named() {
             let errors = errors(&text);
             assert!(!errors.is_empty(), "{algorithm} {signal}: {text}");
             assert!(errors.iter().all(|error| error.contains("rank 1")), "{algorithm} {signal}: {text}");
-            assert!(begun.elapsed() < Duration::from_secs(40), "{algorithm} {signal}: {:?}", begun.elapsed());
+            assert!(begun.elapsed() < LIMIT, "{algorithm} {signal}: {:?}", begun.elapsed());
         }
     }
 }

@@ -61,13 +61,13 @@ fn another_secret_or_none_does_not_join() {
             .unwrap();
     let world = World::local(0, 1, &server.addr().to_string());
     for other in [None, Some(Secret::random().unwrap())] {
-        let options = Options { join: Duration::from_millis(300), ..options(Tls::Auto, other) };
+        let options = Options { join: Duration::from_secs(3), ..options(Tls::Auto, other) };
         let error = Group::connect(&world, &options).err().unwrap().to_string();
         assert!(error.contains("cannot reach the job's store"), "{error}");
     }
     let group = Group::connect(&world, &options(Tls::Auto, Some(secret.clone()))).unwrap();
     // A second process that takes itself for the same rank is turned away, and does not disturb the first.
-    let options = Options { join: Duration::from_millis(300), ..options(Tls::Auto, Some(secret)) };
+    let options = Options { join: Duration::from_secs(3), ..options(Tls::Auto, Some(secret)) };
     let error = Group::connect(&world, &options).err().unwrap().to_string();
     assert!(error.contains("another process is rank 0"), "{error}");
     group.barrier().unwrap();
@@ -110,7 +110,8 @@ fn a_crowd_of_strangers_does_not_stall_a_job() {
             });
         }
     });
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    // Ranks give up after a minute; a crowd heard one after the other would take longer.
+    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
     // The oldest were thrown out, and nobody got a word of the job.
     let mut said = vec![];
     held[0].set_read_timeout(Some(Duration::from_secs(10))).unwrap();

@@ -1,5 +1,6 @@
 //! A program that saves again and again is killed at random moments; whatever the moment, the newest complete
-//! checkpoint is whole and no older than before. REGATTA_KILLS says how often, for longer runs by hand.
+//! checkpoint is whole and no older than before. REGATTA_KILLS says how often, for longer runs by hand; REGATTA_SEED gives
+//! back the seed that a failed run printed, and so its moments.
 
 use regatta::checkpoint::{
     Checkpoint, FileEntry, Location, Part, ShardWriter, State, Which, commit, fresh_folder, verify,
@@ -102,8 +103,11 @@ fn check(location: &Location, which: Which) -> usize {
 
 fn soak(place: &str, kills: usize) {
     let location = Location::parse(place).unwrap();
-    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-    eprintln!("moments are of seed {seed}");
+    let seed = std::env::var("REGATTA_SEED").map_or_else(
+        |_| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64,
+        |text| text.parse().unwrap(),
+    );
+    eprintln!("moments are of seed {seed}: REGATTA_SEED={seed} gives the same ones");
     let mut random = seed;
     let (mut step, mut moved) = (0, 0);
     for _ in 0..kills {

@@ -108,11 +108,11 @@ pub fn losses(summary: &Value) -> Vec<f64> {
     summary["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect()
 }
 
-/// Largest relative difference.
+/// Largest relative difference; not a number where one of them is not.
 #[allow(dead_code)]
 pub fn difference(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| ((a - b) / a).abs()).fold(0.0, f64::max)
+    a.iter().zip(b).map(|(a, b)| ((a - b) / a).abs()).max_by(f64::total_cmp).unwrap_or(0.0)
 }
 
 /// The process of rank `rank` among the children of `launcher`.

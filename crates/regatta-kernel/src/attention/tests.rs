@@ -90,7 +90,7 @@ fn wide(values: &[f32]) -> Vec<f64> {
 }
 
 fn largest(values: &[f64]) -> f64 {
-    values.iter().fold(0.0, |most: f64, x| most.max(x.abs()))
+    values.iter().map(|x| x.abs()).max_by(f64::total_cmp).unwrap_or(0.0)
 }
 
 /// The largest difference over the largest number, which is at least `least`: where all cancels out no digit is left.

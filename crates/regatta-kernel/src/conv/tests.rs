@@ -54,7 +54,8 @@ fn plain(shape: &Shape, x: &[f32], weight: &[f32], gradient: &[f32]) -> [Vec<f64
 fn error(found: &[f32], wanted: &[f64]) -> f64 {
     assert_eq!(found.len(), wanted.len());
     let largest = wanted.iter().fold(1e-30f64, |most, value| most.max(value.abs()));
-    found.iter().zip(wanted).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max) / largest
+    found.iter().zip(wanted).map(|(a, b)| (f64::from(*a) - b).abs()).max_by(f64::total_cmp).unwrap_or(0.0)
+        / largest
 }
 
 fn all(shape: &Shape, x: &[f32], weight: &[f32], gradient: &[f32]) -> [Vec<f32>; 3] {

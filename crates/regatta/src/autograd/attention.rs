@@ -180,7 +180,8 @@ mod tests {
     fn close(found: &[f32], wanted: &[f32]) {
         assert_eq!(found.len(), wanted.len());
         let largest = wanted.iter().fold(1e-3f32, |most, x| most.max(x.abs()));
-        let apart = found.iter().zip(wanted).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+        let apart =
+            found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).max_by(f32::total_cmp).unwrap_or(0.0);
         assert!(apart < 1e-5 * largest, "{apart} of {largest}");
     }
 

@@ -231,7 +231,12 @@ mod tests {
             let both = run(DType::F32, residual, relu).into_iter().zip(run(DType::F64, residual, relu));
             for (index, (found, wanted)) in both.enumerate() {
                 let largest = wanted.iter().fold(1e-30f64, |most, x| most.max(x.abs()));
-                let off = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                let off = found
+                    .iter()
+                    .zip(&wanted)
+                    .map(|(a, b)| (a - b).abs())
+                    .max_by(f64::total_cmp)
+                    .unwrap_or(0.0);
                 assert!(off < 1e-5 * largest, "{index} with {residual} {relu}: {:.1e}", off / largest);
             }
         }
