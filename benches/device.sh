@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Losses of 10 steps of a small GPT on 2 workers, on a device against on the cpu; on hardware also the speed of both.
+# Losses of 10 steps of a small GPT on 2 workers, on a device against on the cpu; whether DistributedOptimizer averages
+# there; on hardware also the speed of both.
 # usage: benches/device.sh [wgpu|vulkan|cuda]; without a GPU, wgpu runs on Debian's software Vulkan (mesa-vulkan-drivers).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -30,7 +31,7 @@ run() {
 }
 run "$out/small.toml" "$out/cpu"
 if ! (run "$out/small.toml" "$out/device" --set train.device="$device"); then
-  grep -q "finds no device" "$out/log" && { echo "skipped: no device"; exit 0; }
+  grep -q "finds no device" "$out/log" && { echo "skipped: $device finds no device"; exit 0; }
   exit 1
 fi
 python3 - "$out" "$device" <<'P'
@@ -41,6 +42,8 @@ largest = max(abs(x - y) / x for x, y in zip(cpu, device))
 print(f"{sys.argv[2]}: 10 steps on 2 workers, losses within {largest:.1e} of the cpu's (bound 1e-4)")
 sys.exit(not (len(cpu) == len(device) == 10 and largest < 1e-4))
 P
+# A loop of one's own: two ranks on the device against one on the host.
+cargo test --release -q -p regatta --features "$device" --test face_devices -- --show-output
 # Software drivers have no speed to speak of.
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 || [ -n "${SPEED:-}" ]; then
   sed 's/^steps = .*/steps = 60/' configs/gpt-base.toml > "$out/base.toml"
