@@ -295,3 +295,24 @@ fn what_is_not_averaged_is_named() {
     let error = over(double.net()).err().unwrap().to_string();
     assert!(error.contains("first.weight is F64"), "{error}");
 }
+
+/// Evaluation that records, and is never gone backward, keeps a graph that is deeper than hooks are placed.
+#[test]
+fn recorded_evaluations_before_a_step_change_nothing() {
+    let after = |evaluations: usize| {
+        on_ranks(2, move |group| {
+            let (mut optimizer, mut model) =
+                DistributedOptimizer::over(group.clone(), SgdConfig::new().init(), host().net()).unwrap();
+            for _ in 0..2 {
+                for _ in 0..evaluations {
+                    model.loss(host().rows(5, 0, 1), true);
+                }
+                model = step(&mut optimizer, model, &group, &host()).unwrap();
+            }
+            model.weights()
+        })
+    };
+    let (evaluated, plain) = (after(4000), after(0));
+    assert_eq!(evaluated[0], evaluated[1]);
+    assert_eq!(evaluated, plain);
+}
