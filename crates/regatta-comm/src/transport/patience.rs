@@ -84,7 +84,7 @@ impl Patience {
 }
 
 /// The host's processors. Not those that this rank may use: a launcher may have bound each rank to its own.
-fn processors() -> usize {
+pub(super) fn processors() -> usize {
     let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
     // As in "0-3,8".
     let range = |range: &str| {
