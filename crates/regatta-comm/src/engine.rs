@@ -12,6 +12,7 @@ use crate::job::{Job, Memory};
 use crate::options::Options;
 use crate::queue::message;
 use crate::recorder::{Recorder, Whose};
+use crate::trace_folder;
 use crate::traffic::Traffic;
 use crate::transport::shared::Shared;
 use crate::transport::{Transport, TransportKind};
@@ -223,7 +224,6 @@ impl Core {
     /// Writes the last operations down, where that is wanted.
     fn write_trace(&self, failure: &Error) {
         let Some(folder) = &self.options.trace else { return };
-        let folder = folder.join(self.job.name());
         let whose = Whose {
             rank: self.job.rank,
             world: self.job.size,
@@ -231,14 +231,22 @@ impl Core {
             members: &self.context.names,
             clock_offset_us: self.job.clock_offset_us(),
         };
+        let written = trace_folder::prepare(folder, self.job.name()).and_then(|folder| {
+            self.recorder().write(&folder, &whose, &failure.to_string())?;
+            Ok(folder)
+        });
+        let rank = whose.rank;
         // The failure itself is what the caller is told; a full disk must not hide it.
-        if self.recorder().write(&folder, &whose, &failure.to_string()).is_ok() {
-            let folder = folder.display();
-            let rank = whose.rank;
-            crate::say::say(format_args!(
-                "the last operations of rank {rank} are in {folder}: see `regatta trace {folder}`"
-            ));
-        }
+        crate::say::say(match written {
+            Ok(folder) => {
+                let folder = folder.display();
+                format!("the last operations of rank {rank} are in {folder}: see `regatta trace {folder}`")
+            }
+            Err(error) => format!(
+                "warning: cannot write the last operations of rank {rank} to {}: {error} (REGATTA_TRACE names another folder, or `off`)",
+                folder.display()
+            ),
+        });
     }
 
     pub(crate) fn rank_exists(&self, what: &str, rank: usize) -> Result<()> {

@@ -19,6 +19,7 @@ use crate::queue::Queue;
 use crate::rendezvous::World;
 use crate::traffic::Traffic;
 use crate::transport::TransportKind;
+use crate::transport::shared::Shared;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,8 +40,8 @@ pub(crate) fn check(world: &World) -> Result<()> {
         format!("a job of {size} ranks: give 1 to {MOST_RANKS}")
     } else if rank >= size {
         format!("rank {rank} in a job of {size} ranks: they are numbered from 0 to {}", size - 1)
-    } else if local_rank >= local_size || local_size > size {
-        format!("local rank {local_rank} of {local_size} on this host, in a job of {size} ranks")
+    } else if local_rank >= local_size {
+        format!("local rank {local_rank} of {local_size} ranks on this host")
     } else {
         return Ok(());
     };
@@ -111,6 +112,7 @@ impl Group {
     /// More ranks than can share memory (1024), options out of their ranges, or no memory.
     pub fn threads_with(size: usize, options: &Options) -> Result<Vec<Self>> {
         options.check()?;
+        Shared::bytes_with_lanes(size, options.lanes)?;
         let names: Arc<[usize]> = (0..size).collect();
         let options = Options { transport: None, ..options.clone() };
         let join = |(rank, job)| Self::enter(Arc::new(job), 0, rank, names.clone(), (rank, size), &options);

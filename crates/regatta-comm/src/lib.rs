@@ -68,6 +68,7 @@ mod say;
 mod sized;
 mod timer;
 mod tls;
+mod trace_folder;
 mod traffic;
 mod transport;
 

@@ -5,6 +5,7 @@ use crate::algorithm::select::Table;
 use crate::error::{Error, Result};
 use crate::on_late::OnLate;
 use crate::rendezvous::Secret;
+use crate::trace_folder;
 use crate::transport::TransportKind;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -77,7 +78,7 @@ impl Options {
     /// The defaults, changed by the environment: `REGATTA_TRANSPORT`, `REGATTA_ALGORITHM`, `REGATTA_TUNING` (a file),
     /// `REGATTA_DEADLINE_S`, `REGATTA_WARN_S` (a third of the deadline), `REGATTA_JOIN_S`, `REGATTA_TCP_STREAMS`,
     /// `REGATTA_SHM_LANES`, `REGATTA_SECRET` or `REGATTA_SECRET_FILE`, `REGATTA_TLS` (`auto`, `on` or `off`) and
-    /// `REGATTA_TRACE` (a folder, or `off`; a folder for temporary files).
+    /// `REGATTA_TRACE` (a folder, or `off`; a private folder among the temporary files).
     ///
     /// # Errors
     /// A variable with a value that is none of its.
@@ -170,7 +171,7 @@ impl Options {
                 Some(other) => return Err(bad("REGATTA_TLS", format!("{other:?} is not auto, on or off"))),
             },
             trace: match trace.as_deref() {
-                None => Some(std::env::temp_dir().join("regatta-trace")),
+                None => Some(trace_folder::default()),
                 Some("off") => None,
                 Some(folder) => Some(folder.into()),
             },

@@ -5,6 +5,7 @@
 //! that the schedule says, so results are the same bits in every run.
 
 use super::schedule::{Schedule, Step, What};
+use super::streams::words;
 use super::{Context, Session};
 use crate::call::{Call, ENCODED};
 use crate::element::{Element, ReduceOp};
@@ -112,7 +113,7 @@ pub(crate) fn run_with<T: Element>(
             true => lane.sends.push(index as u32),
             false => {
                 if step.what != What::Copy {
-                    let words = (step.range.len() * size_of::<T>()).div_ceil(size_of::<u64>());
+                    let words = words::<T>(step.range.len());
                     if lane.beside.len() < words {
                         lane.beside.resize(words, 0);
                     }
@@ -250,7 +251,8 @@ impl<T: Element> Runner<'_, T> {
                 return Ok(moved);
             }
             if what != What::Copy && width > 0 {
-                let theirs: &[T] = &bytemuck::cast_slice::<u64, T>(&lane.beside)[..range.len()];
+                let beside = &lane.beside[..words::<T>(range.len())];
+                let theirs: &[T] = &bytemuck::cast_slice::<u64, T>(beside)[..range.len()];
                 let target = &mut self.numbers.working[range];
                 kernel::combine(target, theirs, self.call.op, lane.peer < self.context.rank);
                 if what == What::Finish && self.call.op == ReduceOp::Mean {

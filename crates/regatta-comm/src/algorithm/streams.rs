@@ -69,9 +69,14 @@ impl Parts {
     }
 }
 
+/// Words that `len` numbers take.
+pub(crate) fn words<T>(len: usize) -> usize {
+    (len * size_of::<T>()).div_ceil(size_of::<u64>())
+}
+
 /// Memory for `len` numbers from the session's pool; its contents are whatever they were.
 fn borrow<T: Element>(session: &mut Session<'_>, len: usize) -> Vec<u64> {
-    let words = (len * size_of::<T>()).div_ceil(size_of::<u64>());
+    let words = words::<T>(len);
     let pool = &mut session.pool;
     // The largest, so that not all grow to the size of the largest operation.
     let largest = (0..pool.len()).max_by_key(|&index| pool[index].len());
@@ -83,7 +88,7 @@ fn borrow<T: Element>(session: &mut Session<'_>, len: usize) -> Vec<u64> {
 }
 
 fn view<T: Element>(memory: &mut [u64], len: usize) -> &mut [T] {
-    &mut bytemuck::cast_slice_mut(memory)[..len]
+    &mut bytemuck::cast_slice_mut(&mut memory[..words::<T>(len)])[..len]
 }
 
 /// Leaves the reduction of all ranks' `data` in everyone's.

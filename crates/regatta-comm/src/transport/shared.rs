@@ -192,7 +192,7 @@ impl Shared {
         if size > MOST_RANKS {
             return Err(Error::Usage(format!("{size} ranks cannot share memory: at most {MOST_RANKS} can")));
         }
-        Ok(Self::bytes(size) * lanes)
+        Ok(Self::bytes(size.max(1)) * lanes)
     }
 
     /// Bytes that `size` ranks need in one lane.
@@ -298,6 +298,18 @@ impl Shared {
     pub(crate) fn enter(&mut self) {
         self.inside = false;
         self.lanes.iter_mut().for_each(Self::enter);
+    }
+
+    /// As if this rank had waited long for a peer.
+    #[cfg(test)]
+    pub(crate) fn pretend_late(&mut self) {
+        self.late.set(2 * TOO_LATE + allowance(LARGE));
+    }
+
+    /// Rounds so far.
+    #[cfg(test)]
+    pub(crate) fn rounds(&self) -> u32 {
+        self.round
     }
 
     /// Decides about the slots of the rounds to come, by what all ranks have said in `round`, of an operation with

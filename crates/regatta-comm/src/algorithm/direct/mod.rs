@@ -11,6 +11,8 @@
 
 mod movements;
 mod reductions;
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
 mod volume;
 
 pub(crate) use movements::{all_gather, all_to_all, broadcast, gather, scatter};
