@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::health::{SLICE, Wait};
 use crate::kernel;
 use crate::transport::Transport;
+use std::time::Instant;
 
 /// Memory for what is received to be reduced, kept from operation to operation.
 pub(crate) type Pool = Vec<Vec<u64>>;
@@ -124,6 +125,8 @@ pub(crate) fn run_with<T: Element>(
     }
     let sends = |step: &Step| schedule.steps[step.after.unwrap_or_default() as usize].what.sends();
     let overwrites = |step: &Step| !step.what.sends() && step.after.is_some() && sends(step);
+    let elements: usize = schedule.steps.iter().map(|step| step.range.len()).sum();
+    session.transport.enter(elements * size_of::<T>());
     session.transport.lend(!schedule.steps.iter().any(overwrites));
     let done = vec![false; schedule.steps.len()];
     let (transport, context, call) = (&mut *session.transport, session.context, session.call);
@@ -165,7 +168,13 @@ impl<T: Element> Runner<'_, T> {
             if let Some(&peer) = from.first().or(to.first()) {
                 wait.check(peer, self.call)?;
             }
+            // Who has begun to send is in the operation.
+            let together = lanes.iter().all(|lane| lane.header_in == ENCODED);
+            let begun = together.then(Instant::now);
             self.transport.wait(&to, &from, SLICE)?;
+            if let Some(begun) = begun {
+                self.transport.has_waited(begun.elapsed());
+            }
         }
     }
 

@@ -14,8 +14,8 @@ const ALONE: Duration = Duration::from_micros(3);
 const FIRST: usize = 16;
 /// A yield that takes longer than this shows that the processor is wanted by others than our peers.
 const LONG: Duration = Duration::from_micros(400);
-/// After a long yield there are none for so many times what it took: they cost a hundredth of the time at most.
-const LESSON: u32 = 100;
+/// After a long yield there are none for so many times what it took: they cost a tenth of the time at most.
+const LESSON: u32 = 10;
 
 /// How one rank waits. Remembers what came of the last waits.
 #[derive(Debug, Default)]

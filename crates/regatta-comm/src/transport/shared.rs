@@ -11,12 +11,12 @@
 //! waited long within an operation says so in the header of its next slot, and the ranks go on with large slots,
 //! in which each gets far before it needs the others. Every rank reads the same headers, so all decide alike.
 
-use super::patience::{Patience, processors};
+use super::lateness::{LESSON, Lateness};
+use super::patience::Patience;
 use crate::algorithm::Context;
 use crate::call::Call;
 use crate::error::{Error, Result};
 use crate::health::{SLICE, Wait};
-use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -26,13 +26,6 @@ use std::time::{Duration, Instant};
 pub(crate) const SLOT: usize = 256 << 10;
 /// Most bytes of a large slot.
 pub(crate) const LARGE: usize = 32 << 20;
-/// A wait for so long within an operation shows that a peer was kept from its processor: it takes much longer than
-/// the work of a round on a small slot, and less than a turn of the scheduler.
-const LATE: Duration = Duration::from_millis(1);
-/// Such waits of so long together, beyond what [`allowance`] forgives, and large slots pay.
-const TOO_LATE: Duration = Duration::from_millis(4);
-/// Operations that use large slots after a long wait, before small ones are tried again.
-const LESSON: u32 = 16;
 /// Most bytes of all channels, as far as a channel may be smaller.
 const CHANNELS: usize = 8 << 20;
 const LINE: usize = 64;
@@ -41,12 +34,6 @@ const HEADER: usize = 4096;
 /// large groups.
 fn channel_bytes(size: usize) -> usize {
     (1 << (CHANNELS / (size * size)).max(1).ilog2()).clamp(4 << 10, 64 << 10)
-}
-
-/// Long waits that are forgiven in an operation with so many bytes: about what large slots cost more, since what is
-/// staged there goes through main memory.
-fn allowance(bytes: usize) -> Duration {
-    Duration::from_nanos(bytes as u64 / 8)
 }
 
 /// Most ranks that share memory: each pair has a channel.
@@ -172,10 +159,7 @@ pub(crate) struct Shared {
     lesson: u32,
     /// All ranks have come to the present operation, so a long wait shows a rank that is kept from its processor.
     inside: bool,
-    /// How long this rank has waited for peers that were late, as far as it is not forgiven.
-    late: Cell<Duration>,
-    /// How long a wait is long.
-    late_after: Duration,
+    lateness: Lateness,
     /// Views of memory of their own, for threads that share the work of one operation.
     pub(crate) lanes: Vec<Shared>,
 }
@@ -205,23 +189,19 @@ impl Shared {
     pub(crate) fn new(region: Arc<dyn Region>, context: Context) -> Self {
         let (rank, size) = (context.rank, context.size);
         assert!(region.bytes() >= Self::bytes(size), "the region is too small for {size} ranks");
-        let patience = Patience::new(size);
-        // Where ranks take turns on the processors, all the others may come before a peer.
-        let late_after = LATE * u32::try_from(size.div_ceil(processors())).unwrap_or(1);
         Self {
             region,
             rank,
             size,
             context,
-            patience,
+            patience: Patience::new(size),
             round: 0,
             slot_bytes: [SLOT; 2],
             next_bytes: SLOT,
             reserved: 0,
             lesson: 0,
             inside: false,
-            late: Cell::default(),
-            late_after,
+            lateness: Lateness::new(size),
             lanes: vec![],
         }
     }
@@ -303,7 +283,13 @@ impl Shared {
     /// As if this rank had waited long for a peer.
     #[cfg(test)]
     pub(crate) fn pretend_late(&mut self) {
-        self.late.set(2 * TOO_LATE + allowance(LARGE));
+        self.lateness.pretend();
+    }
+
+    /// No peer is ever late.
+    #[cfg(test)]
+    pub(crate) fn never_late(&mut self) {
+        self.lateness.never();
     }
 
     /// Rounds so far.
@@ -318,7 +304,7 @@ impl Shared {
     pub(crate) fn agree(&mut self, round: u32, left: usize) {
         if !std::mem::replace(&mut self.inside, true) {
             self.lesson = self.lesson.saturating_sub(1);
-            self.late.set(self.late.get().saturating_sub(allowance(left)));
+            self.lateness.forgive(left);
         }
         let said = |rank: usize| self.control(rank).slots[(round % 2) as usize][5].load(Ordering::Relaxed);
         let (mut late, mut least) = (false, LARGE);
@@ -327,7 +313,7 @@ impl Shared {
             least = least.min((said(rank) / 2) as usize);
         }
         if said(self.rank) & 1 == 1 {
-            self.late.set(Duration::ZERO);
+            self.lateness.clear();
         }
         if late {
             self.lesson = LESSON;
@@ -359,7 +345,7 @@ impl Shared {
     /// Says that this rank has staged its data of `round`, and what it is calling.
     pub(crate) fn stage(&mut self, round: u32, call: Call, place: u64) {
         let slot = &self.control(self.rank).slots[(round % 2) as usize];
-        let said = 2 * self.reserved as u64 + u64::from(self.late.get() > TOO_LATE);
+        let said = 2 * self.reserved as u64 + u64::from(self.lateness.is_too_late());
         for (word, value) in slot.iter().zip(call.encode().into_iter().chain([place, said])) {
             word.store(value, Ordering::Relaxed);
         }
@@ -422,8 +408,9 @@ impl Shared {
             self.region.waker().sleep(word, value, SLICE);
         };
         control.sleepers.fetch_sub(1, Ordering::SeqCst);
-        let waited = begun.map(|begun| begun.elapsed()).filter(|&waited| waited > self.late_after);
-        self.late.set(self.late.get() + waited.unwrap_or_default());
+        if let Some(begun) = begun {
+            self.lateness.add(begun.elapsed());
+        }
         outcome
     }
 

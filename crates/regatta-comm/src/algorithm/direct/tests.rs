@@ -7,7 +7,7 @@ use crate::call::{Call, Kind};
 use crate::element::{DType, ReduceOp};
 use crate::kernel;
 use crate::transport::shared::{SLOT, Shared};
-use crate::transport::shm::{Segment, unlink};
+use crate::transport::shm::Segment;
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -96,7 +96,6 @@ fn on_ranks(size: usize, rank: impl Fn(Shared) + Sync) {
     let (first, path) = Segment::create_in(folder.path(), size, 1, 7).unwrap();
     let mut segments = vec![first];
     segments.extend((1..size).map(|_| Segment::open(&path, size, 1, 7).unwrap()));
-    unlink(&path);
     std::thread::scope(|scope| {
         for (number, segment) in segments.into_iter().enumerate() {
             let rank = &rank;
@@ -145,6 +144,8 @@ proptest! {
 #[test]
 fn a_late_peer_makes_slots_large_for_a_while() {
     on_ranks(3, |mut shared| {
+        // This machine may be busy.
+        shared.never_late();
         let mut sequence = 0;
         let mut rounds = |shared: &mut Shared| {
             let before = shared.rounds();
