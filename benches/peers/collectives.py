@@ -1,10 +1,13 @@
 """Collectives of f32 against Open MPI and gloo: all in one sitting, in turn, medians and ratios.
 
-usage: python benches/peers/collectives.py [--ops all_reduce,...] [--targets]   (after cargo build --release)
+usage: python benches/peers/collectives.py [--ops all_reduce,...] [--busy N] [--targets]   (after cargo build --release)
 
 Bytes are those of the larger side on each rank. Everyone counts alike: per size clamp(64 MiB / bytes, 5, 400) runs after
 3 warm-ups, rank 0's median, then the median of the rounds. Gloo is torch's under this interpreter; Open MPI needs
 `mpicc` (Debian: libopenmpi-dev, openmpi-bin). A peer that is missing, or lacks an operation, leaves blanks.
+
+With --busy, N processes that compute all the time stand for the machine's other users. Then compare ratios of one
+sitting only, and take several rounds: whose turn it is on a core is a matter of luck.
 
 The memory bound is an in-place `x[i] *= c` over the same bytes by all ranks at once: each must read its data once and
 write its result once. "of bound" = bound / ours, for all_reduce of private memory. It is rank 0's pass, so with more
@@ -16,6 +19,7 @@ until they are handed over, not until they have arrived.
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import datetime
 import functools
 import importlib.metadata
@@ -124,8 +128,20 @@ def cores():
     return run(2) / one
 
 
-def ours(op, transport, world, sizes, memory="private"):
-    lines = output(f"ours {op}", [PROGRAM, "bench", "collective", "--op", op, "--workers", str(world), "--transport",
+@contextlib.contextmanager
+def busy(processes):
+    """So many processes that compute all the time, while it lasts."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+
+
+def ours(program, op, transport, world, sizes, memory="private"):
+    lines = output(f"ours {op}", [program, "bench", "collective", "--op", op, "--workers", str(world), "--transport",
                                   transport, "--sizes", ",".join(map(str, sizes)), "--memory", memory, "--json"])
     return {line["bytes"]: line["median_us"] for line in map(json.loads, lines)}
 
@@ -230,11 +246,12 @@ def measure(arguments, mpi_program, with_gloo):
             if op == "all_reduce" and mpi_program and large:
                 keep(mpi(mpi_program, "--bound", "shm", world, large), "bound", op, None, world)
             for transport in arguments.transports if sizes else []:
-                keep(ours(op, transport, world, sizes), "ours", op, transport, world)
+                keep(ours(arguments.program, op, transport, world, sizes), "ours", op, transport, world)
                 if "mpi" in arguments.peers and mpi_program:
                     keep(mpi(mpi_program, op, transport, world, sizes), "mpi", op, transport, world)
                 if op in REGISTERED:
-                    keep(ours(op, transport, world, sizes, "registered"), "registered", op, transport, world)
+                    keep(ours(arguments.program, op, transport, world, sizes, "registered"), "registered", op,
+                         transport, world)
             if with_gloo and sizes:
                 keep(gloo(op, world, sizes), "gloo", op, None, world)
     return given, runs
@@ -286,12 +303,14 @@ def main():
     parser.add_argument("--sizes", type=listed(parse_size), help="bytes; K, M and G multiply by 1024",
                         default="4,256,1K,4K,16K,64K,256K,1M,4M,16M,64M")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="processes that compute meanwhile; default 0")
+    parser.add_argument("--program", default=PROGRAM, help="the regatta to measure; default that of target/release")
     parser.add_argument("--peers", type=listed(str, ["gloo", "mpi"]), default=["gloo", "mpi"])
     parser.add_argument("--json", metavar="FILE", help="write the medians of every round there")
     parser.add_argument("--targets", action="store_true", help="check the targets of all_reduce")
     arguments = parser.parse_args()
-    if not os.path.exists(PROGRAM):
-        sys.exit(f"no {os.path.normpath(PROGRAM)}: run cargo build --release first")
+    if not os.path.exists(arguments.program):
+        sys.exit(f"no {os.path.normpath(arguments.program)}: run cargo build --release first")
 
     with_gloo = "gloo" in arguments.peers
     if with_gloo and not importlib.util.find_spec("torch"):
@@ -300,7 +319,9 @@ def main():
     elif with_gloo:
         print(f"gloo: torch {importlib.metadata.version('torch')} of {sys.executable}, one thread a rank")
     with tempfile.TemporaryDirectory() as folder:
-        given, runs = measure(arguments, build_mpi(folder), with_gloo)
+        mpi_program = build_mpi(folder)
+        with busy(arguments.busy):
+            given, runs = measure(arguments, mpi_program, with_gloo)
 
     tables = {(op, transport, world): [row(runs, op, transport, world, size)
                                        for size in sizes_of(op, world, arguments.sizes)]

@@ -196,7 +196,7 @@ fn launcher(args: &TrainArgs, config: Config, started: Instant, speaks: bool) ->
         signals::ask(requests.clone(), config.train.on_user_signal);
         let groups = match workers {
             1 => vec![Group::solo()],
-            _ => Group::threads_with(workers, &options(args, &config, &out)?),
+            _ => Group::threads_with(workers, &options(args, &config, &out)?)?,
         };
         let job = |group| Job {
             config: config.clone(),

@@ -1,6 +1,7 @@
 //! Numbers in memory that a transport may reduce in place.
 
 use crate::element::Element;
+use crate::error::{Error, Result};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -35,9 +36,18 @@ unsafe impl<T: Element> Sync for Buffer<T> {}
 
 impl<T: Element> Buffer<T> {
     /// `len` zeros on the heap.
-    pub(crate) fn heap(len: usize) -> Self {
-        let lines = (len * size_of::<T>()).div_ceil(size_of::<Line>());
-        Self { memory: Memory::Lines(vec![Line([0; 64]); lines]), len, _numbers: PhantomData }
+    pub(crate) fn heap(len: usize) -> Result<Self> {
+        let fail = |reason: &dyn fmt::Display| Error::System {
+            action: format!("allocate a buffer of {len} numbers of {} bytes", size_of::<T>()),
+            reason: reason.to_string(),
+        };
+        let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize);
+        let bytes = bytes.ok_or_else(|| fail(&"no machine has so much memory"))?;
+        let lines = bytes.div_ceil(size_of::<Line>());
+        let mut memory = vec![];
+        memory.try_reserve_exact(lines).map_err(|error| fail(&error))?;
+        memory.resize(lines, Line([0; 64]));
+        Ok(Self { memory: Memory::Lines(memory), len, _numbers: PhantomData })
     }
 
     /// `len` zeros in `piece`, which is large enough and zeroed.

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::float16;
+use crate::int128::Int128;
 use half::{bf16, f16};
 use std::fmt;
 use std::str::FromStr;
@@ -65,7 +66,8 @@ impl fmt::Display for DType {
 pub enum ReduceOp {
     /// Their sum; integers wrap around.
     Sum = 1,
-    /// Their sum divided by the number of ranks; integers are rounded towards zero.
+    /// Their sum divided by the number of ranks. Of integers it is their exact sum, which never wraps around, divided
+    /// once and rounded towards zero.
     Mean,
     /// The smallest.
     Min,
@@ -163,6 +165,13 @@ pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug + 'static {
     const DTYPE: DType;
     /// The type that it is accumulated in: itself, or f32 for the 16-bit floats.
     type Wide: Element;
+    /// The type that a mean is summed in, where no sum of integers wraps around.
+    type Exact: Element<Wide = Self::Exact>;
+    #[doc(hidden)]
+    fn to_exact(self) -> Self::Exact;
+    /// The number of the type; a mean is always one.
+    #[doc(hidden)]
+    fn from_exact(exact: Self::Exact) -> Self;
     #[doc(hidden)]
     fn widen(self) -> Self::Wide;
     #[doc(hidden)]
@@ -196,6 +205,15 @@ macro_rules! float {
         impl Element for $type {
             const DTYPE: DType = DType::$dtype;
             type Wide = $wide;
+            type Exact = $wide;
+            #[inline(always)]
+            fn to_exact(self) -> $wide {
+                $widen(self)
+            }
+            #[inline(always)]
+            fn from_exact(exact: $wide) -> Self {
+                $narrow(exact)
+            }
             #[inline(always)]
             fn widen(self) -> $wide {
                 $widen(self)
@@ -254,10 +272,19 @@ macro_rules! float {
 }
 
 macro_rules! integer {
-    ($type:ty, $dtype:ident) => {
+    ($type:ty, $dtype:ident, $exact:ty, $from_exact:expr) => {
         impl Element for $type {
             const DTYPE: DType = DType::$dtype;
             type Wide = $type;
+            type Exact = $exact;
+            #[inline(always)]
+            fn to_exact(self) -> $exact {
+                self.into()
+            }
+            #[inline(always)]
+            fn from_exact(exact: $exact) -> Self {
+                $from_exact(exact)
+            }
             #[inline(always)]
             fn widen(self) -> $type {
                 self
@@ -284,7 +311,8 @@ macro_rules! integer {
             }
             #[inline(always)]
             fn divide(a: $type, ranks: usize) -> $type {
-                (a as i128 / ranks as i128) as $type
+                // Of sums that fit; numbers of ranks do.
+                (a as i64 / ranks as i64) as $type
             }
             #[inline(always)]
             fn and(a: $type, b: $type) -> $type {
@@ -319,7 +347,7 @@ float!(f32, f32, F32, |x| x, |x| x, |x: f64| x as f32);
 float!(f64, f64, F64, |x| x, |x| x, |x: f64| x);
 float!(f16, f32, F16, float16::widen, float16::narrow, f16::from_f64);
 float!(bf16, f32, BF16, |x: bf16| x.to_f32(), bf16::from_f32, bf16::from_f64);
-integer!(i32, I32);
-integer!(i64, I64);
-integer!(u8, U8);
-integer!(i8, I8);
+integer!(i32, I32, i64, |x| x as i32);
+integer!(i64, I64, Int128, |x| i128::from(x) as i64);
+integer!(u8, U8, i64, |x| x as u8);
+integer!(i8, I8, i64, |x| x as i8);

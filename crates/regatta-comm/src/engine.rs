@@ -10,11 +10,14 @@ use crate::element::ReduceOp;
 use crate::error::{Error, Result};
 use crate::job::{Job, Memory};
 use crate::options::Options;
+use crate::queue::message;
 use crate::recorder::{Recorder, Whose};
+use crate::trace_folder;
 use crate::traffic::Traffic;
 use crate::transport::shared::Shared;
 use crate::transport::{Transport, TransportKind};
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -59,6 +62,7 @@ impl<'a> Turn<'a> {
         let registered = self.registered;
         let shared = self.session.transport.shared();
         let shared = shared.ok_or_else(|| Error::Usage("the direct algorithm needs shared memory".into()))?;
+        shared.enter();
         Ok((shared, registered, call))
     }
 }
@@ -118,8 +122,9 @@ impl Core {
         self.context.recorder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How `kind` is carried out with `bytes` of data.
-    pub(crate) fn choose(&self, kind: Kind, op: ReduceOp, bytes: usize, uneven: bool) -> Algorithm {
+    /// How `call` is carried out with `bytes` of data.
+    pub(crate) fn choose(&self, call: Call, bytes: usize, uneven: bool) -> Algorithm {
+        let Call { kind, op, dtype, .. } = call;
         if self.usual && !uneven && op != ReduceOp::Adasum && Algorithm::Direct.offers(kind) {
             return Algorithm::Direct;
         }
@@ -127,6 +132,8 @@ impl Core {
             possible(*algorithm, kind, self.kind, uneven)
                 // Its combination is not done element by element.
                 && !(op == ReduceOp::Adasum && matches!(algorithm, Algorithm::Direct | Algorithm::Native | Algorithm::Hierarchical))
+                // MPI sums integers in their own type, where the sum for a mean may not fit.
+                && !(op == ReduceOp::Mean && !dtype.is_float() && *algorithm == Algorithm::Native)
         };
         let table = || self.job.tuning.choose(kind, self.kind, self.context.size, bytes);
         let chosen = self.options.algorithm.filter(suits).unwrap_or_else(table);
@@ -159,12 +166,13 @@ impl Core {
         self.recorder().begin(call, begun);
         engine.transport.set_patience(manner.patience);
         let mut sent = 0;
+        let mut panicked = None;
         let outcome = self.context.health.check().and_then(|()| {
             if self.context.size == 1 {
                 return Ok(());
             }
             self.context.joining.invite(&self.context, call)?;
-            let algorithm = self.choose(call.kind, call.op, manner.bytes, manner.uneven);
+            let algorithm = self.choose(call, manner.bytes, manner.uneven);
             if algorithm == Algorithm::Direct && manner.message.is_none() {
                 let root = call.root as usize == self.context.rank;
                 sent = direct::sent(call.kind, root, self.context.size, manner.bytes, manner.own);
@@ -178,7 +186,16 @@ impl Core {
                 chunk: CHUNK,
             };
             let registered = self.memory.as_ref().map(|memory| &**memory as &dyn Registered);
-            operation(&mut Turn { session, algorithm, registered })
+            let mut turn = Turn { session, algorithm, registered };
+            // The peers must hear of a panic, or they would wait; then it goes on as panics do.
+            match catch_unwind(AssertUnwindSafe(|| operation(&mut turn))) {
+                Ok(outcome) => outcome,
+                Err(panic) => {
+                    let reason = format!("a panic in {call}: {}", message(&*panic));
+                    panicked = Some(panic);
+                    Err(self.job.give_up(&reason))
+                }
+            }
         });
         let Err(error) = outcome else {
             let ended = Instant::now();
@@ -198,13 +215,15 @@ impl Core {
             self.job.abort(&error.to_string());
         }
         self.write_trace(&error);
-        Err(error)
+        match panicked {
+            Some(panic) => resume_unwind(panic),
+            None => Err(error),
+        }
     }
 
     /// Writes the last operations down, where that is wanted.
     fn write_trace(&self, failure: &Error) {
         let Some(folder) = &self.options.trace else { return };
-        let folder = folder.join(self.job.name());
         let whose = Whose {
             rank: self.job.rank,
             world: self.job.size,
@@ -212,14 +231,22 @@ impl Core {
             members: &self.context.names,
             clock_offset_us: self.job.clock_offset_us(),
         };
+        let written = trace_folder::prepare(folder, self.job.name()).and_then(|folder| {
+            self.recorder().write(&folder, &whose, &failure.to_string())?;
+            Ok(folder)
+        });
+        let rank = whose.rank;
         // The failure itself is what the caller is told; a full disk must not hide it.
-        if self.recorder().write(&folder, &whose, &failure.to_string()).is_ok() {
-            let folder = folder.display();
-            let rank = whose.rank;
-            crate::say::say(format_args!(
-                "the last operations of rank {rank} are in {folder}: see `regatta trace {folder}`"
-            ));
-        }
+        crate::say::say(match written {
+            Ok(folder) => {
+                let folder = folder.display();
+                format!("the last operations of rank {rank} are in {folder}: see `regatta trace {folder}`")
+            }
+            Err(error) => format!(
+                "warning: cannot write the last operations of rank {rank} to {}: {error} (REGATTA_TRACE names another folder, or `off`)",
+                folder.display()
+            ),
+        });
     }
 
     pub(crate) fn rank_exists(&self, what: &str, rank: usize) -> Result<()> {

@@ -7,8 +7,8 @@ mod join;
 
 use crate::algorithm::{Algorithm, Context};
 use crate::buffer::Buffer;
-use crate::call::{Kind, digest};
-use crate::element::{Element, ReduceOp};
+use crate::call::{Call, Kind, digest};
+use crate::element::{DType, Element};
 use crate::engine::Core;
 use crate::error::{Error, Result};
 use crate::job::{Job, Link, Reached};
@@ -19,6 +19,7 @@ use crate::queue::Queue;
 use crate::rendezvous::World;
 use crate::traffic::Traffic;
 use crate::transport::TransportKind;
+use crate::transport::shared::Shared;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +29,24 @@ use std::time::Duration;
 const CALLER_PATIENCE: Duration = Duration::from_micros(200);
 /// The same on the communication thread, which takes the processor from the caller's computation.
 const QUEUE_PATIENCE: Duration = Duration::from_micros(2);
+
+/// Most ranks of a job.
+const MOST_RANKS: usize = 1 << 16;
+
+/// Whether the numbers of `world` go together.
+pub(crate) fn check(world: &World) -> Result<()> {
+    let World { rank, size, local_rank, local_size, .. } = *world;
+    let problem = if !(1..=MOST_RANKS).contains(&size) {
+        format!("a job of {size} ranks: give 1 to {MOST_RANKS}")
+    } else if rank >= size {
+        format!("rank {rank} in a job of {size} ranks: they are numbered from 0 to {}", size - 1)
+    } else if local_rank >= local_size {
+        format!("local rank {local_rank} of {local_size} ranks on this host")
+    } else {
+        return Ok(());
+    };
+    Err(Error::Usage(problem))
+}
 
 /// A group of ranks. Cloning is cheap and gives the same group.
 ///
@@ -80,20 +99,24 @@ impl Group {
     }
 
     /// `size` ranks of this process, one for each thread that is to be one.
+    ///
+    /// # Panics
+    /// Where [`threads_with`](Self::threads_with) has an error: too many ranks.
     pub fn threads(size: usize) -> Vec<Self> {
-        Self::threads_with(size, &Options::default())
+        Self::threads_with(size, &Options::default()).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// As [`threads`](Self::threads), with options; the transport is always `thread`.
-    pub fn threads_with(size: usize, options: &Options) -> Vec<Self> {
+    ///
+    /// # Errors
+    /// More ranks than can share memory (1024), options out of their ranges, or no memory.
+    pub fn threads_with(size: usize, options: &Options) -> Result<Vec<Self>> {
+        options.check()?;
+        Shared::bytes_with_lanes(size, options.lanes)?;
         let names: Arc<[usize]> = (0..size).collect();
         let options = Options { transport: None, ..options.clone() };
         let join = |(rank, job)| Self::enter(Arc::new(job), 0, rank, names.clone(), (rank, size), &options);
-        Job::threads(size, &options)
-            .into_iter()
-            .enumerate()
-            .map(|rank_and_job| join(rank_and_job).expect("memory of this process needs no peer"))
-            .collect()
+        Job::threads(size, &options).into_iter().enumerate().map(join).collect()
     }
 
     /// A group of one: every operation is local.
@@ -123,7 +146,7 @@ impl Group {
             recorder: Arc::default(),
             deadline: options.deadline,
             warn: options.warn,
-            on_late: options.on_late,
+            on_late: options.on_late.clone(),
         };
         let linked = job.link(id, &context, options);
         let Link { transport, memory } = linked.inspect_err(|error| job.abort(&error.to_string()))?;
@@ -170,7 +193,7 @@ impl Group {
 
     /// How an operation with `bytes` of data (on the larger side of a rank) is carried out.
     pub fn algorithm(&self, kind: Kind, bytes: usize) -> Algorithm {
-        self.core().choose(kind, ReduceOp::Sum, bytes, false)
+        self.core().choose(Call::new(kind, DType::F32, 0), bytes, false)
     }
 
     /// The ranks of the job that are in the group, by rank of the group.
@@ -258,18 +281,19 @@ impl Group {
         self.core().job.abort(reason);
     }
 
-    /// `len` zeros in memory that the transport reduces in place where it has such, else on the heap.
+    /// `len` zeros in memory that the transport reduces in place where it has such, else (also where that is
+    /// exhausted) on the heap.
     ///
     /// # Errors
-    /// None so far: where registered memory is exhausted, the buffer is on the heap.
+    /// More than this machine's memory holds.
     pub fn buffer<T: Element>(&self, len: usize) -> Result<Buffer<T>> {
         #[cfg(target_os = "linux")]
-        if let Some(piece) =
-            self.core().memory.as_ref().and_then(|memory| memory.allocate(len * size_of::<T>()))
+        if let (Some(memory), Some(bytes)) = (&self.core().memory, len.checked_mul(size_of::<T>()))
+            && let Some(piece) = memory.allocate(bytes)
         {
             return Ok(Buffer::registered(piece, len));
         }
-        Ok(Buffer::heap(len))
+        Buffer::heap(len)
     }
 }
 

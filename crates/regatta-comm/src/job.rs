@@ -228,13 +228,20 @@ impl Job {
         }
     }
 
+    /// Ends the job for all ranks; why it has ended, which may be something earlier.
+    pub(crate) fn give_up(&self, reason: &str) -> Error {
+        self.abort(reason);
+        let own = Error::Aborted { rank: Some(self.rank), reason: reason.into() };
+        self.health.check().err().unwrap_or(own)
+    }
+
     /// A transport for the group `id`, in which this process is `context.rank`. All members call it.
     pub(crate) fn link(&self, id: u64, context: &Context, options: &Options) -> Result<Link> {
         let timer = &join_timer(options);
         let wanted = options.transport;
         match &self.ways {
-            Ways::Solo => Ok(threads(&Hub::default(), 0, context, 1)),
-            Ways::Threads(hub) => Ok(threads(hub, id, context, options.lanes)),
+            Ways::Solo => threads(&Hub::default(), 0, context, 1),
+            Ways::Threads(hub) => threads(hub, id, context, options.lanes),
             Ways::Processes { .. } if wanted == Some(TransportKind::Thread) => {
                 Err(Error::Usage("the thread transport is for ranks within one process".into()))
             }
@@ -290,6 +297,7 @@ impl Reached {
     /// Runs the job's store where that is this rank's part, and makes this rank known there.
     pub(crate) fn new(world: &World, options: &Options) -> Result<Self> {
         options.check()?;
+        crate::group::check(world)?;
         // The attempts to reach the store may pause for as long as a connection takes.
         let timer = join_timer(options);
         let health = Arc::<Health>::default();
@@ -359,9 +367,9 @@ pub(crate) fn node(rank: usize) -> String {
     format!("node/{rank}")
 }
 
-fn threads(hub: &Hub, id: u64, context: &Context, lanes: usize) -> Link {
-    let shared = Shared::with_lanes(hub.region(id, context.size, lanes), context.clone(), lanes);
-    Link { transport: Box::new(ThreadTransport(shared)), memory: None }
+fn threads(hub: &Hub, id: u64, context: &Context, lanes: usize) -> Result<Link> {
+    let shared = Shared::with_lanes(hub.region(id, context.size, lanes)?, context.clone(), lanes);
+    Ok(Link { transport: Box::new(ThreadTransport(shared)), memory: None })
 }
 
 /// Shared memory inside this host, TCP to the ranks on others.

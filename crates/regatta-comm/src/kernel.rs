@@ -1,7 +1,6 @@
 //! The inner loops: combining vectors element by element, compiled for the vector units that the machine has.
 
 use crate::element::{Element, ReduceOp};
-use bytemuck::Zeroable;
 
 /// Numbers that are accumulated at a time: they stay in the first-level cache.
 const BLOCK: usize = 256;
@@ -66,56 +65,53 @@ fn divide_body<T: Element>(data: &mut [T], ranks: usize) {
 #[inline(always)]
 fn reduce_body<T: Element>(into: &mut [T], parts: &[&[T]], op: ReduceOp) {
     #[inline(always)]
-    fn run<T: Element>(
+    fn run<T: Element, W: Element>(
         into: &mut [T],
         parts: &[&[T]],
-        mean: Option<usize>,
-        f: impl Fn(T::Wide, T::Wide) -> T::Wide,
+        widen: impl Fn(T) -> W,
+        f: impl Fn(W, W) -> W,
+        finish: impl Fn(W) -> T,
     ) {
         match *parts {
             [] => {}
             [a] => into.copy_from_slice(a),
             [a, b] => {
                 for ((x, a), b) in into.iter_mut().zip(a).zip(b) {
-                    let sum = f(a.widen(), b.widen());
-                    *x = T::narrow(match mean {
-                        Some(ranks) => T::divide(sum, ranks),
-                        None => sum,
-                    });
+                    *x = finish(f(widen(*a), widen(*b)));
                 }
             }
             [first, ref rest @ ..] => {
                 // Block by block, part by part: loops over single parts are what compilers vectorise.
-                let mut sums = [T::Wide::zeroed(); BLOCK];
+                let mut sums = [W::zeroed(); BLOCK];
                 for (block, into) in into.chunks_mut(BLOCK).enumerate() {
                     let range = block * BLOCK..block * BLOCK + into.len();
                     let sums = &mut sums[..into.len()];
                     for (sum, a) in sums.iter_mut().zip(&first[range.clone()]) {
-                        *sum = a.widen();
+                        *sum = widen(*a);
                     }
                     for part in rest {
                         for (sum, a) in sums.iter_mut().zip(&part[range.clone()]) {
-                            *sum = f(*sum, a.widen());
+                            *sum = f(*sum, widen(*a));
                         }
                     }
                     for (x, sum) in into.iter_mut().zip(sums) {
-                        *x = T::narrow(match mean {
-                            Some(ranks) => T::divide(*sum, ranks),
-                            None => *sum,
-                        });
+                        *x = finish(*sum);
                     }
                 }
             }
         }
     }
     match op {
-        ReduceOp::Sum | ReduceOp::Adasum => run(into, parts, None, T::sum),
-        ReduceOp::Mean => run(into, parts, Some(parts.len()), T::sum),
-        ReduceOp::Product => run(into, parts, None, T::product),
-        ReduceOp::Min => run(into, parts, None, T::min),
-        ReduceOp::Max => run(into, parts, None, T::max),
-        ReduceOp::And => run(into, parts, None, T::and),
-        ReduceOp::Or => run(into, parts, None, T::or),
+        ReduceOp::Sum | ReduceOp::Adasum => run(into, parts, T::widen, T::sum, T::narrow),
+        ReduceOp::Mean => {
+            let divide = |sum| T::from_exact(T::Exact::divide(sum, parts.len()));
+            run(into, parts, T::to_exact, T::Exact::sum, divide);
+        }
+        ReduceOp::Product => run(into, parts, T::widen, T::product, T::narrow),
+        ReduceOp::Min => run(into, parts, T::widen, T::min, T::narrow),
+        ReduceOp::Max => run(into, parts, T::widen, T::max, T::narrow),
+        ReduceOp::And => run(into, parts, T::widen, T::and, T::narrow),
+        ReduceOp::Or => run(into, parts, T::widen, T::or, T::narrow),
     }
 }
 
@@ -140,6 +136,22 @@ fn narrow_body<T: Element>(into: &mut [T], from: &[T::Wide]) {
     }
 }
 
+#[inline(always)]
+fn to_exact_body<T: Element>(into: &mut [T::Exact], from: &[T]) {
+    for (exact, x) in into.iter_mut().zip(from) {
+        *exact = x.to_exact();
+    }
+}
+
+#[inline(always)]
+fn from_exact_body<T: Element>(into: &mut [T], from: &[T::Exact]) {
+    for (x, exact) in into.iter_mut().zip(from) {
+        *x = T::from_exact(*exact);
+    }
+}
+
+dispatch!(to_exact_all, to_exact_body, (into: &mut [T::Exact], from: &[T]));
+dispatch!(from_exact_all, from_exact_body, (into: &mut [T], from: &[T::Exact]));
 dispatch!(combine_all, combine_body, (into: &mut [T], from: &[T], op: ReduceOp, from_first: bool));
 dispatch!(scale_all, scale_body, (data: &mut [T], factor: f64));
 dispatch!(widen_all, widen_body, (into: &mut [T::Wide], from: &[T]));
@@ -176,4 +188,14 @@ pub(crate) fn widen<T: Element>(into: &mut [T::Wide], from: &[T]) {
 /// Rounds accumulated numbers to their type.
 pub(crate) fn narrow<T: Element>(into: &mut [T], from: &[T::Wide]) {
     narrow_all(into, from);
+}
+
+/// The numbers in the type that means are summed in.
+pub(crate) fn to_exact<T: Element>(into: &mut [T::Exact], from: &[T]) {
+    to_exact_all(into, from);
+}
+
+/// Means in their type.
+pub(crate) fn from_exact<T: Element>(into: &mut [T], from: &[T::Exact]) {
+    from_exact_all(into, from);
 }

@@ -12,6 +12,9 @@ use crate::kernel;
 use crate::transport::mpi;
 use std::time::Duration;
 
+/// More than any memory holds, and few enough to count their bytes.
+const MOST_ELEMENTS: usize = usize::MAX >> 8;
+
 /// How the parts of a whole are given.
 #[derive(Clone, Copy)]
 pub(crate) enum Counts<'a> {
@@ -44,7 +47,13 @@ impl Core {
                 let given = counts.len();
                 return Err(Error::Usage(format!("{what}: {given} counts for a group of {size} ranks")));
             }
-            Counts::Of(counts) => Parts::of(counts),
+            Counts::Of(counts) => {
+                let sum = counts.iter().try_fold(0usize, |sum, &count| sum.checked_add(count));
+                if sum.is_none_or(|sum| sum > MOST_ELEMENTS) {
+                    return Err(Error::Usage(format!("{what}: the counts add up to more than memory can hold")));
+                }
+                Parts::of(counts)
+            }
         };
         let expected = parts.get(size - 1).end;
         if let Some(whole) = whole.filter(|&whole| whole != expected) {

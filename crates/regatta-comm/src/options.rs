@@ -3,11 +3,16 @@
 use crate::algorithm::Algorithm;
 use crate::algorithm::select::Table;
 use crate::error::{Error, Result};
-use crate::health::Late;
+use crate::on_late::OnLate;
 use crate::rendezvous::Secret;
+use crate::trace_folder;
 use crate::transport::TransportKind;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Connections of a pair of ranks, and threads of a rank.
+const COUNTS: RangeInclusive<usize> = 1..=64;
 
 /// Choices for a group; the defaults suit most.
 #[derive(Debug, Clone)]
@@ -23,12 +28,12 @@ pub struct Options {
     /// A wait without progress for this long is reported.
     pub warn: Duration,
     /// What is done with the report; by default it is written to standard error.
-    pub on_late: fn(&Late),
+    pub on_late: OnLate,
     /// How long ranks may take to find each other at the start.
     pub join: Duration,
-    /// TCP connections between each pair of ranks; more than one helps where a network limits each connection.
+    /// TCP connections between each pair of ranks, 1 to 64; more than one helps where a network limits each connection.
     pub tcp_streams: usize,
-    /// Threads of a rank that share the work of a large operation over shared memory.
+    /// Threads of a rank that share the work of a large operation over shared memory, 1 to 64.
     pub lanes: usize,
     /// What the ranks of the job know and nobody else; none: the launcher's (`REGATTA_SECRET`).
     pub secret: Option<Secret>,
@@ -58,7 +63,7 @@ impl Default for Options {
             tuning: None,
             deadline: Duration::from_secs(30),
             warn: Duration::from_secs(10),
-            on_late: |late| crate::say::say(format_args!("warning: {late}")),
+            on_late: OnLate::default(),
             join: Duration::from_secs(60),
             tcp_streams: 1,
             lanes: 1,
@@ -73,7 +78,7 @@ impl Options {
     /// The defaults, changed by the environment: `REGATTA_TRANSPORT`, `REGATTA_ALGORITHM`, `REGATTA_TUNING` (a file),
     /// `REGATTA_DEADLINE_S`, `REGATTA_WARN_S` (a third of the deadline), `REGATTA_JOIN_S`, `REGATTA_TCP_STREAMS`,
     /// `REGATTA_SHM_LANES`, `REGATTA_SECRET` or `REGATTA_SECRET_FILE`, `REGATTA_TLS` (`auto`, `on` or `off`) and
-    /// `REGATTA_TRACE` (a folder, or `off`; a folder for temporary files).
+    /// `REGATTA_TRACE` (a folder, or `off`; a private folder among the temporary files).
     ///
     /// # Errors
     /// A variable with a value that is none of its.
@@ -91,7 +96,23 @@ impl Options {
         if self.deadline.is_zero() {
             return Err(Error::Usage("a deadline of 0 s ends every wait before it begins".into()));
         }
+        self.check_counts()?;
         self.secret.as_ref().map_or(Ok(()), Secret::check).map_err(Error::Usage)
+    }
+
+    fn check_counts(&self) -> Result<()> {
+        let counts = [
+            ("tcp_streams", "REGATTA_TCP_STREAMS", self.tcp_streams),
+            ("lanes", "REGATTA_SHM_LANES", self.lanes),
+        ];
+        match counts.into_iter().find(|(.., count)| !COUNTS.contains(count)) {
+            None => Ok(()),
+            Some((option, variable, count)) => Err(Error::Usage(format!(
+                "the option {option} ({variable}) is {count}: give a number from {} to {}",
+                COUNTS.start(),
+                COUNTS.end()
+            ))),
+        }
     }
 
     pub(crate) fn from(get: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
@@ -106,7 +127,7 @@ impl Options {
         let count = |name: &str| match get(name) {
             None => Ok(1),
             Some(text) => match text.parse::<usize>() {
-                Ok(count) if (1..=64).contains(&count) => Ok(count),
+                Ok(count) if COUNTS.contains(&count) => Ok(count),
                 _ => Err(bad(name, format!("{text:?} is no number from 1 to 64"))),
             },
         };
@@ -150,7 +171,7 @@ impl Options {
                 Some(other) => return Err(bad("REGATTA_TLS", format!("{other:?} is not auto, on or off"))),
             },
             trace: match trace.as_deref() {
-                None => Some(std::env::temp_dir().join("regatta-trace")),
+                None => Some(trace_folder::default()),
                 Some("off") => None,
                 Some(folder) => Some(folder.into()),
             },

@@ -2,7 +2,9 @@
 
 use crate::error::{Error, Result};
 use crate::promptness::be_prompt;
+use std::any::Any;
 use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -76,40 +78,88 @@ struct Open {
     none: Condvar,
 }
 
+/// An operation that has been submitted and is not over.
+struct Opened(Arc<Open>);
+
+impl Opened {
+    fn new(open: Arc<Open>) -> Self {
+        *open.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self(open)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let mut count = self.0.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count -= 1;
+        if *count == 0 {
+            self.0.none.notify_all();
+        }
+    }
+}
+
+/// Starts the thread.
+fn start() -> std::io::Result<(Sender<Work>, JoinHandle<()>)> {
+    let (queue, works) = channel::<Work>();
+    let thread = std::thread::Builder::new().name("regatta-comm".into()).spawn(move || {
+        be_prompt();
+        works.into_iter().for_each(|work| work());
+    })?;
+    Ok((queue, thread))
+}
+
+/// What a panic said.
+pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}
+
 impl Queue {
-    /// Runs `operation` on the thread, after everything submitted before.
+    /// Runs `operation` on the thread, after everything submitted before. Where it panics, or there is no thread to run
+    /// it, its outcome is what `failed` makes of the reason.
     pub(crate) fn submit<B: Send + 'static>(
         &self,
         operation: impl FnOnce() -> Result<B> + Send + 'static,
+        failed: impl Fn(&str) -> Error + Send + 'static,
     ) -> Pending<B> {
         let (sender, outcome) = channel();
         let queued = Instant::now();
-        let open = self.open.clone();
-        *open.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        let pending = Pending { outcome, received: RefCell::default() };
+        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        if worker.is_none() {
+            match start() {
+                Ok(started) => *worker = Some(started),
+                Err(error) => {
+                    let reason = format!(
+                        "cannot start the communication thread: {error} (`ulimit -u` and the control group's pids.max limit \
+                         the number of threads)"
+                    );
+                    let now = Instant::now();
+                    let timing = Timing { queued, started: now, finished: now };
+                    // The receiver is in `pending`.
+                    let _ = sender.send((Err(failed(&reason)), timing));
+                    return pending;
+                }
+            }
+        }
+        let open = Opened::new(self.open.clone());
         let work: Work = Box::new(move || {
+            // However it ends, it is over.
+            let _open = open;
             let started = Instant::now();
-            let result = operation();
+            // After a panic nothing of the operation is used any more but the reason.
+            let result = catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|panic| {
+                Err(failed(&format!("the communication thread panicked: {}", message(&*panic))))
+            });
             let timing = Timing { queued, started, finished: Instant::now() };
             // Nobody may be waiting for it.
             let _ = sender.send((result, timing));
-            let mut count = open.count.lock().unwrap_or_else(PoisonError::into_inner);
-            *count -= 1;
-            if *count == 0 {
-                open.none.notify_all();
-            }
         });
-        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        let (queue, _) = worker.get_or_insert_with(|| {
-            let (queue, works) = channel::<Work>();
-            let thread = std::thread::spawn(move || {
-                be_prompt();
-                works.into_iter().for_each(|work| work());
-            });
-            (queue, thread)
-        });
-        // The thread ends only with the queue.
-        let _ = queue.send(work);
-        Pending { outcome, received: RefCell::default() }
+        if let Some((queue, _)) = &*worker {
+            // The thread ends only with the queue.
+            let _ = queue.send(work);
+        }
+        pending
     }
 
     /// Waits until everything submitted is done.

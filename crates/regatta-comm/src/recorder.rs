@@ -5,6 +5,7 @@
 //! what the rank has measured against the job's store.
 
 use crate::call::Call;
+use crate::trace_folder;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -65,7 +66,7 @@ impl Recorder {
         self.records.iter().rev().find(found).map(|record| record.call)
     }
 
-    /// Writes everything into a file of `folder`, which is made; the file's path. `failure` is why.
+    /// Writes everything into a file of `folder`; the file's path. `failure` is why.
     pub(crate) fn write(&self, folder: &Path, whose: &Whose<'_>, failure: &str) -> std::io::Result<PathBuf> {
         let (now, clock) = (Instant::now(), SystemTime::now());
         let since_epoch = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
@@ -103,9 +104,8 @@ impl Recorder {
                 ended.map_or("null".into(), |ended| unix_us(ended).to_string())
             );
         }
-        std::fs::create_dir_all(folder)?;
         let path = folder.join(format!("rank-{}-group-{:x}.jsonl", whose.rank, whose.group));
-        std::fs::write(&path, text)?;
+        trace_folder::write(&path, &text)?;
         Ok(path)
     }
 }
@@ -146,6 +146,7 @@ mod tests {
         assert_eq!(recorder.call(45).map(|call| call.sequence), Some(45));
         let folder = std::env::temp_dir().join(format!("regatta-recorder-{}", std::process::id()));
         let whose = Whose { rank: 3, world: 4, group: 7, members: &[1, 3], clock_offset_us: 0 };
+        std::fs::create_dir_all(&folder).unwrap();
         let path = recorder.write(&folder, &whose, "say \"why\"\n").unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();

@@ -4,7 +4,7 @@ mod common;
 
 use common::{WAYS, run};
 use regatta_comm::rendezvous::{Security, StoreServer, World};
-use regatta_comm::{Buffer, Error, Group, Options, ReduceOp};
+use regatta_comm::{Buffer, Error, Group, OnLate, Options, ReduceOp};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -107,7 +107,7 @@ fn a_late_rank_is_reported_before_it_is_fatal() {
             transport: (way.0 != regatta_comm::TransportKind::Mixed).then_some(way.0),
             algorithm: way.1,
             warn: Duration::from_millis(700),
-            on_late: |late| LATE.lock().unwrap().push(late.clone()),
+            on_late: OnLate::new(|late| LATE.lock().unwrap().push(late.clone())),
             join: Duration::from_secs(20),
             ..Options::default()
         };
@@ -146,9 +146,9 @@ fn parts_of_an_operation_are_no_mismatch() {
     let options = Options {
         algorithm: Some(Algorithm::Hierarchical),
         warn: Duration::from_millis(1500),
-        on_late: |_| {
+        on_late: OnLate::new(|_| {
             LATE_ROOT.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        },
+        }),
         join: Duration::from_secs(20),
         ..Options::default()
     };

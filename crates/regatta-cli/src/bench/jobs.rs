@@ -89,7 +89,7 @@ pub fn start(
 
 /// Ranks as threads of this process.
 fn in_threads(workers: usize, measure: Measure<'_>) -> Result<Vec<Row>> {
-    let groups = Group::threads_with(workers, &Options::from_env()?);
+    let groups = Group::threads_with(workers, &Options::from_env()?)?;
     // Without a word from a rank that fails, the others would wait for it.
     let on_rank = |group: &Group| measure(group).inspect_err(|error| group.abort(&error.to_string()));
     std::thread::scope(|scope| {

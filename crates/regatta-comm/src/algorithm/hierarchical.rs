@@ -5,13 +5,14 @@
 //! once; then a host's ranks gather. Each rank sends 2(h-1)/h * B/m bytes over the network, where a flat ring sends
 //! 2(hm-1)/hm * B over the link between two hosts. Where hosts have different numbers of ranks, m is the smallest.
 //!
-//! 16-bit floats are rounded once in each host, and once in the end.
+//! 16-bit floats are rounded once in each host, and once in the end. For a mean, integers and f16 are summed in a type
+//! that holds every sum.
 
 use super::schedule::part;
 use super::streams::{self, Parts};
 use super::{Algorithm, Context, Session, direct};
 use crate::call::{Call, Kind};
-use crate::element::{Element, ReduceOp};
+use crate::element::{DType, Element, ReduceOp};
 use crate::error::{Error, Result};
 use crate::kernel;
 use crate::transport::Among;
@@ -25,6 +26,19 @@ fn no_memory() -> Error {
 
 /// Leaves the reduction of all ranks' `data` in everyone's.
 pub(crate) fn all_reduce<T: Element>(session: &mut Session<'_>, data: &mut [T]) -> Result<()> {
+    // Of bf16 the range is that of f32.
+    if !streams::outgrows::<T>(session.call.op) || T::DTYPE == DType::BF16 {
+        return all_reduce_exactly(session, data);
+    }
+    streams::with_wider::<T::Exact>(session, data.len(), |session, exact| {
+        kernel::to_exact(exact, data);
+        let outcome = all_reduce_exactly(session, exact);
+        kernel::from_exact(data, exact);
+        outcome
+    })
+}
+
+fn all_reduce_exactly<T: Element>(session: &mut Session<'_>, data: &mut [T]) -> Result<()> {
     let context = session.context;
     let call = session.call;
     // Summed here, divided by all in the end.
@@ -46,6 +60,7 @@ pub(crate) fn all_reduce<T: Element>(session: &mut Session<'_>, data: &mut [T]) 
         *session.sent += direct::sent(kind, false, here.len(), whole, width);
     }
     let shared = session.transport.shared().ok_or_else(no_memory)?;
+    shared.enter();
     direct::reduce_scatter(shared, None, summing, &parts, (data, &mut shard))?;
     if place < shards && context.hosts.len() > 1 {
         let ranks: Vec<usize> = context.hosts.iter().map(|host| host[place]).collect();
@@ -59,6 +74,7 @@ pub(crate) fn all_reduce<T: Element>(session: &mut Session<'_>, data: &mut [T]) 
     }
     data[own].copy_from_slice(&shard);
     let shared = session.transport.shared().ok_or_else(no_memory)?;
+    shared.enter();
     direct::all_gather(shared, None, call, &parts, (None, data))
 }
 
@@ -81,6 +97,7 @@ pub(crate) fn broadcast<T: Element>(session: &mut Session<'_>, data: &mut [T]) -
     let leads = leader(here) == context.rank;
     *session.sent += direct::sent(Kind::Broadcast, leads, here.len(), size_of_val(data), 0);
     let shared = session.transport.shared().ok_or_else(no_memory)?;
+    shared.enter();
     direct::broadcast(shared, None, call.root(from), data)
 }
 

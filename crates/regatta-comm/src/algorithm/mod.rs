@@ -23,9 +23,10 @@ mod tree;
 use crate::call::{Call, Kind, show};
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::health::{Health, Late};
+use crate::health::Health;
 use crate::joining::Joining;
 use crate::notes::Notes;
+use crate::on_late::OnLate;
 use crate::recorder::Recorder;
 use crate::transport::{Transport, TransportKind};
 use run::{Numbers, Pool};
@@ -158,7 +159,7 @@ pub(crate) struct Context {
     pub deadline: Duration,
     /// When a late rank is reported, and how.
     pub warn: Duration,
-    pub on_late: fn(&Late),
+    pub on_late: OnLate,
 }
 
 impl Context {

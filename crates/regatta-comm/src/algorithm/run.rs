@@ -5,6 +5,7 @@
 //! that the schedule says, so results are the same bits in every run.
 
 use super::schedule::{Schedule, Step, What};
+use super::streams::words;
 use super::{Context, Session};
 use crate::call::{Call, ENCODED};
 use crate::element::{Element, ReduceOp};
@@ -12,6 +13,7 @@ use crate::error::Result;
 use crate::health::{SLICE, Wait};
 use crate::kernel;
 use crate::transport::Transport;
+use std::time::Instant;
 
 /// Memory for what is received to be reduced, kept from operation to operation.
 pub(crate) type Pool = Vec<Vec<u64>>;
@@ -112,7 +114,7 @@ pub(crate) fn run_with<T: Element>(
             true => lane.sends.push(index as u32),
             false => {
                 if step.what != What::Copy {
-                    let words = (step.range.len() * size_of::<T>()).div_ceil(size_of::<u64>());
+                    let words = words::<T>(step.range.len());
                     if lane.beside.len() < words {
                         lane.beside.resize(words, 0);
                     }
@@ -123,6 +125,8 @@ pub(crate) fn run_with<T: Element>(
     }
     let sends = |step: &Step| schedule.steps[step.after.unwrap_or_default() as usize].what.sends();
     let overwrites = |step: &Step| !step.what.sends() && step.after.is_some() && sends(step);
+    let elements: usize = schedule.steps.iter().map(|step| step.range.len()).sum();
+    session.transport.enter(elements * size_of::<T>());
     session.transport.lend(!schedule.steps.iter().any(overwrites));
     let done = vec![false; schedule.steps.len()];
     let (transport, context, call) = (&mut *session.transport, session.context, session.call);
@@ -164,7 +168,13 @@ impl<T: Element> Runner<'_, T> {
             if let Some(&peer) = from.first().or(to.first()) {
                 wait.check(peer, self.call)?;
             }
+            // Who has begun to send is in the operation.
+            let together = lanes.iter().all(|lane| lane.header_in == ENCODED);
+            let begun = together.then(Instant::now);
             self.transport.wait(&to, &from, SLICE)?;
+            if let Some(begun) = begun {
+                self.transport.has_waited(begun.elapsed());
+            }
         }
     }
 
@@ -250,7 +260,8 @@ impl<T: Element> Runner<'_, T> {
                 return Ok(moved);
             }
             if what != What::Copy && width > 0 {
-                let theirs: &[T] = &bytemuck::cast_slice::<u64, T>(&lane.beside)[..range.len()];
+                let beside = &lane.beside[..words::<T>(range.len())];
+                let theirs: &[T] = &bytemuck::cast_slice::<u64, T>(beside)[..range.len()];
                 let target = &mut self.numbers.working[range];
                 kernel::combine(target, theirs, self.call.op, lane.peer < self.context.rank);
                 if what == What::Finish && self.call.op == ReduceOp::Mean {

@@ -254,7 +254,7 @@ pub(crate) fn context(rank: usize, size: usize) -> Context {
         joining: Arc::new(Joining::new(0)),
         deadline: Duration::from_secs(600),
         warn: Duration::from_secs(600),
-        on_late: |_| {},
+        on_late: crate::on_late::OnLate::new(|_| {}),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The operations over streams of bytes: prepares the numbers, and executes the schedule of the chosen algorithm.
 //!
-//! 16-bit floats are summed in f32 all the way and rounded once in the end; partial sums therefore travel as f32.
+//! 16-bit floats are summed in f32 all the way and rounded once in the end; partial sums therefore travel as f32. For
+//! a mean, integers travel in a type in which no sum wraps around.
 
 use super::run::{Numbers, run_with};
 use super::schedule::part;
@@ -18,6 +19,23 @@ use std::ops::Range;
 fn rounds<T: Element>(op: ReduceOp) -> bool {
     size_of::<T>() != size_of::<T::Wide>()
         && matches!(op, ReduceOp::Sum | ReduceOp::Mean | ReduceOp::Product | ReduceOp::Adasum)
+}
+
+/// Whether sums for a mean need more room than `T` has.
+pub(crate) fn outgrows<T: Element>(op: ReduceOp) -> bool {
+    size_of::<T>() != size_of::<T::Exact>() && op == ReduceOp::Mean
+}
+
+/// Does `operation` with memory for `len` wider numbers from the session's pool.
+pub(crate) fn with_wider<W: Element>(
+    session: &mut Session<'_>,
+    len: usize,
+    operation: impl FnOnce(&mut Session<'_>, &mut [W]) -> Result<()>,
+) -> Result<()> {
+    let mut memory = borrow::<W>(session, len);
+    let outcome = operation(session, view::<W>(&mut memory, len));
+    session.pool.push(memory);
+    outcome
 }
 
 /// Where each rank's part of a whole lies.
@@ -51,9 +69,14 @@ impl Parts {
     }
 }
 
+/// Words that `len` numbers take.
+pub(crate) fn words<T>(len: usize) -> usize {
+    (len * size_of::<T>()).div_ceil(size_of::<u64>())
+}
+
 /// Memory for `len` numbers from the session's pool; its contents are whatever they were.
 fn borrow<T: Element>(session: &mut Session<'_>, len: usize) -> Vec<u64> {
-    let words = (len * size_of::<T>()).div_ceil(size_of::<u64>());
+    let words = words::<T>(len);
     let pool = &mut session.pool;
     // The largest, so that not all grow to the size of the largest operation.
     let largest = (0..pool.len()).max_by_key(|&index| pool[index].len());
@@ -65,7 +88,7 @@ fn borrow<T: Element>(session: &mut Session<'_>, len: usize) -> Vec<u64> {
 }
 
 fn view<T: Element>(memory: &mut [u64], len: usize) -> &mut [T] {
-    &mut bytemuck::cast_slice_mut(memory)[..len]
+    &mut bytemuck::cast_slice_mut(&mut memory[..words::<T>(len)])[..len]
 }
 
 /// Leaves the reduction of all ranks' `data` in everyone's.
@@ -74,16 +97,24 @@ pub(crate) fn all_reduce<T: Element>(
     algorithm: Algorithm,
     data: &mut [T],
 ) -> Result<()> {
-    if !rounds::<T>(session.call.op) {
-        return all_reduce_exactly(session, algorithm, data);
+    let op = session.call.op;
+    if outgrows::<T>(op) {
+        return with_wider::<T::Exact>(session, data.len(), |session, exact| {
+            kernel::to_exact(exact, data);
+            let outcome = all_reduce_exactly(session, algorithm, exact);
+            kernel::from_exact(data, exact);
+            outcome
+        });
     }
-    let mut memory = borrow::<T::Wide>(session, data.len());
-    let wide = view::<T::Wide>(&mut memory, data.len());
-    kernel::widen(wide, data);
-    let outcome = all_reduce_exactly(session, algorithm, wide);
-    kernel::narrow(data, wide);
-    session.pool.push(memory);
-    outcome
+    if rounds::<T>(op) {
+        return with_wider::<T::Wide>(session, data.len(), |session, wide| {
+            kernel::widen(wide, data);
+            let outcome = all_reduce_exactly(session, algorithm, wide);
+            kernel::narrow(data, wide);
+            outcome
+        });
+    }
+    all_reduce_exactly(session, algorithm, data)
 }
 
 fn all_reduce_exactly<T: Element>(
@@ -111,26 +142,34 @@ pub(crate) fn reduce<T: Element>(
     algorithm: Algorithm,
     data: &mut [T],
 ) -> Result<()> {
-    if rounds::<T>(session.call.op) {
-        let mut memory = borrow::<T::Wide>(session, data.len());
-        let wide = view::<T::Wide>(&mut memory, data.len());
-        kernel::widen(wide, data);
-        let outcome = reduce_exactly(session, algorithm, wide);
-        if session.call.root as usize == session.context.rank {
-            kernel::narrow(data, wide);
-        }
-        session.pool.push(memory);
-        return outcome;
+    let (op, at_root) = (session.call.op, session.call.root as usize == session.context.rank);
+    if outgrows::<T>(op) {
+        return with_wider::<T::Exact>(session, data.len(), |session, exact| {
+            kernel::to_exact(exact, data);
+            let outcome = reduce_exactly(session, algorithm, exact);
+            if at_root {
+                kernel::from_exact(data, exact);
+            }
+            outcome
+        });
     }
-    if session.call.root as usize == session.context.rank {
+    if rounds::<T>(op) {
+        return with_wider::<T::Wide>(session, data.len(), |session, wide| {
+            kernel::widen(wide, data);
+            let outcome = reduce_exactly(session, algorithm, wide);
+            if at_root {
+                kernel::narrow(data, wide);
+            }
+            outcome
+        });
+    }
+    if at_root {
         return reduce_exactly(session, algorithm, data);
     }
-    let mut memory = borrow::<T>(session, data.len());
-    let partial = view::<T>(&mut memory, data.len());
-    partial.copy_from_slice(data);
-    let outcome = reduce_exactly(session, algorithm, partial);
-    session.pool.push(memory);
-    outcome
+    with_wider::<T>(session, data.len(), |session, partial| {
+        partial.copy_from_slice(data);
+        reduce_exactly(session, algorithm, partial)
+    })
 }
 
 fn reduce_exactly<T: Element>(session: &mut Session<'_>, algorithm: Algorithm, data: &mut [T]) -> Result<()> {
@@ -150,23 +189,29 @@ pub(crate) fn reduce_scatter<T: Element>(
     input: &[T],
     output: &mut [T],
 ) -> Result<()> {
-    let own = parts.get(session.context.rank);
-    if rounds::<T>(session.call.op) {
-        let mut memory = borrow::<T::Wide>(session, input.len());
-        let wide = view::<T::Wide>(&mut memory, input.len());
-        kernel::widen(wide, input);
-        let outcome = reduce_scatter_exactly(session, algorithm, parts, wide);
-        kernel::narrow(output, &wide[own]);
-        session.pool.push(memory);
-        return outcome;
+    let (op, own) = (session.call.op, parts.get(session.context.rank));
+    if outgrows::<T>(op) {
+        return with_wider::<T::Exact>(session, input.len(), |session, exact| {
+            kernel::to_exact(exact, input);
+            let outcome = reduce_scatter_exactly(session, algorithm, parts, exact);
+            kernel::from_exact(output, &exact[own]);
+            outcome
+        });
     }
-    let mut memory = borrow::<T>(session, input.len());
-    let sums = view::<T>(&mut memory, input.len());
-    sums.copy_from_slice(input);
-    let outcome = reduce_scatter_exactly(session, algorithm, parts, sums);
-    output.copy_from_slice(&sums[own]);
-    session.pool.push(memory);
-    outcome
+    if rounds::<T>(op) {
+        return with_wider::<T::Wide>(session, input.len(), |session, wide| {
+            kernel::widen(wide, input);
+            let outcome = reduce_scatter_exactly(session, algorithm, parts, wide);
+            kernel::narrow(output, &wide[own]);
+            outcome
+        });
+    }
+    with_wider::<T>(session, input.len(), |session, sums| {
+        sums.copy_from_slice(input);
+        let outcome = reduce_scatter_exactly(session, algorithm, parts, sums);
+        output.copy_from_slice(&sums[own]);
+        outcome
+    })
 }
 
 fn reduce_scatter_exactly<T: Element>(

@@ -3,8 +3,9 @@
 use super::{CALLER_PATIENCE, Group};
 use crate::element::{Element, Reduction};
 use crate::engine::Core;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::operations::Counts;
+use crate::sized::filled;
 
 impl Group {
     /// Takes its turn behind everything submitted with a handle.
@@ -113,12 +114,13 @@ impl Group {
     /// Everyone's `input`, of lengths that nobody need know before: two operations.
     ///
     /// # Errors
-    /// As [`all_reduce`](Self::all_reduce).
+    /// Lengths that this machine's memory cannot hold, which end the job; else as [`all_reduce`](Self::all_reduce).
     pub fn all_gather_vec<T: Element>(&self, input: &[T]) -> Result<Vec<Vec<T>>> {
         let mut lengths = vec![0i64; self.size()];
         self.all_gather(&[input.len() as i64], &mut lengths)?;
-        let counts: Vec<usize> = lengths.into_iter().map(|len| len as usize).collect();
-        let mut all = vec![T::zeroed(); counts.iter().sum()];
+        // The others wait in the second operation for a rank that cannot take part.
+        let give_up = |error: Error| self.core().job.give_up(&error.to_string());
+        let (counts, mut all) = announced::<T>(&lengths).map_err(give_up)?;
         self.all_gather_v(input, &mut all, &counts)?;
         let mut rest = all.as_slice();
         let mut take = |count| {
@@ -228,5 +230,28 @@ impl Group {
     /// As [`send`](Self::send).
     pub fn recv<T: Element>(&self, data: &mut [T], from: usize) -> Result<()> {
         self.turn().recv(data, from, CALLER_PATIENCE)
+    }
+}
+
+/// The lengths that ranks have announced as counts, and memory for all of them.
+fn announced<T: Element>(lengths: &[i64]) -> Result<(Vec<usize>, Vec<T>)> {
+    let counts: Option<Vec<usize>> = lengths.iter().map(|&len| usize::try_from(len).ok()).collect();
+    let sum = |counts: &Vec<usize>| counts.iter().try_fold(0usize, |sum, &count| sum.checked_add(count));
+    let total = counts.as_ref().and_then(sum).unwrap_or(usize::MAX);
+    let all = filled(total, T::zeroed(), &format!("what ranks announced to gather ({lengths:?})"))?;
+    Ok((counts.unwrap_or_default(), all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn announced_lengths_that_no_memory_holds_are_refused() {
+        assert_eq!(announced::<u8>(&[2, 0, 3]).unwrap(), (vec![2, 0, 3], vec![0; 5]));
+        for lengths in [[1, -1], [i64::MIN, 0], [i64::MAX, i64::MAX], [1 << 60, 1 << 60], [1 << 50, 0]] {
+            let error = announced::<f64>(&lengths).unwrap_err().to_string();
+            assert!(error.contains(&lengths[0].to_string()), "{error}");
+        }
     }
 }

@@ -15,7 +15,8 @@ impl Group {
         operation: impl FnOnce(&Core) -> Result<B> + Send + 'static,
     ) -> Pending<B> {
         let core = self.inner.core.clone();
-        self.inner.queue.submit(move || operation(&core))
+        let job = core.job.clone();
+        self.inner.queue.submit(move || operation(&core), move |reason| job.give_up(reason))
     }
 
     /// [`all_reduce`](Self::all_reduce) that goes on while the caller computes.

@@ -7,6 +7,7 @@ use crate::element::{DType, Element};
 use crate::engine::Core;
 use crate::error::{Error, Result};
 use crate::notes::Invitation;
+use crate::sized::filled;
 use crate::timer::Timer;
 use half::{bf16, f16};
 use std::sync::atomic::Ordering;
@@ -103,37 +104,38 @@ impl Core {
             Ok(len) if len.checked_mul(size * size_of::<T>()).is_some() => len,
             _ => return cannot("it is too long"),
         };
-        let neutral = |len: usize| vec![T::neutral(call.op); len];
-        let zeros = |len: usize| vec![T::zeroed(); len];
+        let what = call.to_string();
+        let neutral = |len: usize| filled(len, T::neutral(call.op), &what);
+        let zeros = |len: usize| filled(len, T::zeroed(), &what);
         let even = Parts::even(size, len);
         let at_root = call.root as usize == rank;
         // Even operations say no counts.
         let counts = call.detail != 0;
         match call.kind {
-            Kind::AllReduce => self.all_reduce_call(call, &mut neutral(len), CALLER_PATIENCE),
-            Kind::Reduce => self.reduce_call(call, &mut neutral(len), CALLER_PATIENCE),
+            Kind::AllReduce => self.all_reduce_call(call, &mut neutral(len)?, CALLER_PATIENCE),
+            Kind::Reduce => self.reduce_call(call, &mut neutral(len)?, CALLER_PATIENCE),
             Kind::Broadcast if at_root => cannot("it is the root and has nothing to give"),
-            Kind::Broadcast => self.broadcast_call(call, &mut zeros(len), CALLER_PATIENCE),
+            Kind::Broadcast => self.broadcast_call(call, &mut zeros(len)?, CALLER_PATIENCE),
             Kind::Barrier => self.barrier(CALLER_PATIENCE),
             Kind::ReduceScatter | Kind::AllGather | Kind::Gather | Kind::AllToAll if counts => {
                 cannot("its counts or factors are not known here")
             }
             Kind::ReduceScatter => {
-                let (input, mut output) = (neutral(len * size), zeros(len));
+                let (input, mut output) = (neutral(len * size)?, zeros(len)?);
                 self.reduce_scatter_call(call, &even, false, (&input, &mut output), CALLER_PATIENCE)
             }
             Kind::AllGather => {
-                let mut output = zeros(len * size);
+                let mut output = zeros(len * size)?;
                 self.all_gather_call(call, &even, false, (None, &mut output), CALLER_PATIENCE)
             }
             Kind::Gather => {
-                let mut output = zeros(if at_root { len * size } else { 0 });
-                self.gather_call(call, &even, false, (&zeros(len), &mut output), CALLER_PATIENCE)
+                let mut output = zeros(if at_root { len * size } else { 0 })?;
+                self.gather_call(call, &even, false, (&zeros(len)?, &mut output), CALLER_PATIENCE)
             }
             Kind::Scatter if at_root || counts => cannot("it has nothing to give"),
-            Kind::Scatter => self.scatter_call(call, &even, false, (&[], &mut zeros(len)), CALLER_PATIENCE),
+            Kind::Scatter => self.scatter_call(call, &even, false, (&[], &mut zeros(len)?), CALLER_PATIENCE),
             Kind::AllToAll => {
-                let (input, mut output) = (zeros(len * size), zeros(len * size));
+                let (input, mut output) = (zeros(len * size)?, zeros(len * size)?);
                 self.all_to_all_call(call, len, (&input, &mut output), CALLER_PATIENCE)
             }
             Kind::Send | Kind::Join => cannot("it is no operation of all ranks"),

@@ -79,6 +79,14 @@ impl Transport for MixedTransport {
         self.across.lend(allowed);
     }
 
+    fn enter(&mut self, bytes: usize) {
+        self.across.enter(bytes);
+    }
+
+    fn has_waited(&mut self, waited: Duration) {
+        self.across.has_waited(waited);
+    }
+
     fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
         self.local.set_patience(patience);

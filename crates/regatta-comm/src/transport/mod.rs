@@ -3,6 +3,7 @@
 //! Every transport carries a stream of bytes between each pair of ranks. Those whose ranks share memory offer
 //! that too, for algorithms that reduce straight from a peer's memory.
 
+mod lateness;
 pub(crate) mod mixed;
 #[cfg(feature = "mpi")]
 pub(crate) mod mpi;
@@ -89,6 +90,12 @@ pub(crate) trait Transport: Send {
     /// an operation writes numbers that it has sent, before the peer can have received them.
     fn lend(&mut self, _allowed: bool) {}
 
+    /// An operation, or a part of one, with so many bytes begins.
+    fn enter(&mut self, _bytes: usize) {}
+
+    /// The peers were in the operation, too, and kept this rank waiting for so long.
+    fn has_waited(&mut self, _waited: Duration) {}
+
     /// How long to look for a change before sleeping.
     fn set_patience(&mut self, patience: Duration);
 
@@ -137,6 +144,14 @@ impl Transport for Among<'_> {
 
     fn lend(&mut self, allowed: bool) {
         self.transport.lend(allowed);
+    }
+
+    fn enter(&mut self, bytes: usize) {
+        self.transport.enter(bytes);
+    }
+
+    fn has_waited(&mut self, waited: Duration) {
+        self.transport.has_waited(waited);
     }
 
     fn set_patience(&mut self, patience: Duration) {

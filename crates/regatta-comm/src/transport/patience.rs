@@ -14,8 +14,8 @@ const ALONE: Duration = Duration::from_micros(3);
 const FIRST: usize = 16;
 /// A yield that takes longer than this shows that the processor is wanted by others than our peers.
 const LONG: Duration = Duration::from_micros(400);
-/// Waits that go without yields after a long one.
-const LESSON: u32 = 64;
+/// After a long yield there are none for so many times what it took: they cost a tenth of the time at most.
+const LESSON: u32 = 10;
 
 /// How one rank waits. Remembers what came of the last waits.
 #[derive(Debug, Default)]
@@ -23,8 +23,8 @@ pub(crate) struct Patience {
     limit: Duration,
     /// How long of that without yields.
     alone: Duration,
-    /// Waits to come without yields.
-    wary: Cell<u32>,
+    /// No yields until then.
+    wary_until: Cell<Option<Instant>>,
 }
 
 impl Patience {
@@ -64,8 +64,7 @@ impl Patience {
         if self.limit <= ALONE {
             return false;
         }
-        if let Some(fewer) = self.wary.get().checked_sub(1) {
-            self.wary.set(fewer);
+        if self.wary_until.get().is_some_and(|until| now < until) {
             return false;
         }
         while now < begun + self.limit {
@@ -75,7 +74,7 @@ impl Patience {
             }
             let before = std::mem::replace(&mut now, Instant::now());
             if now - before > LONG {
-                self.wary.set(LESSON);
+                self.wary_until.set(now.checked_add((now - before) * LESSON));
                 return false;
             }
         }
@@ -84,7 +83,7 @@ impl Patience {
 }
 
 /// The host's processors. Not those that this rank may use: a launcher may have bound each rank to its own.
-fn processors() -> usize {
+pub(super) fn processors() -> usize {
     let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
     // As in "0-3,8".
     let range = |range: &str| {

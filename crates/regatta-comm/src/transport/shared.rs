@@ -5,21 +5,27 @@
 //! staged its data of round `r`, reduced its part, or read all that it wants of it. Data is staged in one of
 //! two slots in turn, so a slot is free again when all have `done` the round before the last. A slot also holds
 //! what the rank calls, so that peers notice when it is something else than they do.
+//!
+//! Slots are small, so that what is staged stays in the cache. That needs all ranks on their processors at once:
+//! where other programs want the processors, too, each round costs a turn of the scheduler. So a rank that has
+//! waited long within an operation says so in the header of its next slot, and the ranks go on with large slots,
+//! in which each gets far before it needs the others. Every rank reads the same headers, so all decide alike.
 
+use super::lateness::{LESSON, Lateness};
 use super::patience::Patience;
 use crate::algorithm::Context;
 use crate::call::Call;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::health::{SLICE, Wait};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Bytes that one slot stages.
+/// Bytes of a small slot.
 pub(crate) const SLOT: usize = 256 << 10;
-/// Bytes of a slot's results.
-const RESULT: usize = SLOT;
+/// Most bytes of a large slot.
+pub(crate) const LARGE: usize = 32 << 20;
 /// Most bytes of all channels, as far as a channel may be smaller.
 const CHANNELS: usize = 8 << 20;
 const LINE: usize = 64;
@@ -29,6 +35,9 @@ const HEADER: usize = 4096;
 fn channel_bytes(size: usize) -> usize {
     (1 << (CHANNELS / (size * size)).max(1).ilog2()).clamp(4 << 10, 64 << 10)
 }
+
+/// Most ranks that share memory: each pair has a channel.
+const MOST_RANKS: usize = 1024;
 
 /// Says in a slot that the data is not in registered memory.
 pub(crate) const PRIVATE: u64 = u64::MAX;
@@ -47,13 +56,26 @@ pub(crate) trait Region: Send + Sync {
     /// Bytes of the region.
     fn bytes(&self) -> usize;
     fn waker(&self) -> &dyn Waker;
+
+    /// Gives both large slots of `owner` memory, up to `bytes` each; returns how many bytes each has.
+    fn reserve(&self, _owner: usize, _bytes: usize) -> usize {
+        0
+    }
+
+    /// Where large slot `index` (0 or 1) of `owner` lies: room for [`LARGE`] bytes, of which those that were reserved
+    /// may be used.
+    fn large(&self, _owner: usize, _index: usize) -> Option<NonNull<u8>> {
+        None
+    }
 }
 
-/// A part of a region.
+/// The part of a region that one lane uses.
 pub(crate) struct Window {
     region: Arc<dyn Region>,
     offset: usize,
     len: usize,
+    /// The region's owner of large slots that is rank 0 in this window.
+    owner: usize,
 }
 
 impl Region for Window {
@@ -68,6 +90,14 @@ impl Region for Window {
 
     fn waker(&self) -> &dyn Waker {
         self.region.waker()
+    }
+
+    fn reserve(&self, owner: usize, bytes: usize) -> usize {
+        self.region.reserve(self.owner + owner, bytes)
+    }
+
+    fn large(&self, owner: usize, index: usize) -> Option<NonNull<u8>> {
+        self.region.large(self.owner + owner, index)
     }
 }
 
@@ -92,7 +122,8 @@ struct Control {
     /// Whether this rank is asleep on `event`.
     asleep: AtomicU32,
     _pad2: [u32; 14],
-    /// What is called in each of the two slots: call (four words), place of registered data.
+    /// What is called in each of the two slots: call (four words), place of registered data, and twice the bytes of
+    /// the rank's large slots, plus one where it has waited long.
     slots: [[AtomicU64; 8]; 2],
 }
 
@@ -118,6 +149,17 @@ pub(crate) struct Shared {
     pub(crate) patience: Patience,
     /// The last round.
     round: u32,
+    /// Bytes of the slots of the last even and of the last odd round.
+    slot_bytes: [usize; 2],
+    /// Bytes of the slots of rounds to come.
+    next_bytes: usize,
+    /// Bytes of each of this rank's large slots.
+    reserved: usize,
+    /// Operations to come for which large slots are wanted.
+    lesson: u32,
+    /// All ranks have come to the present operation, so a long wait shows a rank that is kept from its processor.
+    inside: bool,
+    lateness: Lateness,
     /// Views of memory of their own, for threads that share the work of one operation.
     pub(crate) lanes: Vec<Shared>,
 }
@@ -126,23 +168,53 @@ pub(crate) struct Shared {
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Bytes that `size` ranks need, without registered memory.
-    pub(crate) fn bytes(size: usize) -> usize {
+    /// Bytes that `size` ranks with so many lanes need, without registered memory and large slots.
+    ///
+    /// # Errors
+    /// More ranks than can share memory.
+    pub(crate) fn bytes_with_lanes(size: usize, lanes: usize) -> Result<usize> {
+        if size > MOST_RANKS {
+            return Err(Error::Usage(format!("{size} ranks cannot share memory: at most {MOST_RANKS} can")));
+        }
+        Ok(Self::bytes(size.max(1)) * lanes)
+    }
+
+    /// Bytes that `size` ranks need in one lane.
+    fn bytes(size: usize) -> usize {
         let channels = size * size * (size_of::<Channel>() + channel_bytes(size));
-        HEADER + size * size_of::<Control>() + channels + size * 2 * (SLOT + RESULT)
+        HEADER + size * size_of::<Control>() + channels + size * 2 * SLOT
     }
 
     /// The view of rank `context.rank`.
     pub(crate) fn new(region: Arc<dyn Region>, context: Context) -> Self {
         let (rank, size) = (context.rank, context.size);
         assert!(region.bytes() >= Self::bytes(size), "the region is too small for {size} ranks");
-        Self { region, rank, size, context, patience: Patience::new(size), round: 0, lanes: vec![] }
+        Self {
+            region,
+            rank,
+            size,
+            context,
+            patience: Patience::new(size),
+            round: 0,
+            slot_bytes: [SLOT; 2],
+            next_bytes: SLOT,
+            reserved: 0,
+            lesson: 0,
+            inside: false,
+            lateness: Lateness::new(size),
+            lanes: vec![],
+        }
     }
 
     /// The view of rank `context.rank`, with as many lanes as the region has room for up to `lanes`.
     pub(crate) fn with_lanes(region: Arc<dyn Region>, context: Context, lanes: usize) -> Self {
         let len = Self::bytes(context.size);
-        let window = |lane: usize| Window { region: region.clone(), offset: lane * len, len };
+        let window = |lane: usize| Window {
+            region: region.clone(),
+            offset: lane * len,
+            len,
+            owner: lane * context.size,
+        };
         let room = region.bytes() / len;
         let more = (1..lanes.min(room)).map(|lane| Self::new(Arc::new(window(lane)), context.clone()));
         Self { lanes: more.collect(), ..Self::new(Arc::new(window(0)), context.clone()) }
@@ -185,10 +257,72 @@ impl Shared {
 
     fn slot(&self, rank: usize, round: u32) -> *mut u8 {
         assert!(rank < self.size);
+        let index = (round % 2) as usize;
+        if self.slot_bytes[index] > SLOT
+            && let Some(large) = self.region.large(rank, index)
+        {
+            return large.as_ptr();
+        }
         let base = HEADER
             + self.size * size_of::<Control>()
             + self.size * self.size * (size_of::<Channel>() + channel_bytes(self.size));
-        self.at(base + (rank * 2 + (round % 2) as usize) * (SLOT + RESULT))
+        self.at(base + (rank * 2 + index) * SLOT)
+    }
+
+    /// Bytes of the slots of `round`.
+    pub(crate) fn slot_bytes(&self, round: u32) -> usize {
+        self.slot_bytes[(round % 2) as usize]
+    }
+
+    /// An operation begins: its peers may come to it at any time.
+    pub(crate) fn enter(&mut self) {
+        self.inside = false;
+        self.lanes.iter_mut().for_each(Self::enter);
+    }
+
+    /// As if this rank had waited long for a peer.
+    #[cfg(test)]
+    pub(crate) fn pretend_late(&mut self) {
+        self.lateness.pretend();
+    }
+
+    /// No peer is ever late.
+    #[cfg(test)]
+    pub(crate) fn never_late(&mut self) {
+        self.lateness.never();
+    }
+
+    /// Rounds so far.
+    #[cfg(test)]
+    pub(crate) fn rounds(&self) -> u32 {
+        self.round
+    }
+
+    /// Decides about the slots of the rounds to come, by what all ranks have said in `round`, of an operation with
+    /// `left` bytes more to stage. For rounds in which every rank has waited for every other to stage, and has not
+    /// been done yet: so all decide alike.
+    pub(crate) fn agree(&mut self, round: u32, left: usize) {
+        if !std::mem::replace(&mut self.inside, true) {
+            self.lesson = self.lesson.saturating_sub(1);
+            self.lateness.forgive(left);
+        }
+        let said = |rank: usize| self.control(rank).slots[(round % 2) as usize][5].load(Ordering::Relaxed);
+        let (mut late, mut least) = (false, LARGE);
+        for rank in 0..self.size {
+            late |= said(rank) & 1 == 1;
+            least = least.min((said(rank) / 2) as usize);
+        }
+        if said(self.rank) & 1 == 1 {
+            self.lateness.clear();
+        }
+        if late {
+            self.lesson = LESSON;
+        }
+        let wanted = left.min(LARGE);
+        if self.lesson > 0 && wanted > self.reserved.max(SLOT) {
+            self.reserved = self.region.reserve(self.rank, wanted).max(self.reserved);
+        }
+        self.next_bytes = if self.lesson > 0 { least.max(SLOT) } else { SLOT };
     }
 
     /// Begins the next round: waits until its slot is free, and returns its number.
@@ -198,25 +332,21 @@ impl Shared {
             self.await_counter(peer, Counter::Done, round.wrapping_sub(2), call)?;
         }
         self.round = round;
+        self.slot_bytes[(round % 2) as usize] = self.next_bytes;
         Ok(round)
     }
 
     /// This rank's place for data of `round`, to write before it is staged.
     pub(crate) fn staging(&mut self, round: u32) -> &mut [u8] {
         // SAFETY: `begin` saw that no peer reads the slot any longer, and only this rank writes it.
-        unsafe { std::slice::from_raw_parts_mut(self.slot(self.rank, round), SLOT) }
-    }
-
-    /// This rank's place for results of `round`.
-    pub(crate) fn results(&mut self, round: u32) -> &mut [u8] {
-        // SAFETY: as for `staging`.
-        unsafe { std::slice::from_raw_parts_mut(self.slot(self.rank, round).add(SLOT), RESULT) }
+        unsafe { std::slice::from_raw_parts_mut(self.slot(self.rank, round), self.slot_bytes(round)) }
     }
 
     /// Says that this rank has staged its data of `round`, and what it is calling.
     pub(crate) fn stage(&mut self, round: u32, call: Call, place: u64) {
         let slot = &self.control(self.rank).slots[(round % 2) as usize];
-        for (word, value) in slot.iter().zip(call.encode().into_iter().chain([place])) {
+        let said = 2 * self.reserved as u64 + u64::from(self.lateness.is_too_late());
+        for (word, value) in slot.iter().zip(call.encode().into_iter().chain([place, said])) {
             word.store(value, Ordering::Relaxed);
         }
         self.publish(Counter::Staged, round);
@@ -234,16 +364,10 @@ impl Shared {
         Err(self.context.mismatch(call, peer, Call::decode(theirs)))
     }
 
-    /// What `peer` has staged in `round`.
+    /// The slot of `peer` in `round`: what it has staged there, and what it has reduced.
     pub(crate) fn staged(&self, peer: usize, round: u32) -> &[u8] {
-        // SAFETY: the peer does not write the slot again before this rank is done with the round.
-        unsafe { std::slice::from_raw_parts(self.slot(peer, round), SLOT) }
-    }
-
-    /// The results of `peer` in `round`.
-    pub(crate) fn reduced(&self, peer: usize, round: u32) -> &[u8] {
-        // SAFETY: as for `staged`.
-        unsafe { std::slice::from_raw_parts(self.slot(peer, round).add(SLOT), RESULT) }
+        // SAFETY: the peer does not write again what it has said to be there before this rank is done with the round.
+        unsafe { std::slice::from_raw_parts(self.slot(peer, round), self.slot_bytes(round)) }
     }
 
     /// Sets one of this rank's counters and wakes those who wait for it.
@@ -269,6 +393,8 @@ impl Shared {
             return Ok(());
         }
         let mut wait = Wait::new(&self.context);
+        // In a large slot each rank takes long by itself.
+        let begun = (self.inside && self.next_bytes == SLOT).then(Instant::now);
         control.sleepers.fetch_add(1, Ordering::SeqCst);
         let outcome = loop {
             fence(Ordering::SeqCst);
@@ -282,6 +408,9 @@ impl Shared {
             self.region.waker().sleep(word, value, SLICE);
         };
         control.sleepers.fetch_sub(1, Ordering::SeqCst);
+        if let Some(begun) = begun {
+            self.lateness.add(begun.elapsed());
+        }
         outcome
     }
 

@@ -1,14 +1,14 @@
 //! Ranks as processes of one Linux host, over a segment in `/dev/shm`, or in a file where that is too small.
 //!
-//! The segment is one sparse file: the shared core first, then an arena of registered memory for each rank, of
-//! which only what a rank allocates takes memory. All ranks map it, then the file is unlinked, so that nothing
+//! The segment is one sparse file: the shared core first, then an arena of registered memory for each rank, then
+//! the large slots. Of both only what a rank allocates takes memory. All ranks map it, then the file is unlinked, so that nothing
 //! is left however the job ends.
 
-use super::shared::{Region, Shared, Waker};
+use super::shared::{LARGE, Region, SLOT, Shared, Waker};
 use super::{Transport, TransportKind};
 use crate::algorithm::direct::Registered;
 use crate::error::{Error, Result};
-use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstat, ftruncate, open, statvfs};
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstat, fstatvfs, ftruncate, open, statvfs};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::thread::futex;
 use std::fs;
@@ -43,6 +43,13 @@ pub(crate) struct Segment {
     len: usize,
     fixed: usize,
     arena: usize,
+    /// Where the large slots begin.
+    large: usize,
+}
+
+/// Bytes of the large slots of `size` ranks with so many lanes.
+fn large_bytes(size: usize, lanes: usize) -> usize {
+    size * lanes * 2 * LARGE
 }
 
 // SAFETY: the memory is reached through `Shared` and `Arena`, which synchronise.
@@ -86,9 +93,9 @@ impl Segment {
 
     /// As [`create`](Self::create), in `folder`.
     pub(crate) fn create_in(folder: &Path, size: usize, lanes: usize, nonce: u64) -> Result<(Self, PathBuf)> {
+        let fixed = Shared::bytes_with_lanes(size, lanes)?.next_multiple_of(PAGE);
         remove_stale(folder);
         let path = folder.join(format!("{PREFIX}{}-{nonce:016x}", std::process::id()));
-        let fixed = (Shared::bytes(size) * lanes).next_multiple_of(PAGE);
         let fail = |error: rustix::io::Errno| Error::System {
             action: format!("create {fixed} bytes of shared memory in {}", folder.display()),
             reason: format!(
@@ -100,9 +107,10 @@ impl Segment {
             ((space.f_blocks * space.f_frsize) as usize / size).clamp(PAGE, LARGEST_ARENA) / PAGE * PAGE;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let file = open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(fail)?;
+        let len = fixed + size * arena + large_bytes(size, lanes);
         let segment = fallocate(&file, FallocateFlags::empty(), 0, fixed as u64)
-            .and_then(|()| ftruncate(&file, (fixed + size * arena) as u64))
-            .and_then(|()| Self::map(file, fixed, arena, fixed + size * arena));
+            .and_then(|()| ftruncate(&file, len as u64))
+            .and_then(|()| Self::map(file, fixed, arena, size, len));
         let segment = segment.inspect_err(|_| unlink(&path)).map_err(fail)?;
         let header =
             Header { magic: MAGIC, nonce, size: size as u64, arena: arena as u64, lanes: lanes as u64 };
@@ -121,12 +129,13 @@ impl Segment {
             action: action(),
             reason: "it belongs to another job, or ranks differ in REGATTA_SHM_LANES".into(),
         };
-        let fixed = (Shared::bytes(size) * lanes).next_multiple_of(PAGE);
-        if len < fixed + size * PAGE || !(len - fixed).is_multiple_of(size) {
+        let fixed = Shared::bytes_with_lanes(size, lanes)?.next_multiple_of(PAGE);
+        let rest = len.checked_sub(fixed + large_bytes(size, lanes));
+        let Some(rest) = rest.filter(|&rest| rest >= size * PAGE && rest.is_multiple_of(size)) else {
             return Err(foreign());
-        }
-        let arena = (len - fixed) / size;
-        let segment = Self::map(file, fixed, arena, len).map_err(Error::system(action()))?;
+        };
+        let arena = rest / size;
+        let segment = Self::map(file, fixed, arena, size, len).map_err(Error::system(action()))?;
         // SAFETY: the mapping is larger than a header and page-aligned.
         let header = unsafe { segment.start.cast::<Header>().read() };
         if header.magic != MAGIC
@@ -140,13 +149,20 @@ impl Segment {
         Ok(segment)
     }
 
-    fn map(file: OwnedFd, fixed: usize, arena: usize, len: usize) -> rustix::io::Result<Self> {
+    fn map(file: OwnedFd, fixed: usize, arena: usize, size: usize, len: usize) -> rustix::io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice.
         let start = unsafe {
             mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)
         }?;
         let start = NonNull::new(start.cast::<u8>()).ok_or(rustix::io::Errno::NOMEM)?;
-        Ok(Self { file, start, len, fixed, arena })
+        Ok(Self { file, start, len, fixed, arena, large: fixed + size * arena })
+    }
+
+    /// Where large slot `index` of `owner` begins in the segment.
+    fn large_offset(&self, owner: usize, index: usize) -> usize {
+        let offset = self.large + (owner * 2 + index) * LARGE;
+        assert!(index < 2 && offset + LARGE <= self.len, "there is no owner {owner} of large slots");
+        offset
     }
 }
 
@@ -217,6 +233,28 @@ impl Region for Segment {
     fn waker(&self) -> &dyn Waker {
         &Futex
     }
+
+    fn reserve(&self, owner: usize, mut bytes: usize) -> usize {
+        bytes = bytes.min(LARGE).next_multiple_of(PAGE);
+        while bytes > SLOT {
+            // Half of what is free is left to others: for them this may be all the memory there is.
+            let enough = |space: rustix::fs::StatVfs| space.f_bavail * space.f_frsize / 2 >= 2 * bytes as u64;
+            let slot = |index| {
+                let at = self.large_offset(owner, index) as u64;
+                fallocate(&self.file, FallocateFlags::empty(), at, bytes as u64)
+            };
+            if fstatvfs(&self.file).is_ok_and(enough) && slot(0).and_then(|()| slot(1)).is_ok() {
+                return bytes;
+            }
+            bytes = bytes / 2 / PAGE * PAGE;
+        }
+        0
+    }
+
+    fn large(&self, owner: usize, index: usize) -> Option<NonNull<u8>> {
+        // SAFETY: within the segment, as `large_offset` has checked.
+        Some(unsafe { self.start.add(self.large_offset(owner, index)) })
+    }
 }
 
 /// One rank's registered memory, and the view of its peers'.
@@ -241,7 +279,7 @@ impl Arena {
 
     /// `len` bytes of zeroed memory; none where the arena or `/dev/shm` is full.
     pub(crate) fn allocate(self: &Arc<Self>, len: usize) -> Option<Piece> {
-        let len = len.max(1).next_multiple_of(PAGE);
+        let len = len.max(1).checked_next_multiple_of(PAGE)?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let offset = match state.pieces.iter().position(|&(_, size)| size >= len) {
             Some(index) => {

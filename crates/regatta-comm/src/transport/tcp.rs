@@ -1,5 +1,6 @@
 //! Ranks as processes anywhere: TCP connections between each pair, encrypted where others could listen.
 
+use super::lateness::{LESSON, Lateness};
 use super::patience::Patience;
 #[cfg(target_os = "linux")]
 use super::zero_copy::ZeroCopy;
@@ -33,8 +34,11 @@ const STRIPE: u64 = 256 << 10;
 
 /// Bytes that a connection within a host buffers (the kernel doubles it): on two cores this took half the time of what
 /// the kernel comes to by itself.
+const SHALLOW_BUFFER: usize = 256 << 10;
+
+/// The same where peers are late.
 #[cfg(target_os = "linux")]
-const LOOPBACK_BUFFER: usize = 256 << 10;
+const DEEP_BUFFER: usize = 8 << 20;
 
 /// The endpoint of one process.
 pub(crate) struct TcpTransport {
@@ -47,6 +51,9 @@ pub(crate) struct TcpTransport {
     lending: bool,
     /// How long to look before sleeping.
     patience: Patience,
+    lateness: Lateness,
+    /// Operations to come with deep buffers within this host.
+    deep: u32,
 }
 
 /// The connections to one peer, which take turns.
@@ -222,8 +229,24 @@ impl TcpTransport {
         #[cfg(not(target_os = "linux"))]
         let lends = false;
         let deferring = encrypted || lends;
-        Ok(Self { links, names: names.clone(), encrypted, deferring, lending: false, patience })
+        let lateness = Lateness::new(context.size);
+        let names = names.clone();
+        Ok(Self { links, names, encrypted, deferring, lending: false, patience, lateness, deep: 0 })
     }
+
+    /// Makes connections within this host buffer little, which stays in the cache, or much, so that a rank gets far
+    /// before it needs its peer on a processor.
+    #[cfg(target_os = "linux")]
+    fn set_depth(&mut self, deep: bool) {
+        for stream in self.links.iter().flatten().flat_map(|link| &link.streams) {
+            if stream.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
+                set_send_buffer(stream, deep);
+            }
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn set_depth(&mut self, _: bool) {}
 
     fn link(&mut self, peer: usize) -> Result<&mut Link> {
         let link = self.links.get_mut(peer).and_then(Option::as_mut);
@@ -332,7 +355,7 @@ fn prepare(socket: &TcpStream) -> io::Result<()> {
         // Nothing is congested within a host; what paces its sending (BBR) only costs time there.
         let _ = set_tcp_congestion(socket, "reno");
         // As much as stays in the cache between the copy in and the copy out.
-        let _ = set_socket_send_buffer_size(socket, LOOPBACK_BUFFER);
+        let _ = set_socket_send_buffer_size(socket, SHALLOW_BUFFER);
     }
     Ok(())
 }
@@ -343,6 +366,20 @@ fn is_cut(error: &io::Error) -> bool {
         error.kind(),
         ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::TimedOut
     )
+}
+
+/// How much a connection within this host buffers for its peer. Best effort, as in [`prepare`].
+#[cfg(target_os = "linux")]
+fn set_send_buffer(socket: &impl AsFd, deep: bool) {
+    use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
+    if !deep {
+        let _ = set_socket_send_buffer_size(socket, SHALLOW_BUFFER);
+        return;
+    }
+    // Without the privilege, as far as the system's limit goes.
+    if set_socket_send_buffer_size_force(socket, DEEP_BUFFER).is_err() {
+        let _ = set_socket_send_buffer_size(socket, DEEP_BUFFER);
+    }
 }
 
 /// One connection to a peer, after the greeting.
@@ -525,6 +562,31 @@ impl Transport for TcpTransport {
 
     fn lend(&mut self, allowed: bool) {
         self.lending = allowed;
+    }
+
+    fn enter(&mut self, bytes: usize) {
+        if bytes <= SHALLOW_BUFFER {
+            return;
+        }
+        self.lateness.forgive(bytes);
+        if self.deep > 0 {
+            self.deep -= 1;
+            if self.deep == 0 {
+                self.set_depth(false);
+            }
+        }
+    }
+
+    fn has_waited(&mut self, waited: Duration) {
+        if self.deep > 0 {
+            return;
+        }
+        self.lateness.add(waited);
+        if self.lateness.is_too_late() {
+            self.lateness.clear();
+            self.deep = LESSON;
+            self.set_depth(true);
+        }
     }
 
     fn set_patience(&mut self, patience: Duration) {

@@ -2,10 +2,10 @@
 
 use super::shared::{Region, Shared, Waker};
 use super::{Transport, TransportKind};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::health::Health;
 use crate::notes::Directory;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, HashMap};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,14 +32,17 @@ impl Hub {
     }
 
     /// The memory of group `id` with `size` ranks.
-    pub(crate) fn region(&self, id: u64, size: usize, lanes: usize) -> Arc<Heap> {
+    ///
+    /// # Errors
+    /// More ranks than can share memory, or none to share.
+    pub(crate) fn region(&self, id: u64, size: usize, lanes: usize) -> Result<Arc<Heap>> {
         let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(region) = regions.get(&id).and_then(Weak::upgrade) {
-            return region;
+            return Ok(region);
         }
-        let region = Arc::new(Heap::new(Shared::bytes(size) * lanes));
+        let region = Arc::new(Heap::new(Shared::bytes_with_lanes(size, lanes)?)?);
         regions.insert(id, Arc::downgrade(&region));
-        region
+        Ok(region)
     }
 }
 
@@ -100,12 +103,19 @@ unsafe impl Send for Heap {}
 unsafe impl Sync for Heap {}
 
 impl Heap {
-    fn new(len: usize) -> Self {
-        let layout = Layout::from_size_align(len, 4096).expect("a region under isize::MAX bytes");
+    fn new(len: usize) -> Result<Self> {
+        let fail = |reason: &str| Error::System {
+            action: format!("allocate {len} bytes for threads to share"),
+            reason: reason.into(),
+        };
+        let layout = Layout::from_size_align(len, 4096).map_err(|error| fail(&error.to_string()))?;
+        if len == 0 {
+            return Err(fail("nothing would be shared"));
+        }
         // SAFETY: the size is not zero.
         let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, layout, sleepers: Sleepers::default() }
+        let start = NonNull::new(start).ok_or_else(|| fail("there is not so much memory"))?;
+        Ok(Self { start, layout, sleepers: Sleepers::default() })
     }
 }
 

@@ -47,7 +47,7 @@ pub fn run_with<R: Send>(
     let server = StoreServer::start("127.0.0.1:0", size, &security).unwrap();
     let address = server.addr().to_string();
     let mut threads =
-        Group::threads_with(if transport == TransportKind::Thread { size } else { 0 }, &options);
+        Group::threads_with(if transport == TransportKind::Thread { size } else { 0 }, &options).unwrap();
     threads.reverse();
     let through = AtomicUsize::new(0);
     std::thread::scope(|scope| {

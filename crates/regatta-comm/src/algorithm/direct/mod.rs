@@ -11,6 +11,8 @@
 
 mod movements;
 mod reductions;
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
 mod volume;
 
 pub(crate) use movements::{all_gather, all_to_all, broadcast, gather, scatter};
@@ -20,7 +22,7 @@ pub(crate) use volume::sent;
 use crate::call::Call;
 use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::transport::shared::{Counter, PRIVATE, Shared};
+use crate::transport::shared::{Counter, PRIVATE, SLOT, Shared};
 use std::ops::Range;
 
 /// Up to here every rank reduces everything, in bytes: reading n small messages costs less than a second wait.
@@ -45,29 +47,54 @@ fn clip(part: Range<usize>, at: usize, count: usize) -> Range<usize> {
     part.end.min(part.start + at)..part.end.min(part.start + at + count)
 }
 
-/// Goes through parts of at most `longest` elements in rounds of `chunk`: in each, `stage` fills this rank's slot (of
-/// elements) and `read` takes from those of the peers that it waits for. Both get the elements of the round as
-/// (first, count) in every part.
+/// The elements of a round in every part.
+#[derive(Clone, Copy)]
+struct Round {
+    at: usize,
+    count: usize,
+    /// Most elements of a part that a slot has room for.
+    chunk: usize,
+}
+
+/// Goes through parts of at most `longest` elements, `parts` of them in a slot, in rounds: in each, `stage` fills this
+/// rank's slot and `read` takes from those of the peers that it waits for.
 fn rounds<T: Element>(
     shared: &mut Shared,
     call: Call,
-    (longest, chunk): (usize, usize),
-    mut stage: impl FnMut(&mut [T], (usize, usize)),
-    mut read: impl FnMut(&mut Shared, u32, (usize, usize)) -> Result<()>,
+    (longest, parts): (usize, usize),
+    mut stage: impl FnMut(&mut [T], Round),
+    mut read: impl FnMut(&mut Shared, u32, Round) -> Result<()>,
 ) -> Result<()> {
     let mut at = 0;
     loop {
-        let count = chunk.min(longest - at);
         let round = shared.begin(call)?;
-        stage(bytemuck::cast_slice_mut(shared.staging(round)), (at, count));
+        let chunk = shared.slot_bytes(round) / size_of::<T>() / parts;
+        let count = chunk.min(longest - at);
+        let elements = Round { at, count, chunk };
+        stage(bytemuck::cast_slice_mut(shared.staging(round)), elements);
         shared.stage(round, call, PRIVATE);
-        read(shared, round, (at, count))?;
+        if at == 0 {
+            agree_once(shared, (round, call), longest * parts * size_of::<T>())?;
+        }
+        read(shared, round, elements)?;
         shared.publish(Counter::Done, round);
         at += count;
         if at == longest {
             return Ok(());
         }
     }
+}
+
+/// Decides about the slots of an operation with so many bytes where not all ranks wait for all others: here they do, in
+/// the first round. Not for little data, which is through in that round.
+fn agree_once(shared: &mut Shared, (round, call): (u32, Call), bytes: usize) -> Result<()> {
+    if bytes > SLOT {
+        for peer in peers(shared) {
+            shared.await_staged(peer, round, call)?;
+        }
+        shared.agree(round, bytes);
+    }
+    Ok(())
 }
 
 /// What `peer` has staged in `round`, once it has.

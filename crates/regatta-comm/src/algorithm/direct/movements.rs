@@ -1,11 +1,11 @@
 //! Operations over shared memory that move numbers without reducing them.
 
-use super::{Registered, Sources, clip, peers, rounds, staged};
+use super::{Registered, Round, Sources, agree_once, clip, peers, rounds, staged};
 use crate::algorithm::streams::Parts;
 use crate::call::Call;
 use crate::element::Element;
 use crate::error::Result;
-use crate::transport::shared::{Counter, SLOT, Shared};
+use crate::transport::shared::{Counter, Shared};
 
 /// Gathers everyone's part into everyone's `output`, where this rank's own part already is: `input`.
 pub(crate) fn all_gather<T: Element>(
@@ -16,15 +16,14 @@ pub(crate) fn all_gather<T: Element>(
     (input, output): (Option<&[T]>, &mut [T]),
 ) -> Result<()> {
     let (rank, longest) = (shared.rank(), parts.longest());
-    let chunk = SLOT / size_of::<T>();
     let mut sources = match input {
         Some(input) => Sources::new(registered, shared, input),
         None => Sources::new::<T>(None, shared, &[]),
     };
     let mut at = 0;
     loop {
-        let mut count = chunk.min(longest - at);
         let round = shared.begin(call)?;
+        let mut count = (shared.slot_bytes(round) / size_of::<T>()).min(longest - at);
         if !sources.is_registered(rank) {
             let own = clip(parts.get(rank), at, count);
             bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..own.len()]
@@ -34,6 +33,7 @@ pub(crate) fn all_gather<T: Element>(
         for peer in peers(shared) {
             sources.places[peer] = shared.await_staged(peer, round, call)?;
         }
+        shared.agree(round, (longest - at - count) * size_of::<T>());
         if sources.all_registered() {
             count = longest - at;
         }
@@ -61,12 +61,11 @@ pub(crate) fn broadcast<T: Element>(
     data: &mut [T],
 ) -> Result<()> {
     let (rank, root) = (shared.rank(), call.root as usize);
-    let chunk = SLOT / size_of::<T>();
     let mut sources = Sources::new(registered, shared, data);
     let mut at = 0;
     loop {
-        let mut count = chunk.min(data.len() - at);
         let round = shared.begin(call)?;
+        let mut count = (shared.slot_bytes(round) / size_of::<T>()).min(data.len() - at);
         if rank == root && !sources.is_registered(root) {
             bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..count]
                 .copy_from_slice(&data[at..at + count]);
@@ -79,6 +78,9 @@ pub(crate) fn broadcast<T: Element>(
             for peer in peers(shared) {
                 shared.await_staged(peer, round, call)?;
             }
+        }
+        if at == 0 {
+            agree_once(shared, (round, call), size_of_val(data))?;
         }
         if sources.is_registered(root) {
             count = data.len() - at;
@@ -106,13 +108,13 @@ pub(crate) fn gather<T: Element>(
     if rank == root {
         output[parts.get(root)].copy_from_slice(input);
     }
-    let stage = |slot: &mut [T], (at, count)| {
+    let stage = |slot: &mut [T], Round { at, count, .. }| {
         if rank != root {
             let own = clip(0..input.len(), at, count);
             slot[..own.len()].copy_from_slice(&input[own]);
         }
     };
-    let read = |shared: &mut Shared, round, (at, count)| {
+    let read = |shared: &mut Shared, round, Round { at, count, .. }| {
         for peer in peers(shared).filter(|_| rank == root) {
             let theirs = clip(parts.get(peer), at, count);
             let slot = staged::<T>(shared, peer, round, call)?;
@@ -120,7 +122,7 @@ pub(crate) fn gather<T: Element>(
         }
         Ok(())
     };
-    rounds(shared, call, (parts.longest(), SLOT / size_of::<T>()), stage, read)
+    rounds(shared, call, (parts.longest(), 1), stage, read)
 }
 
 /// Copies the parts of the root's `input` to everyone's `output`.
@@ -131,17 +133,16 @@ pub(crate) fn scatter<T: Element>(
     (input, output): (&[T], &mut [T]),
 ) -> Result<()> {
     let (rank, size, root) = (shared.rank(), shared.size(), call.root as usize);
-    let chunk = SLOT / size_of::<T>() / size;
     if rank == root {
         output.copy_from_slice(&input[parts.get(root)]);
     }
-    let stage = |slot: &mut [T], (at, count)| {
+    let stage = |slot: &mut [T], Round { at, count, chunk }| {
         for peer in (0..size).filter(|&peer| rank == root && peer != root) {
             let theirs = clip(parts.get(peer), at, count);
             slot[peer * chunk..][..theirs.len()].copy_from_slice(&input[theirs]);
         }
     };
-    let read = |shared: &mut Shared, round, (at, count)| {
+    let read = |shared: &mut Shared, round, Round { at, count, chunk }| {
         if rank != root {
             let own = clip(0..output.len(), at, count);
             let slot = staged::<T>(shared, root, round, call)?;
@@ -149,7 +150,7 @@ pub(crate) fn scatter<T: Element>(
         }
         Ok(())
     };
-    rounds(shared, call, (parts.longest(), chunk), stage, read)
+    rounds(shared, call, (parts.longest(), size), stage, read)
 }
 
 /// `block` numbers from everyone's `input` to everyone's `output`.
@@ -160,19 +161,18 @@ pub(crate) fn all_to_all<T: Element>(
     (input, output): (&[T], &mut [T]),
 ) -> Result<()> {
     let (rank, size) = (shared.rank(), shared.size());
-    let chunk = SLOT / size_of::<T>() / size;
     output[rank * block..][..block].copy_from_slice(&input[rank * block..][..block]);
-    let stage = |slot: &mut [T], (at, count)| {
+    let stage = |slot: &mut [T], Round { at, count, chunk }| {
         for peer in (0..size).filter(|&peer| peer != rank) {
             slot[peer * chunk..][..count].copy_from_slice(&input[peer * block + at..][..count]);
         }
     };
-    let read = |shared: &mut Shared, round, (at, count)| {
+    let read = |shared: &mut Shared, round, Round { at, count, chunk }| {
         for peer in peers(shared) {
             let slot = staged::<T>(shared, peer, round, call)?;
             output[peer * block + at..][..count].copy_from_slice(&slot[rank * chunk..][..count]);
         }
         Ok(())
     };
-    rounds(shared, call, (block, chunk), stage, read)
+    rounds(shared, call, (block, size), stage, read)
 }

@@ -7,7 +7,8 @@ use crate::call::Call;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::kernel;
-use crate::transport::shared::{Counter, PRIVATE, SLOT, Shared};
+use crate::transport::shared::{Counter, PRIVATE, Shared};
+use std::ops::Range;
 
 /// Bytes reduced at a time in registered memory: stays in the first-level cache.
 const BLOCK: usize = 16 << 10;
@@ -37,6 +38,7 @@ pub(crate) fn all_reduce<T: Element>(
     for peer in peers(shared) {
         places[peer] = shared.await_staged(peer, round, call)?;
     }
+    shared.agree(round, size_of_val(data));
     match registered {
         Some(memory) if !places.contains(&PRIVATE) => in_place(shared, memory, &places, round, call, data)?,
         _ => {
@@ -69,8 +71,8 @@ fn in_lanes<T: Element>(
         }
         let mut outcome = all_reduce(shared, registered, call, own);
         for thread in threads {
-            // Nothing in a lane panics; if it did, its part would be missing.
-            let lane = thread.join().unwrap_or_else(|_| Err(Error::Usage("a lane panicked".into())));
+            // A panic in a lane (of the user's `on_late`, say) is one of the operation.
+            let lane = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             outcome = outcome.and(lane);
         }
         outcome
@@ -102,40 +104,39 @@ pub(crate) fn reduce<T: Element>(shared: &mut Shared, call: Call, data: &mut [T]
 /// In chunks through the slots; for all ranks, or for one.
 fn chunked<T: Element>(shared: &mut Shared, call: Call, root: Option<usize>, data: &mut [T]) -> Result<()> {
     let (rank, size) = (shared.rank(), shared.size());
-    let chunk = SLOT / size_of::<T>();
-    let chunks = data.len().div_ceil(chunk).max(1);
-    let range = |index: usize| index * chunk..data.len().min((index + 1) * chunk);
-    let ranges: Vec<_> = (0..chunks).map(range).collect();
     let receives = root.is_none_or(|root| root == rank);
-    let mut staged = vec![0; chunks];
-    let stage = |shared: &mut Shared, index: usize, data: &[T]| -> Result<u32> {
+    // What is yet to be staged.
+    let mut rest = 0..data.len();
+    let stage = |shared: &mut Shared, rest: &mut Range<usize>, data: &[T]| -> Result<(u32, Range<usize>)> {
         let round = shared.begin(call)?;
-        let piece = &data[ranges[index].clone()];
+        let len = rest.len().min(shared.slot_bytes(round) / size_of::<T>());
+        let range = rest.start..rest.start + len;
+        rest.start = range.end;
+        let piece = &data[range.clone()];
         let staging = bytemuck::cast_slice_mut::<u8, T>(shared.staging(round));
-        // Our own slice is reduced from where it is.
-        let own = part(piece.len(), size, rank);
-        staging[..own.start].copy_from_slice(&piece[..own.start]);
-        staging[own.end..piece.len()].copy_from_slice(&piece[own.end..]);
-        shared.stage(round, call, PRIVATE);
-        Ok(round)
-    };
-    staged[0] = stage(shared, 0, data)?;
-    for index in 0..chunks {
-        if index + 1 < chunks {
-            staged[index + 1] = stage(shared, index + 1, data)?;
-        }
-        let round = staged[index];
-        let piece = &mut data[ranges[index].clone()];
-        let len = piece.len();
+        // Our own slice is reduced from where it is; its place in the slot is for the sums.
         let own = part(len, size, rank);
+        staging[..own.start].copy_from_slice(&piece[..own.start]);
+        staging[own.end..len].copy_from_slice(&piece[own.end..]);
+        shared.stage(round, call, PRIVATE);
+        Ok((round, range))
+    };
+    let mut staged = Some(stage(shared, &mut rest, data)?);
+    while let Some((round, range)) = staged.take() {
+        if !rest.is_empty() {
+            staged = Some(stage(shared, &mut rest, data)?);
+        }
         for peer in peers(shared) {
             shared.await_staged(peer, round, call)?;
         }
-        let sums = shared.results(round);
-        // SAFETY: the results are this rank's to write until it says `Reduced`, and no reference into the slots that
-        // are read below overlaps them.
-        let sums: &mut [T] =
-            unsafe { std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast::<T>(), own.len()) };
+        shared.agree(round, size_of::<T>() * rest.len());
+        let piece = &mut data[range];
+        let len = piece.len();
+        let own = part(len, size, rank);
+        let sums = &mut bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[own.clone()];
+        // SAFETY: this part of the slot is this rank's to write until it says `Reduced`, and no reference into the slots
+        // that are read below overlaps it.
+        let sums: &mut [T] = unsafe { std::slice::from_raw_parts_mut(sums.as_mut_ptr(), own.len()) };
         // In blocks, so that the copy reads what the cache has just got.
         let block = COPIED / size_of::<T>();
         for at in (0..own.len()).step_by(block) {
@@ -158,8 +159,8 @@ fn chunked<T: Element>(shared: &mut Shared, call: Call, root: Option<usize>, dat
             for peer in peers(shared) {
                 shared.await_counter(peer, Counter::Reduced, round, call)?;
                 let theirs = part(len, size, peer);
-                let results = bytemuck::cast_slice::<u8, T>(shared.reduced(peer, round));
-                piece[theirs.clone()].copy_from_slice(&results[..theirs.len()]);
+                let slot = bytemuck::cast_slice::<u8, T>(shared.staged(peer, round));
+                piece[theirs.clone()].copy_from_slice(&slot[theirs]);
             }
         }
         shared.publish(Counter::Done, round);
@@ -216,13 +217,13 @@ pub(crate) fn reduce_scatter<T: Element>(
     (input, output): (&[T], &mut [T]),
 ) -> Result<()> {
     let (rank, size, longest) = (shared.rank(), shared.size(), parts.longest());
-    let chunk = SLOT / size_of::<T>() / size;
     let own = parts.get(rank);
     let mut sources = Sources::new(registered, shared, input);
     let mut at = 0;
     loop {
-        let mut count = chunk.min(longest - at);
         let round = shared.begin(call)?;
+        let chunk = shared.slot_bytes(round) / size_of::<T>() / size;
+        let mut count = chunk.min(longest - at);
         if !sources.is_registered(rank) {
             let staging = bytemuck::cast_slice_mut::<u8, T>(shared.staging(round));
             for peer in (0..size).filter(|&peer| peer != rank) {
@@ -234,6 +235,7 @@ pub(crate) fn reduce_scatter<T: Element>(
         for peer in peers(shared) {
             sources.places[peer] = shared.await_staged(peer, round, call)?;
         }
+        shared.agree(round, (longest - at - count) * size_of::<T>() * size);
         if sources.all_registered() {
             count = longest - at;
         }
