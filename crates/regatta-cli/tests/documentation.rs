@@ -225,7 +225,7 @@ fn digits(folder: &Path) {
 /// What a job leaves whose ranks disagree.
 fn failed_job(folder: &Path) {
     let options = Options { trace: Some(folder.into()), ..Options::default() };
-    let ranks = Group::threads_with(2, &options).into_iter().map(|group| {
+    let ranks = Group::threads_with(2, &options).unwrap().into_iter().map(|group| {
         std::thread::spawn(move || {
             let len = 7 + group.rank();
             group.all_reduce(&mut vec![0i32; len], ReduceOp::Max).unwrap_err();

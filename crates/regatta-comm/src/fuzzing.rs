@@ -101,7 +101,8 @@ pub fn call(bytes: &[u8]) {
     // And ranks that wait for one another, as the bytes have it.
     for (rank, &byte) in bytes.iter().take(16).enumerate() {
         let sequence = u32::from(byte >> 4);
-        let value = [&Call { sequence, ..own }.to_bytes()[..], &u32::from(byte & 15).to_le_bytes(), &[0; 4]].concat();
+        let value =
+            [&Call { sequence, ..own }.to_bytes()[..], &u32::from(byte & 15).to_le_bytes(), &[0; 4]].concat();
         entries.push((prefix(&rank.to_string()), value));
     }
     let notes = Notes::new(Some(Arc::new(Garbage(entries))), 0, 1);

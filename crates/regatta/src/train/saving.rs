@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn a_save_may_take_longer_than_the_deadline() {
         let deadline = Duration::from_secs(3);
-        let groups = Group::threads_with(2, &Options { deadline, ..Options::default() });
+        let groups = Group::threads_with(2, &Options { deadline, ..Options::default() }).unwrap();
         std::thread::scope(|scope| {
             let ranks: Vec<_> = groups
                 .iter()
