@@ -123,8 +123,7 @@ impl Config {
             let parts = Parts::of(self, &on_mesh, vocab);
             for zero in 0..=3 {
                 let Ok(loads) = parts.loads(&Plan { zero, ..on_mesh.clone() }) else { continue };
-                let rows = on_mesh.batch_per_worker;
-                for accumulate in (1..=rows).filter(|micros| rows.is_multiple_of(*micros)) {
+                for accumulate in divisors(on_mesh.batch_per_worker) {
                     let cut = Plan { zero, accumulate, ..on_mesh.clone() };
                     let Ok(schedule) = cut.pipeline() else { continue };
                     for recompute in [Recompute::None, Recompute::Block, Recompute::All] {
@@ -204,7 +203,11 @@ impl Parts {
             let held = |made: &&Made| {
                 made.blocks.iter().any(|block| chunks.iter().any(|chunk| chunk.contains(block)))
             };
-            let made = self.made.iter().filter(held).cloned().collect();
+            let made: Vec<Made> = self.made.iter().filter(held).cloned().collect();
+            let split = |made: &&Made| {
+                made.ranges.iter().zip(&made.spec.dims).any(|(range, dim)| range.len() < dim.size)
+            };
+            let drawn = made.iter().filter(split).map(|made| made.spec.len()).max().unwrap_or(0);
             let units = Units::of_plan(made, &chunks, plan);
             let len = |unit: usize| units.units[unit].len;
             let block = |block: usize| BlockLoad {
@@ -214,17 +217,24 @@ impl Parts {
             Load {
                 chunks: chunks.iter().map(|chunk| chunk.clone().map(block).collect()).collect(),
                 units: (0..units.units.len()).map(len).collect(),
+                drawn,
             }
         };
         Ok((0..plan.stages()).map(load).collect())
     }
 }
 
+/// Every number that divides `of`, in order.
+fn divisors(of: usize) -> Vec<usize> {
+    let small: Vec<usize> = (1..=of.isqrt()).filter(|part| of.is_multiple_of(*part)).collect();
+    let large = small.iter().rev().map(|part| of / part).filter(|part| part * part != of);
+    small.iter().copied().chain(large).collect()
+}
+
 /// All meshes of the same size with the same replicas, the given one first.
 fn meshes(given: &Mesh) -> Vec<Mesh> {
     let replica = given.axis("replica");
     let rest = given.size() / replica;
-    let divisors = |of: usize| (1..=of).filter(move |part| of.is_multiple_of(*part));
     let mut meshes = vec![given.clone()];
     for data in divisors(rest) {
         for tensor in divisors(rest / data) {
@@ -310,6 +320,20 @@ mod tests {
         let sequence = self::config(&["parallel.sequence=true"]);
         let sequence = sequence.footprints(&plan(&sequence, "tensor=2"), 100).unwrap();
         assert_eq!(sequence[0].activations, one[0].activations / 2);
+    }
+
+    #[test]
+    fn what_the_start_takes_is_counted() {
+        // ZeRO 3 over 16 ranks, without moments: training takes a sixteenth of the parameters, and the start takes them
+        // whole, twice.
+        let sets = ["optimizer.kind=sgd", "parallel.zero=3", "train.accumulate=1", "parallel.recompute=all"];
+        let config = config(&[&sets[..], &["model.embed=256", "model.block=1"]].concat());
+        let footprint = config.footprints(&plan(&config, "data=16"), 100).unwrap()[0];
+        let whole: usize =
+            config.model.describe(100, Placement::whole()).iter().map(|made| made.spec.len()).sum();
+        assert!(footprint.start >= 8 * whole && footprint.start < 9 * whole, "{footprint:?}");
+        assert!(footprint.total() == footprint.start, "{footprint:?}");
+        assert!(footprint.to_string().contains("at the start"), "{footprint}");
     }
 
     #[test]
