@@ -6,6 +6,10 @@ use crate::parallel::Units;
 use regatta_plan::{BlockLoad, Footprint, Load, Mesh, Plan, PlanError, Recompute, mebibytes};
 use std::fmt;
 
+/// Steps that the search for a plan that fits may take, about a second's, so that a huge mesh does not search for
+/// hours. Plans of the given mesh are tried first.
+const MOST_WORK: usize = 50_000_000;
+
 /// A plan that takes more memory than there is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Misfit {
@@ -54,7 +58,7 @@ impl fmt::Display for Misfit {
             }
             None => write!(
                 f,
-                "no plan of as many ranks takes less; use more ranks, a smaller model or a smaller batch"
+                "no plan of as many ranks was found that takes less; use more ranks, a smaller model or a smaller batch"
             ),
         }
     }
@@ -105,7 +109,8 @@ impl Config {
     fn nearest(&self, plan: &Plan, vocab: usize, limit: usize, bytes: usize) -> Option<Box<Change>> {
         // Whether it does not fit; then changes and bytes, or where it does not fit bytes and changes.
         let mut best: Option<((bool, usize, usize), Plan)> = None;
-        for mesh in meshes(&plan.mesh) {
+        let mut work = 0usize;
+        'search: for mesh in meshes(&plan.mesh) {
             let Ok(fresh) = Plan::new(mesh, self.batch(), plan.bucket_bytes) else { continue };
             if fresh.global_batch() != plan.global_batch() {
                 continue;
@@ -122,10 +127,19 @@ impl Config {
             }
             let parts = Parts::of(self, &on_mesh, vocab);
             for zero in 0..=3 {
+                work = work.saturating_add(parts.made.len().saturating_mul(on_mesh.stages() + 8));
+                if work > MOST_WORK {
+                    break 'search;
+                }
                 let Ok(loads) = parts.loads(&Plan { zero, ..on_mesh.clone() }) else { continue };
                 for accumulate in divisors(on_mesh.batch_per_worker) {
                     let cut = Plan { zero, accumulate, ..on_mesh.clone() };
                     let Ok(schedule) = cut.pipeline() else { continue };
+                    let tasks: usize = schedule.tasks.iter().map(Vec::len).sum();
+                    work = work.saturating_add(6 * tasks);
+                    if work > MOST_WORK {
+                        break 'search;
+                    }
                     for recompute in [Recompute::None, Recompute::Block, Recompute::All] {
                         for offload in [false, true] {
                             let one = Plan { recompute, offload, ..cut.clone() };
@@ -350,8 +364,8 @@ mod tests {
                 _ if text.contains("resnet") => "synthetic",
                 _ => "text",
             };
-            let text =
-                format!("[model]\n{text}\n[data]\nkind = \"{kind}\"\npath = \"x\"\n[train]\nbatch = 1\n");
+            let path = if kind == "synthetic" { "" } else { "path = \"x\"\n" };
+            let text = format!("[model]\n{text}\n[data]\nkind = \"{kind}\"\n{path}[train]\nbatch = 1\n");
             let config = Config::parse(&text, "test", &[]).unwrap();
             assert_eq!(config.model.inputs().len(), config.model.costs(10).len(), "{text}");
         }
