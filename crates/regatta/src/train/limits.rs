@@ -33,6 +33,10 @@ const PATTERNS: usize = 1 << 28;
 const BLOCKS: usize = 1 << 10;
 /// Threads of a rank.
 const THREADS: usize = 1 << 12;
+/// Forwards of blocks in a step, each of which is an entry of a list.
+const VISITS: usize = 1 << 20;
+/// Looks at units in a step under ZeRO 3: some seconds' worth.
+const LOOKS: usize = 1 << 31;
 /// Numbers that one worker's step may leave for backward.
 const ACTIVATIONS: f64 = (1u64 << 50) as f64;
 
@@ -116,9 +120,20 @@ fn of_model(model: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
     }
 }
 
-/// Checks that what a worker's step leaves for backward can be counted.
+/// Checks that what a worker's step leaves for backward, and what it does, can be counted.
 pub(super) fn check_step(config: &Config, plan: &Plan, vocab: usize) -> Result<(), PlanError> {
-    let kept = config.model.costs(vocab).iter().map(|cost| cost.kept).sum::<f64>();
+    let costs = config.model.costs(vocab);
+    let (blocks, kept) = (costs.len(), costs.iter().map(|cost| cost.kept).sum::<f64>());
+    let visits = blocks.saturating_mul(plan.accumulate);
+    // Under ZeRO 3 every visit looks for what is to be fetched for the blocks ahead.
+    let ahead = if plan.zero == 3 && plan.shards() > 1 { plan.prefetch.saturating_add(1) } else { 0 };
+    if visits > VISITS || visits.saturating_mul(blocks).saturating_mul(ahead) > LOOKS {
+        return Err(PlanError::TooLarge(format!(
+            "{blocks} blocks x {} micro-batches, with parallel.prefetch = {}, are more than a step may have; lower \
+             train.accumulate (--micro-batches)",
+            plan.accumulate, plan.prefetch
+        )));
+    }
     let numbers = (kept + config.model.inputs().iter().sum::<f64>()) * plan.batch_per_worker as f64;
     if numbers <= ACTIVATIONS {
         return Ok(());
