@@ -306,9 +306,9 @@ mod tests {
     fn the_start_makes_parameters_whole_on_every_rank() {
         // Once as they are made and once in their units, whatever is sharded later.
         for zero in 0..=3 {
-            assert_eq!(footprint(&plan("data=16", zero), 2).start, 2 * 4 * 800, "zero {zero}");
+            assert_eq!(footprint(&plan("data=4", zero), 2).start, 2 * 4 * 800, "zero {zero}");
         }
-        let sharded = footprint(&plan("data=16", 3), 0);
+        let sharded = footprint(&plan("data=4", 3), 0);
         assert!(sharded.least() == sharded.start && sharded.start > 2 * sharded.parameters, "{sharded:?}");
         let split = Load { drawn: 900, ..load() };
         let plan = plan("data=1", 0);
