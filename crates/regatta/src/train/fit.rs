@@ -341,7 +341,7 @@ mod tests {
         // ZeRO 3 over 16 ranks, without moments: training takes a sixteenth of the parameters, and the start takes them
         // whole, twice.
         let sets = ["optimizer.kind=sgd", "parallel.zero=3", "train.accumulate=1", "parallel.recompute=all"];
-        let config = config(&[&sets[..], &["model.embed=256", "model.block=1"]].concat());
+        let config = config(&[&sets[..], &["model.embed=256", "model.block=1", "model.layers=16"]].concat());
         let footprint = config.footprints(&plan(&config, "data=16"), 100).unwrap()[0];
         let whole: usize =
             config.model.describe(100, Placement::whole()).iter().map(|made| made.spec.len()).sum();
