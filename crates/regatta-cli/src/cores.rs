@@ -10,8 +10,23 @@ pub fn available() -> usize {
 /// Threads that this rank computes with, where `local_ranks` ranks of its job share the machine.
 pub fn threads(local_ranks: usize) -> usize {
     // A launcher that binds its ranks leaves each with its own share already, and ours says how many threads that is.
-    let told = std::env::var(crate::launcher::THREADS).ok().and_then(|threads| threads.parse().ok());
-    told.unwrap_or_else(|| threads_per_worker(available(), local_ranks))
+    wanted()
+        .or(number(crate::launcher::SHARE))
+        .unwrap_or_else(|| threads_per_worker(available(), local_ranks))
+}
+
+/// Threads of each of `workers` ranks that are to be started.
+pub fn of_each(workers: usize) -> usize {
+    wanted().unwrap_or_else(|| threads_per_worker(available(), workers))
+}
+
+/// What the user says in `REGATTA_THREADS`.
+fn wanted() -> Option<usize> {
+    number("REGATTA_THREADS")
+}
+
+fn number(variable: &str) -> Option<usize> {
+    std::env::var(variable).ok()?.parse().ok().filter(|threads| *threads > 0)
 }
 
 /// Binds process `pid` to its share of the cores that this process may use, where `workers` workers of `threads`

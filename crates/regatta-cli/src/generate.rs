@@ -7,7 +7,7 @@ use crate::out::{self, say};
 use clap::Args;
 use regatta::Generator;
 use regatta::checkpoint::Which;
-use regatta::plan::{Mesh, threads_per_worker};
+use regatta::plan::Mesh;
 use regatta::train::SampleConfig;
 use regatta_comm::rendezvous::World;
 use regatta_comm::{Group, Options};
@@ -94,7 +94,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
                 program: std::env::current_exe()?,
                 arguments: std::env::args_os().skip(1).collect(),
                 workers: mesh.size(),
-                threads: threads_per_worker(cores::available(), mesh.size()),
+                threads: cores::of_each(mesh.size()),
                 transport: None,
                 environment: vec![],
                 own: true,

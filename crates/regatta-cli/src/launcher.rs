@@ -19,8 +19,8 @@ use std::path::PathBuf;
 use std::sync::mpsc::channel;
 use watch::{Event, Outcome, Watch};
 
-/// The variable that tells a rank how many threads it has.
-pub const THREADS: &str = "REGATTA_THREADS";
+/// The variable that tells a rank how many threads are its share, where nobody has said otherwise.
+pub const SHARE: &str = "REGATTA_THREADS_SHARE";
 
 /// What to start.
 pub struct Job {

@@ -3,6 +3,7 @@
 // Whatever is said goes through `out`: a closed pipe or a full disk must not end a run.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod available;
 mod bench;
 mod checkpoint;
 mod cores;
@@ -125,7 +126,7 @@ fn launch(args: LaunchArgs) -> error::Result<ExitCode> {
         program: PathBuf::from(program),
         arguments: arguments.to_vec(),
         workers: args.workers,
-        threads: regatta::plan::threads_per_worker(cores::available(), args.workers),
+        threads: cores::of_each(args.workers),
         transport: args.transport,
         environment,
         own: false,

@@ -2,7 +2,7 @@
 
 use crate::cores;
 use crate::error::{Exit, Result};
-use crate::flags::{PlanFlags, check, plan, workers};
+use crate::flags::{Here, PlanFlags, check, check_machine, plan, workers};
 use crate::launcher;
 use crate::out::{say, show};
 use crate::preparing::Preparing;
@@ -11,9 +11,10 @@ use crate::signals;
 use clap::Args;
 use regatta::autograd::keep_freed_memory;
 use regatta::checkpoint::Which;
-use regatta::plan::threads_per_worker;
+use regatta::plan::{Plan, threads_per_worker};
 use regatta::train::{
-    Config, Datasets, Job, Observer, Requests, Resume, Silent, Summary, claim_folder, holds_run, train,
+    Config, Datasets, Job, Loaded, Observer, Override, Requests, Resume, Silent, Summary, agree,
+    claim_folder, holds_run, train,
 };
 use regatta_comm::rendezvous::{Arrival, World};
 use regatta_comm::{Algorithm, Group, Options, TransportKind};
@@ -29,8 +30,22 @@ const STARTED: &str = "REGATTA_STARTED_US";
 const OUT: &str = "REGATTA_OUT";
 /// Where a rank that fails writes its last operations; by default, the run's folder.
 const TRACE: &str = "REGATTA_TRACE";
+/// After how long a wait is reported; by default, a third of the deadline.
+const WARN: &str = "REGATTA_WARN_S";
+
+/// What wins where a setting is given in several places.
+const PRECEDENCE: &str = "\
+Where a setting is given in several places, flags win over environment variables, these over the configuration, and that over
+the default. The flag of a key wins over --set. Settings with a variable of their own:
+  parallel.deadline_s  REGATTA_DEADLINE_S
+  parallel.transport   REGATTA_TRANSPORT
+  parallel.algorithm   REGATTA_ALGORITHM
+  parallel.threads     REGATTA_THREADS
+A run begins with a line on those that are not the default. All ranks must have the same configuration and the same data; each
+may have its own paths, threads, device, deadline and parallel.memory_mib.";
 
 #[derive(Args)]
+#[command(after_help = PRECEDENCE)]
 pub struct TrainArgs {
     #[command(flatten)]
     pub plan: PlanFlags,
@@ -90,20 +105,26 @@ impl TrainArgs {
         }))
     }
 
-    fn config(&self) -> Result<Config> {
-        let steps = self.steps.map(|steps| format!("train.steps={steps}"));
-        let transport = self.transport.map(|transport| format!("parallel.transport={transport}"));
-        let mut config = self.plan.config([steps, transport].into_iter().flatten())?;
+    fn load(&self) -> Result<Loaded> {
+        let mut changes = vec![];
+        let mut flag = |name: &str, key: &str, value: Option<String>| {
+            changes.extend(value.map(|value| Override::flag(name, format!("{key}={value}"))));
+        };
+        flag("--steps", "train.steps", self.steps.map(|steps| steps.to_string()));
+        flag("--transport", "parallel.transport", self.transport.map(|transport| transport.to_string()));
+        flag("--algorithm", "parallel.algorithm", self.algorithm.map(|algorithm| algorithm.to_string()));
+        let mut loaded = self.plan.load(changes)?;
         if let Some(trace) = &self.trace {
-            config.train.trace = Some(trace.clone());
+            // A path may be no text.
+            loaded.config.train.trace = Some(trace.clone());
         }
-        Ok(config)
+        Ok(loaded)
     }
 }
 
 pub fn run(args: TrainArgs, started: Instant) -> Result<ExitCode> {
-    let config = args.config().inspect_err(|error| tell_job(&error.to_string()))?;
-    train_as(&args, config, started, true)
+    let loaded = args.load().inspect_err(|error| tell_job(&error.to_string()))?;
+    train_as(&args, loaded, started, true)
 }
 
 /// Where this process is a rank of a job that somebody started, tells the other ranks why it ends.
@@ -117,31 +138,45 @@ fn tell_job(reason: &str) {
     }
 }
 
-/// Trains as `config` says, as one rank of a job or as what starts the ranks; `speaks` says whether somebody is told about it.
-pub fn train_as(args: &TrainArgs, config: Config, started: Instant, speaks: bool) -> Result<ExitCode> {
-    config.train.device.check()?;
+/// Trains as a configuration says, as one rank of a job or as what starts the ranks; `speaks` says whether somebody is told
+/// about it.
+pub fn train_as(args: &TrainArgs, loaded: Loaded, started: Instant, speaks: bool) -> Result<ExitCode> {
+    loaded.config.train.device.check()?;
     signals::take()?;
     match World::from_env()? {
-        Some(world) => worker(args, config, &world, started, speaks),
-        None => launcher(args, config, started, speaks),
+        Some(world) => worker(args, loaded, &world, started, speaks),
+        None => launcher(args, loaded, started, speaks),
+    }
+}
+
+/// Says what was set otherwise than by default in one of several places, and what of it has no effect.
+fn tell(loaded: &Loaded, plan: &Plan) {
+    let settings = loaded.settings();
+    if !settings.is_empty() {
+        say!("settings: {}", settings.join(", "));
+    }
+    for warning in loaded.warnings(plan) {
+        say!("warning: {warning}");
     }
 }
 
 /// One rank of a job that somebody started: we ourselves, mpirun, torchrun, srun.
 fn worker(
     args: &TrainArgs,
-    config: Config,
+    loaded: Loaded,
     world: &World,
     started: Instant,
     speaks: bool,
 ) -> Result<ExitCode> {
     signals::stop_with_launcher()?;
+    let config = loaded.config.clone();
     // Before anything that may take long or fail: the other ranks then wait for this one, or hear why it ends.
     let mut arrival = Arrival::announce(world, &Options::from_env()?)?;
-    let (plan, resume, folder, options) = arrival.prepare(|| -> Result<_> {
+    let (plan, data, resume, folder, mut options) = arrival.prepare(|| -> Result<_> {
         let plan = plan(&config, world.size)?;
         // Our own launcher has already said what there is to say.
-        let mut preparing = (world.rank == 0 && std::env::var_os(OUT).is_none()).then(Preparing::new);
+        let first = world.rank == 0 && std::env::var_os(OUT).is_none();
+        let mut preparing = first.then(Preparing::new);
         let data = Datasets::open_with(&config, &mut |notice| {
             if let Some(shown) = &mut preparing {
                 shown.hear(notice);
@@ -149,18 +184,34 @@ fn worker(
         })?;
         drop(preparing);
         check(&config, &plan, data.vocab)?;
+        check_machine(&config, &plan, data.vocab, Here::Rank { rank: world.rank, local: world.local_size })?;
         config.check_sample(&data)?;
-        drop(data);
+        if first && speaks {
+            tell(&loaded, &plan);
+            if let Some(workers) = config.parallel.workers.filter(|workers| *workers != world.size) {
+                let ranks = world.size;
+                say!("warning: parallel.workers = {workers} has no effect: the job was started with {ranks} ranks");
+            }
+        }
         let resume = args.resume()?;
         let folder = match std::env::var_os(OUT) {
             Some(out) => Folder::Known(out.into()),
             // Before the ranks meet, so before rank 0 writes there: all of them see the same.
             None => folder(args)?,
         };
-        let options = options(args, &config, folder.path())?;
-        Ok((plan, resume, folder, options))
+        let options = options(&config, folder.path())?;
+        Ok((plan, data, resume, folder, options))
     })?;
+    // Ranks that differ in their algorithm could not even compare what they have.
+    let algorithm = options.algorithm.take();
     let group = arrival.join(&options)?;
+    let more = [("--resume", format!("{:?}", args.resume)), ("--from", format!("{:?}", args.from))];
+    agree(&group, &config, &more, &data).inspect_err(|error| group.abort(&error.to_string()))?;
+    drop(data);
+    let group = match algorithm {
+        None => group,
+        Some(_) => group.with_algorithm(algorithm)?,
+    };
     let out = folder.of_all(&group)?;
     let threads = config.parallel.threads.unwrap_or_else(|| cores::threads(world.local_size));
     let requests = Arc::<Requests>::default();
@@ -169,34 +220,44 @@ fn worker(
     ended(on_rank(&job, speaks)?)
 }
 
-fn launcher(args: &TrainArgs, config: Config, started: Instant, speaks: bool) -> Result<ExitCode> {
-    let workers = workers(&config)?;
+fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, speaks: bool) -> Result<ExitCode> {
+    let config = &loaded.config;
+    let workers = workers(config)?;
     if workers > cores::available() {
         say!("warning: {workers} workers on {} core(s): they will take turns", cores::available());
     }
-    let plan = plan(&config, workers)?;
+    let plan = plan(config, workers)?;
     let prepared = Instant::now();
     let mut preparing = Preparing::new();
-    let data = Datasets::open_with(&config, &mut |notice| preparing.hear(notice))?;
+    let data = Datasets::open_with(config, &mut |notice| preparing.hear(notice))?;
     drop(preparing);
     if prepared.elapsed() > Duration::from_secs(1) {
         say!("data prepared in {:.1} s: {}", prepared.elapsed().as_secs_f64(), data.describe());
     }
-    check(&config, &plan, data.vocab)?;
+    check(config, &plan, data.vocab)?;
+    let transport = config.parallel.transport.as_deref().map(str::parse::<TransportKind>).transpose()?;
+    let threaded = workers == 1 || transport == Some(TransportKind::Thread);
+    let here = if threaded { Here::Threads } else { Here::Processes };
+    let warning = check_machine(config, &plan, data.vocab, here)?;
     config.check_sample(&data)?;
+    if speaks {
+        tell(&loaded, &plan);
+    }
+    if let Some(warning) = warning {
+        say!("warning: {warning}");
+    }
     if let Some(warning) = plan.pipeline()?.warning() {
         say!("warning: {warning}");
     }
     let resume = args.resume()?;
     let out = folder(args)?.of_all(&Group::solo())?;
     let threads = config.parallel.threads.unwrap_or_else(|| threads_per_worker(cores::available(), workers));
-    let transport = config.parallel.transport.as_deref().map(str::parse::<TransportKind>).transpose()?;
-    if workers == 1 || transport == Some(TransportKind::Thread) {
+    if threaded {
         let requests = Arc::<Requests>::default();
         signals::ask(requests.clone(), config.train.on_user_signal);
         let groups = match workers {
             1 => vec![Group::solo()],
-            _ => Group::threads_with(workers, &options(args, &config, &out)?)?,
+            _ => Group::threads_with(workers, &options(config, &out)?)?,
         };
         let job = |group| Job {
             config: config.clone(),
@@ -315,19 +376,18 @@ fn report(summary: &Summary, out: &Path) {
     show!("{} holds summary.json, metrics.jsonl and checkpoints", out.display());
 }
 
-fn options(args: &TrainArgs, config: &Config, out: &Path) -> Result<Options> {
+/// The environment's options; where a setting is the configuration's too, that is what flags, environment and file come to.
+fn options(config: &Config, out: &Path) -> Result<Options> {
     let mut options = Options::from_env()?;
-    if let Some(transport) = &config.parallel.transport {
-        options.transport = Some(transport.parse()?);
-    }
-    if let Some(algorithm) = &config.parallel.algorithm {
-        options.algorithm = Some(algorithm.parse()?);
-    }
-    options.algorithm = args.algorithm.or(options.algorithm);
+    options.transport = config.parallel.transport.as_deref().map(str::parse).transpose()?;
+    options.algorithm = config.parallel.algorithm.as_deref().map(str::parse).transpose()?;
     if std::env::var_os(TRACE).is_none_or(|folder| folder.is_empty()) {
         options.trace = Some(out.join("trace"));
     }
     options.deadline = Duration::from_secs_f64(config.parallel.deadline_s);
+    if std::env::var_os(WARN).is_none_or(|seconds| seconds.is_empty()) {
+        options.warn = options.deadline / 3;
+    }
     Ok(options)
 }
 

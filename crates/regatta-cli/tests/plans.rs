@@ -387,7 +387,7 @@ fn plans_that_cannot_be_are_refused_before_anything_runs() {
         (
             "data=8",
             "",
-            "a batch of 16 does not divide among 32 (8 workers x 4 micro-steps); use a batch of 32, or",
+            "a batch of 16 does not divide among 32 (8 workers x 4 micro-batches, as train.accumulate or --micro-batches says); use a batch of 32, or",
         ),
         (
             "tensor=2",

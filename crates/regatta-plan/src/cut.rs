@@ -54,7 +54,12 @@ fn partition(
             // From the shortest last part to the longest, which wins where both are as good.
             for start in (part - 1..end).rev() {
                 sum += costs[start];
-                let value = join(best[start], price(sum));
+                let alone = price(sum);
+                if alone.is_infinite() || alone > next[end] * (1.0 + ROUNDING) {
+                    // A longer part costs as much or more, whatever comes before it.
+                    break;
+                }
+                let value = join(best[start], alone);
                 if value < next[end] || value <= next[end] * (1.0 + ROUNDING) && value.is_finite() {
                     next[end] = value.min(next[end]);
                     start_of[end] = start;

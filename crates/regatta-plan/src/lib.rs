@@ -23,7 +23,7 @@ pub use bucket::{bucket_cap, buckets};
 pub use cut::balance;
 pub use layout::{Dim, Layout, SPLITTABLE, TensorSpec, part};
 pub use memory::{BlockLoad, Footprint, Load, mebibytes};
-pub use mesh::{AXES, Mesh};
+pub use mesh::{AXES, MAX_RANKS, Mesh};
 pub use schedule::{Direction, Schedule, ScheduleKind, Task};
 pub use simulate::{Costs, Timeline, simulate};
 pub use slices::{Piece, Run, copy as copy_pieces};
@@ -37,18 +37,19 @@ use std::fmt;
 pub enum PlanError {
     /// The global batch cannot be cut evenly.
     #[error(
-        "a batch of {batch} does not divide among {parts} ({workers} workers x {accumulate} micro-steps); \
+        "a batch of {batch} does not divide among {parts} ({workers} workers x {accumulate} micro-batches, as \
+         train.accumulate or --micro-batches says); \
          use a batch of {}, or another number of workers",
         if lower == upper { lower.to_string() } else { format!("{lower} or {upper}") }
     )]
     BatchDoesNotDivide {
         /// Samples per optimizer step, over all workers.
         batch: usize,
-        /// Workers times micro-steps.
+        /// Workers times micro-batches.
         parts: usize,
         /// Size of the data axis.
         workers: usize,
-        /// Micro-steps per optimizer step.
+        /// Micro-batches per optimizer step.
         accumulate: usize,
         /// The next smaller batch that divides (at least `parts`).
         lower: usize,
@@ -104,6 +105,9 @@ pub enum PlanError {
     /// A cost that is negative or not a number.
     #[error("the cost of block {0} is not a number of at least zero")]
     Cost(usize),
+    /// A size that no machine can hold or count.
+    #[error("{0}")]
+    TooLarge(String),
 }
 
 /// How many samples one optimizer step takes, as the user said it.
@@ -113,7 +117,7 @@ pub struct Batch {
     pub samples: usize,
     /// Whether `samples` counts one worker's share or all workers'.
     pub per_worker: bool,
-    /// Micro-steps the samples of one worker are cut into.
+    /// Micro-batches the samples of one worker are cut into.
     pub accumulate: usize,
 }
 
@@ -178,17 +182,22 @@ impl Plan {
     /// A plan over `mesh` for `batch`, with nothing sharded.
     ///
     /// # Errors
-    /// When the batch does not divide among workers and micro-steps.
+    /// When the batch does not divide among workers and micro-batches, or cannot be counted.
     pub fn new(mesh: Mesh, batch: Batch, bucket_bytes: usize) -> Result<Self, PlanError> {
         let workers = mesh.workers();
         if batch.samples == 0 {
             return Err(PlanError::Zero("the batch"));
         }
         if batch.accumulate == 0 {
-            return Err(PlanError::Zero("the number of micro-steps"));
+            return Err(PlanError::Zero("the number of micro-batches"));
         }
-        let total = if batch.per_worker { batch.samples * workers } else { batch.samples };
-        let parts = workers * batch.accumulate;
+        let Batch { samples, per_worker, accumulate } = batch;
+        let too_large = |count: usize, what: &str| {
+            PlanError::TooLarge(format!("{workers} workers x {count} {what} are more than can be counted"))
+        };
+        let total = if per_worker { samples.checked_mul(workers) } else { Some(samples) };
+        let total = total.ok_or_else(|| too_large(samples, "samples"))?;
+        let parts = workers.checked_mul(accumulate).ok_or_else(|| too_large(accumulate, "micro-batches"))?;
         if !total.is_multiple_of(parts) {
             let lower = (total / parts * parts).max(parts);
             return Err(PlanError::BatchDoesNotDivide {
@@ -197,7 +206,7 @@ impl Plan {
                 workers,
                 accumulate: batch.accumulate,
                 lower,
-                upper: total.next_multiple_of(parts),
+                upper: total.checked_next_multiple_of(parts).unwrap_or(lower),
             });
         }
         Ok(Self {
@@ -268,7 +277,7 @@ impl fmt::Display for Plan {
             self.global_batch()
         )?;
         if self.accumulate > 1 {
-            write!(f, " in {} micro-steps", self.accumulate)?;
+            write!(f, " in {} micro-batches", self.accumulate)?;
         }
         if self.stages() > 1 {
             write!(f, ", schedule {}", self.schedule)?;
@@ -322,6 +331,22 @@ mod tests {
             let plan = Plan::new(Mesh::data(workers), Batch::global(12, 1), 1).unwrap();
             assert_eq!(plan.global_batch(), 12);
         }
+    }
+
+    #[test]
+    fn numbers_that_cannot_be_multiplied_are_refused() {
+        let most = usize::MAX / 2;
+        let refused = [
+            Plan::new(Mesh::data(4), Batch::global(8, most), 1),
+            Plan::new(Mesh::data(4), Batch::per_worker(most, 1), 1),
+            Plan::new(Mesh::data(1), Batch::global(most, most - 1), 1),
+        ];
+        assert!(refused.iter().all(Result::is_err), "{refused:?}");
+        let mesh = format!("data={most},pipe={most}");
+        assert!(mesh.parse::<Mesh>().unwrap_err().to_string().contains("at most 65536 ranks"));
+        let schedule = Schedule::new(ScheduleKind::OneFOneB, 1, 1, 250_000_000_000).unwrap_err();
+        assert!(schedule.to_string().contains("train.accumulate"), "{schedule}");
+        assert!(Schedule::new(ScheduleKind::Interleaved, most, most, most).is_err());
     }
 
     #[test]

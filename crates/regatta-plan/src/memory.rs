@@ -3,6 +3,9 @@
 //! Parameters, gradients and optimizer state follow Rajbhandari et al. 2020, "ZeRO", section 5, here in f32 throughout:
 //! of 4 + 4 + 8 bytes a parameter under AdamW, stage 1 divides the 8 by the ranks of the axis data, stage 2 the second
 //! 4 too, and stage 3 everything. Activations are those of the micro-batches that the schedule holds at once.
+//!
+//! At the start every rank makes the parameters of its blocks whole, and moves them into memory of their units, before it
+//! drops what other ranks own. Under stage 3 this may be more than training takes.
 
 use crate::{Plan, Recompute, Schedule, ScheduleKind, Task};
 use serde::{Deserialize, Serialize};
@@ -27,12 +30,26 @@ pub struct Footprint {
     pub working: usize,
     /// What forward leaves for backward, at most.
     pub activations: usize,
+    /// What making the parameters takes, before training begins: it does not come on top of the others.
+    pub start: usize,
 }
 
 impl Footprint {
-    /// All kinds together.
+    /// The most at any time: all kinds together while it trains, or the start where that takes more.
     pub fn total(&self) -> usize {
-        self.parameters + self.gradients + self.optimizer + self.working + self.activations
+        self.training().max(self.start)
+    }
+
+    /// All kinds together while it trains.
+    pub fn training(&self) -> usize {
+        [self.gradients, self.optimizer, self.working, self.activations]
+            .into_iter()
+            .fold(self.parameters, usize::saturating_add)
+    }
+
+    /// What no batch and no schedule makes smaller: parameters, gradients and moments, or the start where that takes more.
+    pub fn least(&self) -> usize {
+        self.parameters.saturating_add(self.gradients).saturating_add(self.optimizer).max(self.start)
     }
 }
 
@@ -46,6 +63,9 @@ impl fmt::Display for Footprint {
             (self.activations, " of activations"),
         ] {
             write!(f, "{}{kind}", mebibytes(bytes))?;
+        }
+        if self.start > self.training() {
+            write!(f, "; {} at the start, when it makes its parameters whole", mebibytes(self.start))?;
         }
         Ok(())
     }
@@ -63,6 +83,8 @@ pub struct Load {
     pub units: Vec<usize>,
     /// The blocks of each chunk.
     pub chunks: Vec<Vec<BlockLoad>>,
+    /// Numbers of the largest parameter in the whole model, where a rank holds a part of it: it is drawn whole, then cut.
+    pub drawn: usize,
 }
 
 /// What a rank holds of a block.
@@ -83,13 +105,15 @@ impl Plan {
         let shards = self.shards();
         let zero = if shards > 1 { self.zero } else { 0 };
         let all: usize = load.units.iter().sum();
-        let sharded = |from: u8| NUMBER * if zero >= from { all.div_ceil(shards) } else { all };
+        let bytes = |numbers: usize| numbers.saturating_mul(NUMBER);
+        let sharded = |from: u8| bytes(if zero >= from { all.div_ceil(shards) } else { all });
         Footprint {
             parameters: sharded(3),
             gradients: sharded(2),
-            optimizer: if self.offload { 0 } else { moments * sharded(1) },
-            working: NUMBER * self.working(zero, load),
-            activations: NUMBER * self.activations(schedule, stage, load),
+            optimizer: if self.offload { 0 } else { moments.saturating_mul(sharded(1)) },
+            working: bytes(self.working(zero, load)),
+            activations: bytes(self.activations(schedule, stage, load)),
+            start: bytes(all.saturating_mul(2).saturating_add(load.drawn)),
         }
     }
 
@@ -102,10 +126,10 @@ impl Plan {
         let gathered = match zero {
             0 => 0,
             // Updated units are fetched one ahead of the other.
-            1 | 2 => both(largest(load.units.clone(), 1 + self.prefetch)),
+            1 | 2 => both(largest(load.units.clone(), self.prefetch.saturating_add(1))),
             _ => {
                 let blocks = load.chunks.iter().flatten().map(|block| block.parameters);
-                let here = largest(blocks.collect(), 1 + self.prefetch);
+                let here = largest(blocks.collect(), self.prefetch.saturating_add(1));
                 // Each is copied to its place from the buffer that it came in.
                 here + both(here)
             }
@@ -175,7 +199,8 @@ mod tests {
     /// Four units of one block each.
     fn load() -> Load {
         let block = |parameters| BlockLoad { parameters, kept: 10.0, input: 1.0 };
-        Load { units: vec![400, 100, 100, 200], chunks: vec![[400, 100, 100, 200].map(block).to_vec()] }
+        let chunks = vec![[400, 100, 100, 200].map(block).to_vec()];
+        Load { units: vec![400, 100, 100, 200], chunks, drawn: 0 }
     }
 
     fn plan(mesh: &str, zero: u8) -> Plan {
@@ -229,7 +254,7 @@ mod tests {
     fn activations_are_of_the_micro_batches_held() {
         let bytes = |plan: &Plan, stage: usize| {
             let chunk = load().chunks[0][..2].to_vec();
-            let load = Load { units: vec![], chunks: vec![chunk; plan.chunks] };
+            let load = Load { units: vec![], chunks: vec![chunk; plan.chunks], drawn: 0 };
             plan.footprint(&plan.pipeline().unwrap(), stage, &load, 0).activations / NUMBER
         };
         let of = |mesh: &str, schedule: ScheduleKind| Plan {
@@ -271,5 +296,22 @@ mod tests {
              communication, 1.00 MiB of activations"
         );
         assert_eq!(footprint.total(), 5 << 19);
+        let footprint = Footprint { start: 3 << 20, ..footprint };
+        let text = footprint.to_string();
+        assert!(text.ends_with("; 3.00 MiB at the start, when it makes its parameters whole"), "{text}");
+        assert_eq!((footprint.total(), footprint.training(), footprint.least()), (3 << 20, 5 << 19, 3 << 20));
+    }
+
+    #[test]
+    fn the_start_makes_parameters_whole_on_every_rank() {
+        // Once as they are made and once in their units, whatever is sharded later.
+        for zero in 0..=3 {
+            assert_eq!(footprint(&plan("data=4", zero), 2).start, 2 * 4 * 800, "zero {zero}");
+        }
+        let sharded = footprint(&plan("data=4", 3), 0);
+        assert!(sharded.least() == sharded.start && sharded.start > 2 * sharded.parameters, "{sharded:?}");
+        let split = Load { drawn: 900, ..load() };
+        let plan = plan("data=1", 0);
+        assert_eq!(plan.footprint(&plan.pipeline().unwrap(), 0, &split, 2).start, 4 * (2 * 800 + 900));
     }
 }

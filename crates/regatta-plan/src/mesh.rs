@@ -10,6 +10,9 @@ use std::str::FromStr;
 /// (Narayanan et al. 2021, section 3.4).
 pub const AXES: [&str; 4] = ["replica", "pipe", "data", "tensor"];
 
+/// Most ranks of a mesh: far more than a job has had, and few enough that every product of sizes can be counted.
+pub const MAX_RANKS: usize = 1 << 16;
+
 /// Named axes and their sizes, in the order of [`AXES`]; their product is the world size. The last axis varies
 /// fastest with the rank.
 ///
@@ -19,7 +22,7 @@ pub const AXES: [&str; 4] = ["replica", "pipe", "data", "tensor"];
 /// assert_eq!((mesh.coordinate(3, "data"), mesh.coordinate(2, "tensor")), (1, 0));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "Vec<(String, usize)>")]
 pub struct Mesh(Vec<(String, usize)>);
 
 impl Mesh {
@@ -31,7 +34,7 @@ impl Mesh {
     /// A mesh of these axes, in any order.
     ///
     /// # Errors
-    /// An axis that is not one of [`AXES`], given twice or of size 0.
+    /// An axis that is not one of [`AXES`], given twice or of size 0; more than [`MAX_RANKS`] ranks.
     pub fn new(axes: &[(&str, usize)]) -> Result<Self, PlanError> {
         for (index, (name, size)) in axes.iter().enumerate() {
             let problem = if !AXES.contains(name) {
@@ -44,6 +47,14 @@ impl Mesh {
                 continue;
             };
             return Err(PlanError::Mesh(problem));
+        }
+        let ranks = axes.iter().try_fold(1usize, |ranks, (_, size)| ranks.checked_mul(*size));
+        if ranks.is_none_or(|ranks| ranks > MAX_RANKS) {
+            let sizes: Vec<String> = axes.iter().map(|(name, size)| format!("{name}={size}")).collect();
+            return Err(PlanError::Mesh(format!(
+                "{} is too large: a mesh has at most {MAX_RANKS} ranks",
+                sizes.join(",")
+            )));
         }
         let find = |name: &str| axes.iter().find(|(axis, _)| *axis == name);
         let sorted = AXES.iter().filter_map(|name| find(name)).map(|(name, size)| (name.to_string(), *size));
@@ -105,6 +116,15 @@ impl Mesh {
             format!("start {size} ranks")
         };
         Err(PlanError::Mesh(format!("{self} is for {size} ranks, but the job has {world}: {hint}")))
+    }
+}
+
+impl TryFrom<Vec<(String, usize)>> for Mesh {
+    type Error = PlanError;
+
+    fn try_from(axes: Vec<(String, usize)>) -> Result<Self, PlanError> {
+        let axes: Vec<(&str, usize)> = axes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
+        Self::new(&axes)
     }
 }
 

@@ -18,6 +18,9 @@ use crate::{Costs, PlanError, simulate};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// Most forwards of a step over all stages: every one is an entry of a list in memory.
+const MAX_TASKS: usize = 1 << 20;
+
 /// One piece of work of a stage: a micro-batch on one of its chunks of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub enum Task {
@@ -126,7 +129,7 @@ impl Schedule {
     /// Any number of micro-batches will do; see [`Self::warning`] for too few.
     ///
     /// # Errors
-    /// When a count is zero, or `chunks` is not what the kind takes: at least 2 for the interleaved schedule, 1
+    /// When a count is zero or all together are more than a step may have, or `chunks` is not what the kind takes: at least 2 for the interleaved schedule, 1
     /// for the others.
     pub fn new(kind: ScheduleKind, stages: usize, chunks: usize, micros: usize) -> Result<Self, PlanError> {
         for (count, name) in [
@@ -143,6 +146,13 @@ impl Schedule {
             ScheduleKind::Interleaved => {}
             _ if chunks > 1 => return Err(PlanError::TooManyChunks { kind, chunks }),
             _ => {}
+        }
+        let forwards = stages.checked_mul(chunks).and_then(|parts| parts.checked_mul(micros));
+        if forwards.is_none_or(|forwards| forwards > MAX_TASKS) {
+            return Err(PlanError::TooLarge(format!(
+                "{stages} stages x {chunks} chunks x {micros} micro-batches are more than the {MAX_TASKS} tasks that a \
+                 step may have; lower train.accumulate (--micro-batches)"
+            )));
         }
         let tasks = (0..stages)
             .map(|stage| match kind {

@@ -109,7 +109,7 @@ fn mpirun(workers: usize, environment: &[(OsString, OsString)]) -> Result<()> {
         .args(["-n", &workers.to_string()])
         .arg(std::env::current_exe()?)
         .args(std::env::args_os().skip(1));
-    command.env("REGATTA_TRANSPORT", TransportKind::Mpi.to_string()).env(launcher::THREADS, "1");
+    command.env("REGATTA_TRANSPORT", TransportKind::Mpi.to_string()).env(launcher::SHARE, "1");
     // More ranks than cores, in Open MPI 4 and 5; other implementations allow it anyway.
     command.env("OMPI_MCA_rmaps_base_oversubscribe", "1");
     command.env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe");

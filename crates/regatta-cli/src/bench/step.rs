@@ -5,7 +5,7 @@ use crate::flags::PlanFlags;
 use crate::out::{self, show};
 use crate::train::{TrainArgs, train_as};
 use clap::Args;
-use regatta::train::{Profile, Row, Summary};
+use regatta::train::{Override, Profile, Row, Summary};
 use regatta_comm::{TransportKind, rendezvous::World};
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -32,21 +32,24 @@ pub struct StepArgs {
 }
 
 pub fn run(args: StepArgs, started: Instant) -> Result<ExitCode> {
-    let sets = [
-        format!("train.steps={}", args.steps),
-        "train.profile=true".into(),
-        "train.eval_every=0".into(),
+    let steps = format!("train.steps={}", args.steps);
+    let own = [
+        "train.profile=true",
+        "train.eval_every=0",
         // As little as can be at the end, which is not timed.
-        "train.eval_batches=1".into(),
-        "train.checkpoint_every=0".into(),
-        "train.checkpoint_minutes=0".into(),
-        "train.check_every=0".into(),
-        "sample.tokens=0".into(),
+        "train.eval_batches=1",
+        "train.checkpoint_every=0",
+        "train.checkpoint_minutes=0",
+        "train.check_every=0",
+        "sample.tokens=0",
     ];
+    let mut changes = vec![Override::flag("--steps", steps)];
+    changes.extend(own.map(Override::program));
     let transport = args.transport.map(|transport| format!("parallel.transport={transport}"));
-    let mut config = args.plan.config(sets.into_iter().chain(transport))?;
+    changes.extend(transport.map(|transport| Override::flag("--transport", transport)));
+    let mut loaded = args.plan.load(changes)?;
     if let Some(trace) = &args.trace {
-        config.train.trace = Some(trace.clone());
+        loaded.config.train.trace = Some(trace.clone());
     }
     // Ranks that we started are told where the run is.
     let folder = std::env::temp_dir().join(format!("regatta-bench-step-{}", std::process::id()));
@@ -62,7 +65,7 @@ pub fn run(args: StepArgs, started: Instant) -> Result<ExitCode> {
         algorithm: None,
     };
     let rank = World::from_env()?;
-    let outcome = train_as(&train, config, started, false);
+    let outcome = train_as(&train, loaded, started, false);
     if rank.is_some() {
         return outcome;
     }

@@ -2,7 +2,7 @@
 
 use super::activity::Activity;
 use super::watch::Event;
-use super::{Job, THREADS};
+use super::{Job, SHARE};
 use crate::signals;
 use regatta_comm::rendezvous::{Security, StoreServer};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
@@ -91,7 +91,7 @@ impl Rank {
             ("MASTER_ADDR", address.ip().to_string()),
             ("MASTER_PORT", address.port().to_string()),
             ("REGATTA_STORE", address.to_string()),
-            (THREADS, job.threads.to_string()),
+            (SHARE, job.threads.to_string()),
             (signals::LAUNCHED, if job.own { signals::OWN } else { "1" }.into()),
         ];
         command.envs(variables);

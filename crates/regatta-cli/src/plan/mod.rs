@@ -33,8 +33,9 @@ struct ShowArgs {
 
 pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     let PlanCommand::Show(args) = &args.command;
-    let config = args.plan.config([])?;
-    let plan = plan(&config, workers(&config)?)?;
+    let loaded = args.plan.load([])?;
+    let config = &loaded.config;
+    let plan = plan(config, workers(config)?)?;
     let ranks = match args.rank {
         None => 0..plan.world(),
         Some(rank) if rank < plan.world() => rank..rank + 1,
@@ -45,10 +46,19 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
             );
         }
     };
-    let vocab = Datasets::vocab_of(&config)?;
-    check(&config, &plan, vocab)?;
-    let text = show::show(&config, &plan, vocab, ranks)?;
-    out::write(format_args!("{text}"));
+    let vocab = Datasets::vocab_of(config)?;
+    check(config, &plan, vocab)?;
+    for warning in loaded.warnings(&plan) {
+        out::say!("warning: {warning}");
+    }
+    // Rank by rank: a large mesh makes a long text.
+    out::write(format_args!("{}", show::head(config, &plan, vocab)?));
+    for rank in ranks {
+        out::write(format_args!("{}", show::rank(config, &plan, vocab, rank)?));
+        if out::closed() {
+            break;
+        }
+    }
     out::finish()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,25 +9,56 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::Range;
 
-/// The plan, its stages, and what `ranks` hold and communicate.
-pub fn show(config: &Config, plan: &Plan, vocab: usize, ranks: Range<usize>) -> Result<String> {
+/// The plan, its stages, and the memory of their ranks.
+pub fn head(config: &Config, plan: &Plan, vocab: usize) -> Result<String> {
     let mut text = format!("{plan}\nlayout: {}\n", plan.layout);
     text.push_str(&stages(config, plan, vocab)?);
-    for rank in ranks {
-        let outline = Outline::new(config, plan, vocab, rank)?;
-        writeln!(text, "\n{}", heading(plan, &outline))?;
-        text.push_str(&parameters(plan, &outline));
-        let collectives = outline.collectives();
-        if collectives.is_empty() {
-            writeln!(text, "\n  a step communicates nothing")?;
-            continue;
-        }
-        writeln!(text, "\n  a step communicates (bytes sent where operations go around a ring)")?;
-        text.push_str(&communication(&collectives));
-        writeln!(text, "\n  in all")?;
-        text.push_str(&totals(&collectives));
-    }
+    text.push_str(&memory(config, plan, vocab)?);
     Ok(text)
+}
+
+/// What `rank` holds and communicates.
+pub fn rank(config: &Config, plan: &Plan, vocab: usize, rank: usize) -> Result<String> {
+    let mut text = String::new();
+    let outline = Outline::new(config, plan, vocab, rank)?;
+    writeln!(text, "\n{}", heading(plan, &outline))?;
+    text.push_str(&parameters(plan, &outline));
+    let collectives = outline.collectives();
+    if collectives.is_empty() {
+        writeln!(text, "\n  a step communicates nothing")?;
+        return Ok(text);
+    }
+    writeln!(text, "\n  a step communicates (bytes sent where operations go around a ring)")?;
+    text.push_str(&communication(&collectives));
+    writeln!(text, "\n  in all")?;
+    text.push_str(&totals(&collectives));
+    Ok(text)
+}
+
+/// What a rank of each stage takes, by kind. The start comes before the others: a rank makes its parameters whole, and
+/// shards them then.
+fn memory(config: &Config, plan: &Plan, vocab: usize) -> Result<String> {
+    let mut rows = vec![row([
+        &"stage",
+        &"parameters",
+        &"gradients",
+        &"optimizer",
+        &"buffers",
+        &"activations",
+        &"in training",
+        &"at the start",
+    ])];
+    for (stage, of) in config.footprints(plan, vocab)?.iter().enumerate() {
+        let kinds =
+            [of.parameters, of.gradients, of.optimizer, of.working, of.activations, of.training(), of.start];
+        let [a, b, c, d, e, f, g] = kinds.map(|bytes| format!("{:.2}", bytes as f64 / f64::from(1 << 20)));
+        rows.push(row([&stage, &a, &b, &c, &d, &e, &f, &g]));
+    }
+    let columns: Vec<usize> = (0..rows[0].len()).collect();
+    Ok(format!(
+        "\nmemory of a rank in MiB, without what the program itself takes\n{}",
+        table(&rows, &columns, 0)
+    ))
 }
 
 /// Which blocks each stage holds, and what share of the model's cost they are.

@@ -1,7 +1,9 @@
 //! The configuration of a training run: a TOML file, changed by `--set key.path=value`.
 
 use super::dataset::Datasets;
+use super::limits;
 use super::path_as_text;
+use super::sources::{Loaded, Origin, Override, Sources};
 use crate::autograd::{Backend, DeviceChoice, Precision, device};
 use crate::data::cifar10;
 use crate::error::{Error, Result};
@@ -111,10 +113,11 @@ impl ModelConfig {
             (0..model.num_blocks()).map(|block| model.handed_on(block, batch)).collect()
         }
         let init = Init::describing(placement);
-        let ids = || Tensor::<2, Int>::zeros([rows, self.time().unwrap_or(1)], &device());
+        // Only shapes matter: one number stands for all, so that a large batch takes no memory.
+        let ids = || Tensor::<2, Int>::zeros([1, 1], &device()).expand([rows, self.time().unwrap_or(1)]);
         let images = || Batch::Images {
-            pixels: Tensor::zeros([rows, 1, 1, 1], &device()),
-            labels: Tensor::zeros([rows], &device()),
+            pixels: Tensor::<4>::zeros([1; 4], &device()).expand([rows, 1, 1, 1]),
+            labels: Tensor::<1, Int>::zeros([1], &device()).expand([rows]),
         };
         match self {
             Self::Gpt(config) => {
@@ -489,23 +492,33 @@ impl Config {
     ///
     /// # Errors
     /// A file that cannot be read or parsed, an unknown key (with the nearest known one), a value of the wrong
-    /// type or out of range.
+    /// type or out of range, a key that nothing reads.
     pub fn load(path: &Path, sets: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read the configuration", path))?;
-        Self::parse(&text, &path.display().to_string(), sets)
+        let changes: Vec<Override> = sets.iter().map(|set| Override::flag("--set", set)).collect();
+        Ok(Loaded::read(path, &changes)?.config)
     }
 
     /// Parses TOML text; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
     pub fn parse(text: &str, origin: &str, sets: &[String]) -> Result<Self> {
+        let changes: Vec<Override> = sets.iter().map(|set| Override::flag("--set", set)).collect();
+        Ok(Loaded::parse(text, origin, &changes)?.config)
+    }
+
+    /// Parses TOML text and applies `changes`; says who gave what.
+    pub(super) fn read(text: &str, origin: &str, changes: &[Override]) -> Result<(Self, Sources)> {
         let mut table: Table = text.parse().map_err(|error: toml::de::Error| Error::Config {
             origin: origin.into(),
             key: "TOML".into(),
             problem: error.to_string().trim_end().to_string(),
         })?;
-        for set in sets {
-            apply_set(&mut table, set)?;
+        let mut sources = Sources::of_file(&table, origin);
+        for change in changes {
+            sources.apply(&mut table, change)?;
         }
-        let reader = Reader { origin };
+        let reader = Reader { origin, sources: &sources };
         for key in table.keys() {
             if !SECTIONS.contains(&key.as_str()) {
                 return Err(reader.error(key, unknown("section", key, &SECTIONS)));
@@ -520,7 +533,15 @@ impl Config {
             sample: reader.section(&table, "sample")?,
         };
         config.check(&reader)?;
-        Ok(config)
+        Ok((config, sources))
+    }
+
+    /// Checks a configuration that was made otherwise than by [`load`](Self::load); `origin` names it in errors.
+    ///
+    /// # Errors
+    /// A value out of range, or keys that contradict one another.
+    pub fn validate(&self, origin: &str) -> Result<()> {
+        self.check(&Reader { origin, sources: &Sources::default() })
     }
 
     /// The samples of a step as the user gave them.
@@ -564,9 +585,10 @@ impl Config {
     /// Checks that the model can follow `plan`, before anything runs.
     ///
     /// # Errors
-    /// More stages than blocks, a layout that is illegal for a parameter (with its name), a model or a sequence that
+    /// More samples than can be counted, more stages than blocks, a layout that is illegal for a parameter (with its name), a model or a sequence that
     /// cannot be split.
     pub fn check_plan(&self, plan: &Plan, vocab: usize) -> Result<(), PlanError> {
+        limits::check_step(self, plan, vocab)?;
         let tensor = plan.mesh.axis("tensor");
         if tensor > 1 && !self.model.splits() {
             return Err(PlanError::Layout(
@@ -636,11 +658,12 @@ impl Config {
         if config.train.batch_per_worker.is_none() {
             config.train.batch.get_or_insert(1);
         }
-        config.check(&Reader { origin: "its configuration" }).map_err(|error| error.to_string())
+        config.validate("its configuration").map_err(|error| error.to_string())
     }
 
     fn check(&self, reader: &Reader) -> Result<()> {
         let (data, train, optimizer, parallel) = (&self.data, &self.train, &self.optimizer, &self.parallel);
+        limits::check(self, reader)?;
         let given = match data.kind {
             DataKind::Text | DataKind::Rust => None,
             DataKind::Mnist => Some([SIDE, SIDE, 1]),
@@ -686,6 +709,7 @@ impl Config {
                     return Err(reader.error("model.embed", problem));
                 }
                 reader.within("model.dropout", gpt.dropout, 0.0, 1.0, false)?;
+                reader.within("model.label_smoothing", gpt.label_smoothing, 0.0, 1.0, false)?;
             }
             ModelConfig::EncoderDecoder(model) => {
                 let counts =
@@ -699,6 +723,7 @@ impl Config {
                     return Err(reader.error("model.embed", problem));
                 }
                 reader.within("model.dropout", model.dropout, 0.0, 1.0, false)?;
+                reader.within("model.label_smoothing", model.label_smoothing, 0.0, 1.0, false)?;
             }
             ModelConfig::Mlp(mlp) => {
                 reader.within("model.dropout", mlp.dropout, 0.0, 1.0, false)?;
@@ -756,7 +781,7 @@ impl Config {
         reader.at_least_one("parallel", &[("workers", parallel.workers.unwrap_or(1))])?;
         reader.at_least_one("parallel", &[("threads", parallel.threads.unwrap_or(1))])?;
         reader.within("parallel.bucket_mib", parallel.bucket_mib, 0.001, 65536.0, true)?;
-        reader.within("parallel.deadline_s", parallel.deadline_s, 0.1, 86400.0, true)?;
+        reader.within("parallel.deadline_s", parallel.deadline_s, 0.1, 1e6, true)?;
         reader.within("parallel.zero", f64::from(parallel.zero), 0.0, 3.0, true)?;
         reader.within("parallel.memory_mib", parallel.memory_mib.unwrap_or(1.0), 1.0, 1e9, true)?;
         reader.at_least_one("parallel", &[("chunks", parallel.chunks.unwrap_or(1))])?;
@@ -771,13 +796,19 @@ impl Config {
     }
 }
 
-struct Reader<'a> {
+/// Reads sections, and says what is wrong with a key.
+pub(super) struct Reader<'a> {
     origin: &'a str,
+    sources: &'a Sources,
 }
 
 impl Reader<'_> {
-    fn error(&self, key: &str, problem: impl Into<String>) -> Error {
-        Error::Config { origin: self.origin.into(), key: key.into(), problem: problem.into() }
+    pub(super) fn error(&self, key: &str, problem: impl Into<String>) -> Error {
+        let origin = match self.sources.of(key) {
+            Some(Origin::Variable(name)) => name,
+            _ => self.origin,
+        };
+        Error::Config { origin: origin.into(), key: key.into(), problem: problem.into() }
     }
 
     fn section<T: DeserializeOwned>(&self, table: &Table, name: &str) -> Result<T> {
@@ -796,7 +827,11 @@ impl Reader<'_> {
             ));
         };
         let mut section = section.clone();
-        match section.remove("kind").as_ref().and_then(Value::as_str) {
+        let kind = section.remove("kind");
+        if let Some(kind) = kind.as_ref().filter(|kind| !kind.is_str()) {
+            return Err(self.error("model.kind", unknown("kind", &kind.to_string(), &KINDS)));
+        }
+        match kind.as_ref().and_then(Value::as_str) {
             Some("gpt") => self.read(section, "model").map(ModelConfig::Gpt),
             Some("mlp") => self.read(section, "model").map(ModelConfig::Mlp),
             Some("resnet") => self.read(section, "model").map(ModelConfig::Resnet),
@@ -807,12 +842,17 @@ impl Reader<'_> {
         }
     }
 
-    fn read<T: DeserializeOwned>(&self, section: Table, name: &str) -> Result<T> {
+    fn read<T: DeserializeOwned>(&self, mut section: Table, name: &str) -> Result<T> {
         // Key by key first, so that a wrong value is reported with its key.
-        for (key, value) in &section {
-            let one = Table::from_iter([(key.clone(), value.clone())]);
-            if let Err(error) = Value::Table(one).try_into::<T>() {
-                return Err(self.error(&format!("{name}.{key}"), explain(&error.to_string(), key)));
+        for (key, value) in &mut section {
+            let path = format!("{name}.{key}");
+            let one = |value: &Value| Value::Table(Table::from_iter([(key.clone(), value.clone())]));
+            let Err(error) = one(value).try_into::<T>() else { continue };
+            // A folder may be called 1984: a flag's value is text where text is wanted, whatever it looks like.
+            let text = self.sources.text(&path).map(|text| Value::String(text.into()));
+            match text.filter(|text| one(text).try_into::<T>().is_ok()) {
+                Some(text) => *value = text,
+                None => return Err(self.error(&path, explain(&error.to_string(), key))),
             }
         }
         Value::Table(section).try_into().map_err(|error: toml::de::Error| self.error(name, error.to_string()))
@@ -821,6 +861,16 @@ impl Reader<'_> {
     fn at_least_one(&self, section: &str, counts: &[(&str, usize)]) -> Result<()> {
         match counts.iter().find(|(_, count)| *count == 0) {
             Some((key, _)) => Err(self.error(&format!("{section}.{key}"), "must be at least 1")),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks values against the largest that each may have.
+    pub(super) fn at_most(&self, section: &str, counts: &[(&str, usize, usize)]) -> Result<()> {
+        match counts.iter().find(|(_, count, most)| count > most) {
+            Some((key, count, most)) => {
+                Err(self.error(&format!("{section}.{key}"), format!("{count} is too large: at most {most}")))
+            }
             None => Ok(()),
         }
     }
@@ -844,33 +894,16 @@ impl Reader<'_> {
     }
 }
 
-fn apply_set(table: &mut Table, set: &str) -> Result<()> {
-    let bad =
-        |problem: &str| Error::Config { origin: "--set".into(), key: set.into(), problem: problem.into() };
-    let (key, value) = set.split_once('=').ok_or_else(|| bad("must be key.path=value"))?;
-    let value = match format!("v = {value}").parse::<Table>() {
-        Ok(mut parsed) if parsed.len() == 1 => parsed.remove("v").unwrap_or(Value::String(value.into())),
-        _ => Value::String(value.into()),
-    };
-    let parts: Vec<&str> = key.trim().split('.').collect();
-    let Some((last, sections)) = parts.split_last().filter(|_| parts.iter().all(|part| !part.is_empty()))
-    else {
-        return Err(bad("the key is empty"));
-    };
-    let mut at = table;
-    for part in sections {
-        let next = at.entry(part.to_string()).or_insert_with(|| Value::Table(Table::new()));
-        at = next.as_table_mut().ok_or_else(|| bad("goes into a value that is no section"))?;
-    }
-    at.insert(last.to_string(), value);
-    Ok(())
-}
-
 /// Turns serde's message about one key into a sentence, with the nearest known key.
 fn explain(message: &str, key: &str) -> String {
     let first = message.lines().next().unwrap_or(message);
     if !first.contains("unknown field") {
-        return first.to_string();
+        let text = ["expected path string", "expected a string", "expected string"];
+        let value = first.split('`').nth(1).filter(|_| text.iter().any(|text| first.contains(text)));
+        return match value {
+            Some(value) => format!("{first}: write text in quotes, as in {key} = \"{value}\""),
+            None => first.to_string(),
+        };
     }
     let known: Vec<&str> = first.split('`').skip(3).step_by(2).collect();
     unknown("key", key, &known)

@@ -6,6 +6,10 @@ use crate::parallel::Units;
 use regatta_plan::{BlockLoad, Footprint, Load, Mesh, Plan, PlanError, Recompute, mebibytes};
 use std::fmt;
 
+/// Steps that the search for a plan that fits may take, about a second's, so that a huge mesh does not search for
+/// hours. Plans of the given mesh are tried first.
+const MOST_WORK: usize = 50_000_000;
+
 /// A plan that takes more memory than there is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Misfit {
@@ -54,7 +58,7 @@ impl fmt::Display for Misfit {
             }
             None => write!(
                 f,
-                "no plan of as many ranks takes less; use more ranks, a smaller model or a smaller batch"
+                "no plan of as many ranks was found that takes less; use more ranks, a smaller model or a smaller batch"
             ),
         }
     }
@@ -105,7 +109,8 @@ impl Config {
     fn nearest(&self, plan: &Plan, vocab: usize, limit: usize, bytes: usize) -> Option<Box<Change>> {
         // Whether it does not fit; then changes and bytes, or where it does not fit bytes and changes.
         let mut best: Option<((bool, usize, usize), Plan)> = None;
-        for mesh in meshes(&plan.mesh) {
+        let mut work = 0usize;
+        'search: for mesh in meshes(&plan.mesh) {
             let Ok(fresh) = Plan::new(mesh, self.batch(), plan.bucket_bytes) else { continue };
             if fresh.global_batch() != plan.global_batch() {
                 continue;
@@ -122,11 +127,19 @@ impl Config {
             }
             let parts = Parts::of(self, &on_mesh, vocab);
             for zero in 0..=3 {
+                work = work.saturating_add(parts.made.len().saturating_mul(on_mesh.stages() + 8));
+                if work > MOST_WORK {
+                    break 'search;
+                }
                 let Ok(loads) = parts.loads(&Plan { zero, ..on_mesh.clone() }) else { continue };
-                let rows = on_mesh.batch_per_worker;
-                for accumulate in (1..=rows).filter(|micros| rows.is_multiple_of(*micros)) {
+                for accumulate in divisors(on_mesh.batch_per_worker) {
                     let cut = Plan { zero, accumulate, ..on_mesh.clone() };
                     let Ok(schedule) = cut.pipeline() else { continue };
+                    let tasks: usize = schedule.tasks.iter().map(Vec::len).sum();
+                    work = work.saturating_add(6 * tasks);
+                    if work > MOST_WORK {
+                        break 'search;
+                    }
                     for recompute in [Recompute::None, Recompute::Block, Recompute::All] {
                         for offload in [false, true] {
                             let one = Plan { recompute, offload, ..cut.clone() };
@@ -204,7 +217,11 @@ impl Parts {
             let held = |made: &&Made| {
                 made.blocks.iter().any(|block| chunks.iter().any(|chunk| chunk.contains(block)))
             };
-            let made = self.made.iter().filter(held).cloned().collect();
+            let made: Vec<Made> = self.made.iter().filter(held).cloned().collect();
+            let split = |made: &&Made| {
+                made.ranges.iter().zip(&made.spec.dims).any(|(range, dim)| range.len() < dim.size)
+            };
+            let drawn = made.iter().filter(split).map(|made| made.spec.len()).max().unwrap_or(0);
             let units = Units::of_plan(made, &chunks, plan);
             let len = |unit: usize| units.units[unit].len;
             let block = |block: usize| BlockLoad {
@@ -214,17 +231,24 @@ impl Parts {
             Load {
                 chunks: chunks.iter().map(|chunk| chunk.clone().map(block).collect()).collect(),
                 units: (0..units.units.len()).map(len).collect(),
+                drawn,
             }
         };
         Ok((0..plan.stages()).map(load).collect())
     }
 }
 
+/// Every number that divides `of`, in order.
+fn divisors(of: usize) -> Vec<usize> {
+    let small: Vec<usize> = (1..=of.isqrt()).filter(|part| of.is_multiple_of(*part)).collect();
+    let large = small.iter().rev().map(|part| of / part).filter(|part| part * part != of);
+    small.iter().copied().chain(large).collect()
+}
+
 /// All meshes of the same size with the same replicas, the given one first.
 fn meshes(given: &Mesh) -> Vec<Mesh> {
     let replica = given.axis("replica");
     let rest = given.size() / replica;
-    let divisors = |of: usize| (1..=of).filter(move |part| of.is_multiple_of(*part));
     let mut meshes = vec![given.clone()];
     for data in divisors(rest) {
         for tensor in divisors(rest / data) {
@@ -313,6 +337,20 @@ mod tests {
     }
 
     #[test]
+    fn what_the_start_takes_is_counted() {
+        // ZeRO 3 over 16 ranks, without moments: training takes a sixteenth of the parameters, and the start takes them
+        // whole, twice.
+        let sets = ["optimizer.kind=sgd", "parallel.zero=3", "train.accumulate=1", "parallel.recompute=all"];
+        let config = config(&[&sets[..], &["model.embed=256", "model.block=1", "model.layers=16"]].concat());
+        let footprint = config.footprints(&plan(&config, "data=16"), 100).unwrap()[0];
+        let whole: usize =
+            config.model.describe(100, Placement::whole()).iter().map(|made| made.spec.len()).sum();
+        assert!(footprint.start >= 8 * whole && footprint.start < 9 * whole, "{footprint:?}");
+        assert!(footprint.total() == footprint.start, "{footprint:?}");
+        assert!(footprint.to_string().contains("at the start"), "{footprint}");
+    }
+
+    #[test]
     fn every_block_has_an_input() {
         for text in [
             "kind = \"gpt\"",
@@ -326,8 +364,8 @@ mod tests {
                 _ if text.contains("resnet") => "synthetic",
                 _ => "text",
             };
-            let text =
-                format!("[model]\n{text}\n[data]\nkind = \"{kind}\"\npath = \"x\"\n[train]\nbatch = 1\n");
+            let path = if kind == "synthetic" { "" } else { "path = \"x\"\n" };
+            let text = format!("[model]\n{text}\n[data]\nkind = \"{kind}\"\n{path}[train]\nbatch = 1\n");
             let config = Config::parse(&text, "test", &[]).unwrap();
             assert_eq!(config.model.inputs().len(), config.model.costs(10).len(), "{text}");
         }

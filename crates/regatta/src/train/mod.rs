@@ -1,10 +1,13 @@
 //! The training loop: one for every plan.
 
+mod agreement;
 mod config;
 mod dataset;
+mod effects;
 mod evaluate;
 mod fit;
 mod folder;
+mod limits;
 mod losses;
 mod metrics;
 mod optimizer;
@@ -19,11 +22,13 @@ mod run;
 mod saving;
 mod scaling;
 mod schedule;
+mod sources;
 mod summary;
 mod trace;
 mod volume;
 
 pub use crate::autograd::{Backend, DeviceChoice, Precision};
+pub use agreement::agree;
 pub use config::{
     Config, DataConfig, DataKind, LastBatch, ModelConfig, OnUserSignal, OptimizerConfig, OptimizerKind,
     ParallelConfig, SampleConfig, TokenizerKind, TrainConfig,
@@ -43,5 +48,6 @@ pub use run::{Job, Observer, Silent, StepReport, train};
 pub(crate) use saving::{check_model, load};
 pub use scaling::LossScale;
 pub use schedule::learning_rate;
+pub use sources::{Loaded, Origin, Override, Sources, VARIABLES};
 pub use summary::{Communication, Memory, Pipeline, Summary, peak_rss_bytes};
 pub use volume::{Collective, Outline, total};

@@ -1,5 +1,6 @@
 //! One training run on one rank.
 
+use super::agreement::agree;
 use super::config::{Config, LastBatch, ModelConfig};
 use super::dataset::{Datasets, HostBatch};
 use super::evaluate::{Score, evaluate};
@@ -109,7 +110,7 @@ impl Observer for Silent {}
 /// `regatta` program does: it changes the process's allocator, which makes steps faster.
 ///
 /// # Errors
-/// Data or a checkpoint that cannot be used, a peer that died or stalled, a loss that is not finite. The last
+/// Data or a checkpoint that cannot be used, ranks that differ in their configuration or data, a peer that died or stalled, a loss that is not finite. The last
 /// checkpoint stays.
 pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
     let mut data = Datasets::open(&job.config)?;
@@ -118,6 +119,7 @@ pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
         data = data.as_trained(&checkpoint);
     }
     job.config.check_sample(&data)?;
+    agree(&job.group, &job.config, &[], &data)?;
     let seed = job.config.train.seed;
     let rank = Rank::new(&job.config, &job.plan, &job.group, data.vocab)?;
     let init = &rank.init(seed);
@@ -607,10 +609,9 @@ impl<'a, M: Model> Run<'a, M> {
     /// Evaluates; whether the model is the best so far.
     fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
         let (job, plan) = (self.job, &self.job.plan);
-        let samples = job.config.train.eval_batches * plan.global_batch();
-        // Rows without a graph take little memory; larger batches are faster.
-        let rows = plan.micro_batch().max(8);
-        self.score = evaluate(&mut self.engine, &*self.data.val, samples, rows)?;
+        let samples = job.config.train.eval_batches.saturating_mul(plan.global_batch());
+        // As many rows as training takes at once: what was chosen to fit holds here too.
+        self.score = evaluate(&mut self.engine, &*self.data.val, samples, plan.micro_batch())?;
         let Some(score) = self.score else { return Ok(false) };
         if job.group.rank() == 0 {
             observer.evaluated(self.done, score);
