@@ -43,7 +43,6 @@ pub(super) fn resume<M: Model>(
 ) -> Result<Option<Resumed>> {
     let fits = |checkpoint: &Checkpoint| fits(checkpoint, job, resume, vocab, data);
     let whole = |checkpoint: &Checkpoint| {
-        checkpoint.present()?;
         let wanted = wanted(checkpoint, engine, Some(optimizer));
         checkpoint.check(wanted.iter().map(|part| (part.name.as_str(), &part.piece)))
     };
@@ -156,6 +155,8 @@ pub(crate) fn open_whole(
         const REFUSED: u8 = 2;
         let opened = Checkpoint::open(location, folder).map_err(|error| (DAMAGED, error));
         let opened = opened.and_then(|checkpoint| {
+            // Before anything else: a file that is missing or cut off is damage, and no reason to refuse the run.
+            checkpoint.present().map_err(|error| (DAMAGED, error))?;
             fits(&checkpoint).map_err(|error| (REFUSED, error))?;
             whole(&checkpoint).map_err(|error| (DAMAGED, error))?;
             Ok(checkpoint)
