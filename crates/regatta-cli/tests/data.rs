@@ -227,7 +227,7 @@ fn a_full_disk_is_said_and_leaves_nothing_behind() {
     // Before anything that may panic, so that the folder can be removed.
     assert!(Command::new("umount").arg(&disk).status().unwrap().success());
     assert!(problem.contains("train.tok") && problem.contains("No space left"), "{problem}");
-    assert_eq!(left, [PathBuf::new(); 0]);
+    assert_eq!(left, Vec::<PathBuf>::new());
 }
 
 /// Files below `folder` whose name ends in `.end`.
@@ -282,7 +282,7 @@ fn a_file_system_without_locks_is_used_with_a_warning() {
     assert!(outputs.iter().any(|output| said(output).contains("cannot be locked")), "{}", said(&outputs[0]));
     assert!(said(&outputs[0]).contains("tokens to learn from"));
     assert_eq!(prepared(&place.path("data")).len(), 1);
-    assert_eq!(glob(&place.path("data"), "tmp"), [PathBuf::new(); 0]);
+    assert_eq!(glob(&place.path("data"), "tmp"), Vec::<PathBuf>::new());
     succeed(&mut place.regatta(&["data", "text", "text.txt", "--tokenizer", "bpe", "--vocab-size", "300"]));
 }
 

@@ -213,7 +213,7 @@ impl Datasets {
     }
 
     /// The same data for a model that goes on from `checkpoint`: its vocabulary may have rows beyond the tokenizer's.
-    pub(super) fn as_trained(self, checkpoint: &Checkpoint) -> Self {
+    pub(super) fn for_model_of(self, checkpoint: &Checkpoint) -> Self {
         let trained = checkpoint.state().vocab;
         let padded = self.tokenizer.as_ref().is_some_and(|tokenizer| tokenizer.fits(trained).is_ok());
         let vocab = if padded { trained } else { self.vocab };

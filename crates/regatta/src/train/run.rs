@@ -116,7 +116,7 @@ pub fn train(job: &Job, observer: &mut dyn Observer) -> Result<Summary> {
     let mut data = Datasets::open(&job.config)?;
     // What is wrong with the checkpoint is said when it is read.
     if let Some(checkpoint) = Saving::checkpoint_before(job) {
-        data = data.as_trained(&checkpoint);
+        data = data.for_model_of(&checkpoint);
     }
     job.config.check_sample(&data)?;
     agree(&job.group, &job.config, &[], &data)?;

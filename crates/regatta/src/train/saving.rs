@@ -283,7 +283,6 @@ pub(crate) fn check_model(checkpoint: &Checkpoint, model: &ModelConfig, vocab: u
         let what = "use the [model] and [optimizer] it was trained with";
         Err(Error::checkpoint(checkpoint.path(), format!("{problem}: {what}")))
     };
-    checkpoint.present()?;
     let made = model.describe(vocab, crate::layers::Placement::whole());
     for spec in made.iter().map(|made| &made.spec) {
         match checkpoint.tensors().get(&spec.path) {
