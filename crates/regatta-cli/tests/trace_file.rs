@@ -41,6 +41,6 @@ fn a_trace_that_cannot_be_written_is_told_before_the_first_step() {
 fn a_disk_that_is_full_at_the_end_costs_the_trace_alone() {
     let place = Place::new();
     let output = succeed(&mut place.train("run", &["--workers", "1", "--trace", "/dev/full"]));
-    assert!(said(&output).contains("there is no trace"), "{}", said(&output));
+    assert!(said(&output).contains("no trace: cannot write the trace /dev/full"), "{}", said(&output));
     assert_eq!(place.summary("run")["steps"], 12);
 }
