@@ -207,7 +207,14 @@ impl<'a> Wait<'a> {
             let since = SystemTime::now() - waited;
             let waits_for = notes.culprit(name);
             let rank = context.names[context.rank];
-            context.on_late.report(&Late { rank, waits_for, call: call.to_string(), since, waited, deadline });
+            context.on_late.report(&Late {
+                rank,
+                waits_for,
+                call: call.to_string(),
+                since,
+                waited,
+                deadline,
+            });
             self.look(deadline / 2);
         }
         Ok(())

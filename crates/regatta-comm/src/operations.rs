@@ -50,7 +50,9 @@ impl Core {
             Counts::Of(counts) => {
                 let sum = counts.iter().try_fold(0usize, |sum, &count| sum.checked_add(count));
                 if sum.is_none_or(|sum| sum > MOST_ELEMENTS) {
-                    return Err(Error::Usage(format!("{what}: the counts add up to more than memory can hold")));
+                    return Err(Error::Usage(format!(
+                        "{what}: the counts add up to more than memory can hold"
+                    )));
                 }
                 Parts::of(counts)
             }

@@ -59,7 +59,8 @@ fn number<T: Integer>(seed: u64, rank: usize, index: usize) -> i128 {
 
 fn check<T: Integer>(group: &Group, seed: u64, len: usize) {
     let (rank, size) = (group.rank(), group.size());
-    let mine = |rank: usize, len: usize| (0..len).map(|i| T::of(number::<T>(seed, rank, i))).collect::<Vec<T>>();
+    let mine =
+        |rank: usize, len: usize| (0..len).map(|i| T::of(number::<T>(seed, rank, i))).collect::<Vec<T>>();
     let means = |from: usize, len: usize| {
         let mean = |i| (0..size).map(|rank| number::<T>(seed, rank, i)).sum::<i128>() / size as i128;
         (from..from + len).map(|i| T::of(mean(i))).collect::<Vec<T>>()

@@ -153,8 +153,13 @@ fn where_no_thread_can_be_had_the_job_ends() {
     setrlimit(Resource::As, Rlimit { current: Some(least), maximum: before.maximum }).unwrap();
     let pending = groups[0].barrier_async();
     setrlimit(Resource::As, before).unwrap();
-    for error in [pending.wait().unwrap_err(), groups[0].barrier().unwrap_err(), groups[1].barrier().unwrap_err()] {
+    for error in
+        [pending.wait().unwrap_err(), groups[0].barrier().unwrap_err(), groups[1].barrier().unwrap_err()]
+    {
         let text = error.to_string();
-        assert!(text.contains("cannot start the communication thread") && text.contains("ulimit -u"), "{text}");
+        assert!(
+            text.contains("cannot start the communication thread") && text.contains("ulimit -u"),
+            "{text}"
+        );
     }
 }

@@ -79,7 +79,10 @@ fn the_folder_is_private_and_does_not_grow_for_ever() {
     symlink(&precious, folder.join("link")).unwrap();
     said(temporary.path());
     let left = names(&folder);
-    assert!(left.contains(&first[0]) && left.contains(&"young".into()) && !left.contains(&"old".into()), "{left:?}");
+    assert!(
+        left.contains(&first[0]) && left.contains(&"young".into()) && !left.contains(&"old".into()),
+        "{left:?}"
+    );
     assert_eq!(fs::read_to_string(precious.join("file")).unwrap(), "kept");
 }
 

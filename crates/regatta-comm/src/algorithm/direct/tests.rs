@@ -1,6 +1,8 @@
 //! Operations while slots become large and small again: what they leave is the same as ever.
 
-use super::{all_gather, all_reduce, all_to_all, barrier, broadcast, gather, reduce, reduce_scatter, scatter};
+use super::{
+    all_gather, all_reduce, all_to_all, barrier, broadcast, gather, reduce, reduce_scatter, scatter,
+};
 use crate::algorithm::simulate::context;
 use crate::algorithm::streams::Parts;
 use crate::call::{Call, Kind};
@@ -23,7 +25,8 @@ fn numbers(rank: usize, len: usize, seed: usize) -> Vec<f32> {
 
 /// The sum in the order of ranks.
 fn sums(size: usize, range: std::ops::Range<usize>, seed: usize) -> Vec<f32> {
-    let all: Vec<Vec<f32>> = (0..size).map(|rank| range.clone().map(|i| number(rank, i, seed)).collect()).collect();
+    let all: Vec<Vec<f32>> =
+        (0..size).map(|rank| range.clone().map(|i| number(rank, i, seed)).collect()).collect();
     let parts: Vec<&[f32]> = all.iter().map(Vec::as_slice).collect();
     let mut sums = vec![0.0; range.len()];
     kernel::reduce(&mut sums, &parts, ReduceOp::Sum);
