@@ -9,7 +9,7 @@ fn most() -> usize {
     {
         let info = rustix::system::sysinfo();
         let total = (info.totalram as u64).saturating_mul(info.mem_unit.into());
-        return usize::try_from(total).unwrap_or(usize::MAX).min(isize::MAX as usize);
+        usize::try_from(total).unwrap_or(usize::MAX).min(isize::MAX as usize)
     }
     #[cfg(not(target_os = "linux"))]
     {
