@@ -150,8 +150,8 @@ impl Notes {
         if circle.len() != seen.len() || !circle.iter().zip(&seen).all(again) {
             return None;
         }
-        let apart =
-            |note: &Note| !same(&note.call, &call) && !(note.call.is_collective() && call.is_collective());
+        let both = |note: &Note| note.call.is_collective() && call.is_collective();
+        let apart = |note: &Note| !same(&note.call, &call) && !both(note);
         circle.into_iter().find(apart).map(|note| (call, note))
     }
 
