@@ -141,7 +141,10 @@ fn a_trace_names_both_sides_of_a_mismatch() {
         let launch = launch.replace("-n 2", &format!("-n 2 --transport {transport}"));
         let arguments: Vec<&str> =
             launch.split(' ').map(|word| if word == "PROGRAM" { &program } else { word }).collect();
-        let error = fail(place.regatta(&arguments).env("REGATTA_TRACE", "trace"));
+        // The ranks are tests: they fail by a panic, and the launcher hands their code on.
+        let output = place.regatta(&arguments).env("REGATTA_TRACE", "trace").output().unwrap();
+        let error = said(&output);
+        assert_eq!(output.status.code(), Some(101), "{error}");
         assert!(error.contains("regatta trace trace"), "{error}");
         // The parent of the jobs' folders: the newest counts.
         let text = said(&succeed(&mut place.regatta(&["trace", "trace"])));

@@ -35,6 +35,7 @@ pub struct Place {
 
 impl Place {
     pub fn new() -> Self {
+        heed_signals();
         let folder = tempfile::tempdir().unwrap();
         let text: String = (0..4000).map(|n| format!("line {} has {} words\n", n % 97, n * n % 31)).collect();
         std::fs::write(folder.path().join("text.txt"), text).unwrap();
@@ -80,6 +81,19 @@ impl Place {
         summary["losses"] = regatta::train::read_losses(&self.path(out)).unwrap().into();
         summary
     }
+}
+
+/// Programs that tests start do what signals ask, also where these tests run under `nohup` or in a script's background: what
+/// this process ignored, they would ignore, too. A signal that has a handler here has its ordinary effect there.
+fn heed_signals() {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT};
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        for signal in [SIGHUP, SIGINT, SIGQUIT] {
+            let always = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+            signal_hook::flag::register_conditional_default(signal, always).unwrap();
+        }
+    });
 }
 
 /// Runs to a good end.

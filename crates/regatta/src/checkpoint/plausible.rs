@@ -9,6 +9,9 @@ use crate::train::ModelConfig;
 /// No size of a model is larger: products of four of them can still be counted.
 const LARGEST: usize = 1 << 24;
 
+/// More layers than this are believed only where there are as many tensors: to describe these costs nothing.
+const MANY_LAYERS: usize = 1000;
+
 impl Manifest {
     /// # Errors
     /// A configuration that no user could have given, sizes that do not go with the tensors, tensors that the parts do
@@ -19,7 +22,7 @@ impl Manifest {
         let tensors = self.tensors.len();
         let layers = |counts: &[usize]| {
             let all = counts.iter().try_fold(0usize, |all, &count| all.checked_add(count));
-            all.filter(|&all| all <= tensors)
+            all.filter(|&all| all <= tensors.max(MANY_LAYERS))
                 .map(drop)
                 .ok_or_else(|| format!("has a model of {counts:?} layers, but only {tensors} tensors"))
         };

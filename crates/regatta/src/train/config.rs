@@ -756,7 +756,9 @@ impl Config {
         }
         reader.within("data.val_fraction", data.val_fraction, 0.0, 1.0, false)?;
         reader.at_least_one("data", &[("max_mib", data.max_mib)])?;
-        if data.tokenizer == TokenizerKind::Bpe && data.vocab_size < 257 {
+        // A tokenizer that is there already has the size that it has.
+        let learnt = data.tokenizer == TokenizerKind::Bpe && data.tokenizer_path.is_none();
+        if learnt && data.vocab_size < 257 {
             return Err(reader.error("data.vocab_size", "a byte-level vocabulary has at least 257 tokens"));
         }
         reader.at_least_one("data", &[("classes", data.classes), ("samples", data.samples)])?;

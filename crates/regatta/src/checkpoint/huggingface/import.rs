@@ -167,9 +167,11 @@ fn matched<'a>(
     if let (true, Some(head), Some(tokens)) = (gpt.tied, found.get("lm_head.weight"), found.get("wte.weight"))
         && (head.view.dtype() != tokens.view.dtype() || head.view.data() != tokens.view.data())
     {
-        let problem = "has an lm_head.weight that differs from wte.weight, but its config.json ties them: write \
-                       \"tie_word_embeddings\": false into it";
-        return Err(Error::checkpoint(head.path, problem));
+        warnings.push(format!(
+            "{} has an lm_head.weight that differs from wte.weight, but its config.json ties them: it is left out, as \
+             transformers does; to keep it, write \"tie_word_embeddings\": false into config.json",
+            head.path.display()
+        ));
     }
     Ok((tensors, found))
 }
