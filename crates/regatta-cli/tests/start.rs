@@ -108,14 +108,20 @@ fn a_late_rank_is_named_with_the_variable_and_the_true_time() {
 }
 
 #[test]
-fn ranks_that_differ_in_their_number_are_told_so() {
+fn ranks_that_differ_in_how_they_connect_are_told_so() {
     let place = Place::new();
-    let port = free_port();
-    let mut second = rank(&place, &port, "1", &["--set", "train.batch=9"]);
-    second.env("WORLD_SIZE", "3");
-    let outputs = both(rank(&place, &port, "0", &[]), second);
-    let text = outputs.each_ref().map(said).concat();
-    assert!(text.contains("WORLD_SIZE: is 3 on rank 1, and 2 on rank 0"), "{text}");
+    let text = |more: &[&str], variable: &str, value: &str| {
+        let port = free_port();
+        let mut second = rank(&place, &port, "1", more);
+        second.env(variable, value);
+        both(rank(&place, &port, "0", &[]), second).each_ref().map(said).concat()
+    };
+    let size = text(&["--set", "train.batch=9"], "WORLD_SIZE", "3");
+    assert!(size.contains("WORLD_SIZE: is 3 on rank 1, and 2 on rank 0"), "{size}");
+    let transport = text(&["--transport", "tcp"], "REGATTA_TRANSPORT", "shm");
+    assert!(transport.contains("REGATTA_TRANSPORT: is tcp on rank 1, and left out on rank 0"), "{transport}");
+    let streams = text(&[], "REGATTA_TCP_STREAMS", "2");
+    assert!(streams.contains("REGATTA_TCP_STREAMS: is 2 on rank 1, and 1 on rank 0"), "{streams}");
 }
 
 /// `regatta ARGUMENTS`, run by a shell after `before`.

@@ -10,6 +10,7 @@ use crate::element::ReduceOp;
 use crate::error::{Error, Result};
 use crate::job::{Job, Memory};
 use crate::options::Options;
+use crate::promptness::Prompt;
 use crate::queue::message;
 use crate::recorder::{Recorder, Whose};
 use crate::trace_folder;
@@ -66,6 +67,9 @@ impl<'a> Turn<'a> {
         Ok((shared, registered, call))
     }
 }
+
+/// Bytes from which operations wait so often that it pays to be woken soon.
+const WORTH_PROMPTNESS: usize = 512 << 10;
 
 /// How one operation is to be carried out.
 #[derive(Clone, Copy)]
@@ -187,6 +191,7 @@ impl Core {
             };
             let registered = self.memory.as_ref().map(|memory| &**memory as &dyn Registered);
             let mut turn = Turn { session, algorithm, registered };
+            let _prompt = (manner.bytes >= WORTH_PROMPTNESS).then(Prompt::new);
             // The peers must hear of a panic, or they would wait; then it goes on as panics do.
             match catch_unwind(AssertUnwindSafe(|| operation(&mut turn))) {
                 Ok(outcome) => outcome,

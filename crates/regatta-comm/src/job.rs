@@ -134,7 +134,7 @@ impl Job {
             let tuning = options.tuning.as_ref().map(Table::to_string).unwrap_or_default();
             store.set("tuning", tuning.as_bytes())?;
             store.set("name", crate::rendezvous::random_name().as_bytes())?;
-            store.set("size", world.size.to_string().as_bytes())?;
+            store.set("alike", alike(world, options).join("\n").as_bytes())?;
         }
         let about = format!("{} {}", store.local_ip(), world.host);
         store.set(&node(world.rank), about.as_bytes())?;
@@ -143,18 +143,8 @@ impl Job {
         for rank in 0..world.size {
             let about = gathering.wait_for(rank)?;
             if rank == 0 {
-                let size = store.get("size", 0, &gathering.timer)?;
-                if size != world.size.to_string().as_bytes() {
-                    return Err(Error::Env {
-                        variable: "WORLD_SIZE".into(),
-                        problem: format!(
-                            "is {} on rank {}, and {} on rank 0: it must be the same on all ranks",
-                            world.size,
-                            world.rank,
-                            String::from_utf8_lossy(&size)
-                        ),
-                    });
-                }
+                let lead = store.get("alike", 0, &gathering.timer)?;
+                compare(world, options, &String::from_utf8_lossy(&lead))?;
             }
             let about = String::from_utf8_lossy(&about).into_owned();
             let (ip, host) = about.split_once(' ').unwrap_or_default();
@@ -390,6 +380,27 @@ impl Drop for Job {
             self.health.left(self.rank);
         }
     }
+}
+
+/// Settings that ranks can connect with only where all have the same.
+const ALIKE: [&str; 4] = ["WORLD_SIZE", "REGATTA_TRANSPORT", "REGATTA_SHM_LANES", "REGATTA_TCP_STREAMS"];
+
+/// What they are on this rank.
+fn alike(world: &World, options: &Options) -> [String; 4] {
+    let transport = options.transport.map_or("left out".into(), |transport| transport.to_string());
+    [world.size.to_string(), transport, options.lanes.to_string(), options.tcp_streams.to_string()]
+}
+
+/// Compares them with those of rank 0, so that ranks that differ do not wait for each other until the deadline.
+fn compare(world: &World, options: &Options, lead: &str) -> Result<()> {
+    for ((variable, own), lead) in ALIKE.into_iter().zip(alike(world, options)).zip(lead.lines()) {
+        if own != lead {
+            let rank = world.rank;
+            let problem = format!("is {own} on rank {rank}, and {lead} on rank 0: it must be the same on all ranks");
+            return Err(Error::Env { variable: variable.into(), problem });
+        }
+    }
+    Ok(())
 }
 
 /// Rank 0's part: runs the store, where nobody else does.
