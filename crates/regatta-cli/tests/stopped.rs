@@ -13,7 +13,7 @@ const STOPPED: Duration = Duration::from_secs(5);
 
 fn start(place: &Place, transport: &str) -> Child {
     let deadline = format!("parallel.deadline_s={DEADLINE_S}");
-    let more = ["--workers", "3", "--transport", transport, "--steps", "500", "--set", &deadline];
+    let more = ["--workers", "3", "--transport", transport, "--steps", "4000", "--set", &deadline];
     let mut command: Command = place.train("out", &[&more[..], &["--set", "train.batch=6"]].concat());
     command.env("REGATTA_DEADLINE_S", DEADLINE_S);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -36,7 +36,7 @@ fn processes(child: &Child, transport: &str) -> Vec<u32> {
 fn end(child: Child, place: &Place) -> Output {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(place.summary("out")["steps"], 500);
+    assert_eq!(place.summary("out")["steps"], 4000);
     output
 }
 

@@ -9,7 +9,18 @@ use std::fs;
 #[test]
 fn a_trace_has_the_steps_of_all_ranks() {
     let place = Place::new();
-    let more = ["--workers", "2", "--steps", "300", "--trace", "trace.json", "--set", "sample.tokens=20"];
+    let more = [
+        "--workers",
+        "2",
+        "--steps",
+        "300",
+        "--trace",
+        "trace.json",
+        "--set",
+        "sample.prompt=line",
+        "--set",
+        "sample.tokens=20",
+    ];
     succeed(&mut place.train("run", &more));
     let trace: Value = serde_json::from_slice(&fs::read(place.path("trace.json")).unwrap()).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();

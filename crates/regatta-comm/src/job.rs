@@ -396,7 +396,8 @@ fn compare(world: &World, options: &Options, lead: &str) -> Result<()> {
     for ((variable, own), lead) in ALIKE.into_iter().zip(alike(world, options)).zip(lead.lines()) {
         if own != lead {
             let rank = world.rank;
-            let problem = format!("is {own} on rank {rank}, and {lead} on rank 0: it must be the same on all ranks");
+            let problem =
+                format!("is {own} on rank {rank}, and {lead} on rank 0: it must be the same on all ranks");
             return Err(Error::Env { variable: variable.into(), problem });
         }
     }

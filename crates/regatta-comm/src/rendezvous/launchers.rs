@@ -258,7 +258,12 @@ mod tests {
             let on_two: Vec<_> = vars
                 .iter()
                 .filter(|(name, _)| !name.contains("LOCAL_SIZE") && !name.contains("LOCALNRANKS"))
-                .map(|&(name, value)| (name, if name == "FLUX_JOB_NNODES" { "2" } else { value }))
+                .map(|&(name, value)| match name {
+                    "FLUX_JOB_NNODES" => (name, "2"),
+                    // The only one on its host.
+                    local if local.contains("LOCAL") => (name, "0"),
+                    _ => (name, value),
+                })
                 .filter(|(name, _)| *name != "OMPI_COMM_WORLD_LOCAL_RANK")
                 .collect();
             let error = world(&on_two).unwrap_err().to_string();
@@ -298,6 +303,7 @@ mod tests {
             ("SLURM_LOCALID", "0"),
             ("SLURM_JOB_ID", "7"),
             ("SLURM_JOB_NODELIST", "node[3-4]"),
+            ("SLURM_STEP_TASKS_PER_NODE", "1(x2)"),
         ];
         let by_srun =
             world(&[&slurm[..], &[("PMI_RANK", "1"), ("PMI_SIZE", "2")]].concat()).unwrap().unwrap();

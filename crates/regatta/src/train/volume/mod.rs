@@ -297,12 +297,13 @@ impl<'a> Outline<'a> {
         found.into_iter().map(message).collect()
     }
 
-    /// The end of a step: the gradient's norm; and the loss, whether to stop, whether a checkpoint is written.
+    /// The end of a step: the gradient's norm; and the loss, whether to stop, whether a checkpoint is written, whether one
+    /// is due.
     fn agreement(&self) -> Vec<Collective> {
         let model = crate::parallel::Axes::model_axes(self.plan.shards() > 1);
         let once = (Kind::AllReduce, 1);
         let norm = self.collective((Purpose::Control, model), once, (1, F64), "norm of the gradient".into());
-        let loss = self.collective((Purpose::Control, &AXES), once, (3, F64), "loss and end".into());
+        let loss = self.collective((Purpose::Control, &AXES), once, (4, F64), "loss and end".into());
         norm.into_iter().chain(loss).collect()
     }
 }
