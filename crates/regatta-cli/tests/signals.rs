@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use terminal::{CTRL_C, CTRL_Z, Process, Terminal, processes_with};
 
@@ -116,6 +117,9 @@ struct Outcome {
     same_bits: bool,
 }
 
+/// Runs that were started so far.
+static RUNS: AtomicUsize = AtomicUsize::new(0);
+
 /// Steps that go on after a resume, to compare them.
 const MORE: usize = 5;
 
@@ -134,7 +138,9 @@ fn run(place: &Place, launcher: Launcher, action: Action, number: usize) -> Opti
         "train small.toml {options} --set train.checkpoint_every={every} --steps {steps} --out {out}"
     );
     let command = launcher.command(&train)?;
-    let marker = format!("REGATTA_TEST_RUN={}-{number}", std::process::id());
+    // Tables run at the same time: none may signal the processes of another.
+    let unique = RUNS.fetch_add(1, Ordering::Relaxed);
+    let marker = format!("REGATTA_TEST_RUN={}-{unique}", std::process::id());
     let mut terminal = Terminal::open(place)?;
     terminal.type_line(&format!("{marker} {command}"));
     let last = place.path(&out).join("checkpoints/last");

@@ -383,12 +383,12 @@ impl Drop for Job {
 }
 
 /// Settings that ranks can connect with only where all have the same.
-const ALIKE: [&str; 4] = ["WORLD_SIZE", "REGATTA_TRANSPORT", "REGATTA_SHM_LANES", "REGATTA_TCP_STREAMS"];
+const ALIKE: [&str; 3] = ["WORLD_SIZE", "REGATTA_TRANSPORT", "REGATTA_TCP_STREAMS"];
 
 /// What they are on this rank.
-fn alike(world: &World, options: &Options) -> [String; 4] {
+fn alike(world: &World, options: &Options) -> [String; 3] {
     let transport = options.transport.map_or("left out".into(), |transport| transport.to_string());
-    [world.size.to_string(), transport, options.lanes.to_string(), options.tcp_streams.to_string()]
+    [world.size.to_string(), transport, options.tcp_streams.to_string()]
 }
 
 /// Compares them with those of rank 0, so that ranks that differ do not wait for each other until the deadline.

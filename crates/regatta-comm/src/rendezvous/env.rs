@@ -70,7 +70,7 @@ impl World {
         let found = if get("RANK").is_some() || get("REGATTA_STORE").is_some() {
             Some(vars.torchrun()?)
         } else if let Some(launcher) = launchers::of(&vars)? {
-            launchers::world(launcher, &vars)?
+            Some(launchers::world(launcher, &vars)?)
         } else if get("SLURM_STEP_ID").is_some() && get("SLURM_PROCID").is_some() {
             vars.slurm()?
         } else {

@@ -96,8 +96,8 @@ pub(super) fn of(vars: &Vars<'_>) -> Result<Option<&'static Launcher>> {
     Ok((!by_slurm).then_some(launcher))
 }
 
-/// This process's place among those that `launcher` has started; nothing where it is the only one.
-pub(super) fn world(launcher: &Launcher, vars: &Vars<'_>) -> Result<Option<World>> {
+/// This process's place among those that `launcher` has started.
+pub(super) fn world(launcher: &Launcher, vars: &Vars<'_>) -> Result<World> {
     let because = format!(
         "{} is: a launcher has started this process as one of several, and all ranks need to know how many there are \
          (else set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT for each of them, or unset {0} for a run by itself)",
@@ -105,14 +105,11 @@ pub(super) fn world(launcher: &Launcher, vars: &Vars<'_>) -> Result<Option<World
     );
     let (rank, size): (usize, usize) =
         (vars.needed(launcher.rank, &because)?, vars.needed(launcher.size, &because)?);
-    if size == 1 && rank == 0 {
-        return Ok(None);
-    }
     let first = |names: &[&str]| -> Result<Option<usize>> {
         names.iter().find(|name| (vars.get)(name).is_some()).map_or(Ok(None), |name| vars.number(name))
     };
     let (local_rank, local_size) = (first(launcher.local_rank)?, first(launcher.local_size)?);
-    let one_host = local_size == Some(size) || first(launcher.hosts)? == Some(1);
+    let one_host = size == 1 || local_size == Some(size) || first(launcher.hosts)? == Some(1);
     let name = launcher.job.iter().find_map(|name| (vars.get)(name));
     let job = name.unwrap_or_else(|| launcher_process(launcher.rank).to_string());
     let store = match vars.master(false)? {
@@ -134,7 +131,7 @@ pub(super) fn world(launcher: &Launcher, vars: &Vars<'_>) -> Result<Option<World
     let local_rank = local_rank.unwrap_or(if one_host { rank } else { 0 });
     let local_size = local_size.unwrap_or(if one_host { size } else { local_rank.saturating_add(1) });
     let host = super::host_identity();
-    Ok(Some(World { rank, size, local_rank, local_size, store, job, host }))
+    Ok(World { rank, size, local_rank, local_size, store, job, host })
 }
 
 /// Refuses to be one of several processes that all take themselves for the only one.
@@ -288,9 +285,11 @@ mod tests {
     }
 
     #[test]
-    fn one_process_is_a_run_by_itself() {
-        assert_eq!(world(&[("PMI_RANK", "0"), ("PMI_SIZE", "1")]), Ok(None));
-        assert_eq!(world(&[("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "1")]), Ok(None));
+    fn one_process_is_a_job_of_one() {
+        for (rank, size) in [("PMI_RANK", "PMI_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")] {
+            let found = world(&[(rank, "0"), (size, "1")]).unwrap().unwrap();
+            assert_eq!((found.rank, found.size, found.local_size), (0, 1, 1));
+        }
     }
 
     #[test]
