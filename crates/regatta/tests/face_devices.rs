@@ -168,7 +168,7 @@ fn parameters_on_another_backend_are_averaged() {
     let kind = DeviceType::Vulkan;
     #[cfg(all(feature = "wgpu", not(any(feature = "vulkan", feature = "cuda"))))]
     let kind = DeviceType::Wgpu;
-    let Some(device) = Device::enumerate(kind).into_iter().next() else {
+    let Some(device) = Device::enumerate(kind.clone()).into_iter().next() else {
         return eprintln!("skipped: {kind:?} finds no device");
     };
     eprintln!("on {device:?}");
