@@ -58,10 +58,11 @@ pub fn launch(job: &Job) -> Result<()> {
     let (sender, events) = channel();
     let _signals = signals::hand_to(sender.clone(), Event::Signal)?;
     let mut guard = Guard::start().map_err(|error| format!("cannot start the launcher's guard: {error}"))?;
+    let alone = crate::cores::alone();
     let mut ranks: Vec<Rank> = Vec::new();
     for rank in 0..job.workers {
         let started =
-            Rank::start(job, rank, &store, &security, &sender).inspect(|rank| guard.add(rank.group()));
+            Rank::start(job, rank, &store, &security, &sender, alone).inspect(|rank| guard.add(rank.group()));
         match started {
             Ok(started) => ranks.push(started),
             Err(error) => {

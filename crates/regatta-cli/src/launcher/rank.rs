@@ -79,6 +79,7 @@ impl Rank {
         store: &StoreServer,
         security: &Security,
         sender: &Sender<Event>,
+        alone: bool,
     ) -> std::io::Result<Self> {
         let mut command = Command::new(&job.program);
         command.args(&job.arguments).process_group(0).stdin(Stdio::null());
@@ -115,7 +116,7 @@ impl Rank {
         }
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
-        crate::cores::bind(child.id(), rank, job.workers, job.threads);
+        crate::cores::bind(child.id(), rank, job.workers, job.threads, alone);
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let mut readers = vec![];
         if let Some(out) = child.stdout.take() {
