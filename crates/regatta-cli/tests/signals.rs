@@ -77,7 +77,9 @@ impl Launcher {
                 if !common::have("mpirun") {
                     return None;
                 }
-                format!("mpirun --allow-run-as-root --oversubscribe -n 2 {program} {train}")
+                // The default of a second may be too short for a save on a busy machine.
+                let patient = "--mca odls_base_sigkill_timeout 3";
+                format!("mpirun --allow-run-as-root --oversubscribe {patient} -n 2 {program} {train}")
             }
         })
     }
@@ -159,7 +161,14 @@ fn run(place: &Place, launcher: Launcher, action: Action, number: usize) -> Opti
         }
         CtrlCTwice => {
             terminal.press(CTRL_C);
-            terminal.wait_for("saving and stopping");
+            match launcher {
+                // It tells its ranks later, and what they say later still.
+                Mpirun => {
+                    terminal.wait_for("^C");
+                    until("mpirun to take the key", || !interrupt_is_pending(leader.pid));
+                }
+                _ => terminal.wait_for("saving and stopping"),
+            }
             terminal.press(CTRL_C);
             Some(terminal.exit_code())
         }
@@ -230,6 +239,14 @@ fn run(place: &Place, launcher: Launcher, action: Action, number: usize) -> Opti
     Some(Outcome { code, how, same_bits })
 }
 
+/// Whether SIGINT has been sent to a process that has not taken it yet.
+fn interrupt_is_pending(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let masks = status.lines().filter_map(|line| Some(line.split_once("Pnd:")?.1));
+    let mut masks = masks.map(|mask| u64::from_str_radix(mask.trim(), 16).unwrap());
+    masks.any(|mask| mask & (1 << (signal_hook::consts::SIGINT - 1)) != 0)
+}
+
 fn state(pid: u32) -> char {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(')').next().unwrap_or_default().trim().chars().next().unwrap_or('X')
@@ -246,8 +263,8 @@ fn table(launcher: Launcher, rounds: usize) -> Vec<String> {
             let Some(outcome) = run(&place, launcher, action, 0) else { return problems };
             let code = outcome.code.map_or("-".into(), |code| code.to_string());
             let how = match action {
-                // torchrun passes the first one on, and waits.
-                CtrlCTwice if launcher == Torchrun => "saved",
+                // torchrun passes the first one on, and waits. mpirun ends alone, and its ranks save.
+                CtrlCTwice if matches!(launcher, Torchrun | Mpirun) => "saved",
                 CtrlCTwice => "ended at once",
                 CtrlZThenFg => "finished",
                 _ => "saved",
