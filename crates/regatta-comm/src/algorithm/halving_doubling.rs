@@ -99,6 +99,11 @@ fn double(
     last.as_ref().map(Run::whole)
 }
 
+/// Longer all-reduces are done in blocks of so many chunks (4 MiB), one after the other: what one step has received is
+/// still in the cache when the next one sends it. The order of the sums is the same for every number, so blocks change no
+/// bit.
+pub(crate) const BLOCK: usize = 16;
+
 /// Leaves the reduction in everyone's working numbers.
 pub(crate) fn all_reduce(place: Place, segment: &dyn Fn(usize) -> Range<usize>) -> Schedule {
     let fold = Fold::new(place.size);

@@ -2,7 +2,9 @@
 //!
 //! The table that ships was measured; `regatta bench tune` measures another on the machine at hand. A line is
 //! `operation link ranks bytes algorithm`: up to so many bytes of data (`-`: any number), use this. The lines of the
-//! number of ranks that is nearest (as a ratio) count, in their order. `#` begins a comment.
+//! number of ranks that is nearest (as a ratio) count, in their order. A line with `halving_doubling` for any number of
+//! bytes holds for other numbers of ranks than its own only where they are powers of two: elsewhere some ranks send up to
+//! twice the bytes. `#` begins a comment.
 
 use super::Algorithm;
 use crate::call::Kind;
@@ -72,6 +74,7 @@ impl Table {
             Some(distance(row)) == nearest
                 && row.bytes.is_none_or(|most| bytes <= most)
                 && row.algorithm.offers(kind)
+                && (row.ranks == ranks || ranks.is_power_of_two() || !row.wants_powers_of_two())
         };
         rows().find(fits).map_or_else(|| fallback(kind, link), |row| row.algorithm)
     }
@@ -89,6 +92,11 @@ impl fmt::Display for Table {
 }
 
 impl Row {
+    /// Whether it costs too much where ranks have to fold before the algorithm begins.
+    fn wants_powers_of_two(&self) -> bool {
+        self.algorithm == Algorithm::HalvingDoubling && self.bytes.is_none()
+    }
+
     fn parse(words: &[&str]) -> Result<Self, String> {
         let [kind, link, ranks, bytes, algorithm] = *words else {
             return Err("it is not `operation link ranks bytes algorithm`".into());
@@ -171,6 +179,10 @@ mod tests {
             [Algorithm::Doubling, Algorithm::Ring, Algorithm::Doubling]
         );
         assert_eq!([choose(12, 4), choose(100, 4), choose(1 << 62, 4)], [Algorithm::Tree; 3]);
+        let table = Table::parse("all_reduce tcp 6 - halving_doubling\nall_reduce tcp 6 - tree\n").unwrap();
+        let choose = |ranks| table.choose(Kind::AllReduce, TransportKind::Tcp, ranks, 1 << 30);
+        assert_eq!([4, 6, 8].map(choose), [Algorithm::HalvingDoubling; 3]);
+        assert_eq!([3, 5, 7].map(choose), [Algorithm::Tree; 3]);
         for bad in
             ["all_reduce tcp 2 ring", "fly tcp 2 - ring", "barrier tcp 2 - ring", "all_reduce tcp x - ring"]
         {

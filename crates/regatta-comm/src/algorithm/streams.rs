@@ -125,6 +125,18 @@ fn all_reduce_exactly<T: Element>(
     if session.call.op == ReduceOp::Adasum {
         return adasum::all_reduce(session, data);
     }
+    let block = session.place::<T>().chunk * halving_doubling::BLOCK;
+    if algorithm == Algorithm::HalvingDoubling && data.len() > block {
+        return data.chunks_mut(block).try_for_each(|data| all_reduce_at_once(session, algorithm, data));
+    }
+    all_reduce_at_once(session, algorithm, data)
+}
+
+fn all_reduce_at_once<T: Element>(
+    session: &mut Session<'_>,
+    algorithm: Algorithm,
+    data: &mut [T],
+) -> Result<()> {
     let (place, len) = (session.place::<T>(), data.len());
     let segment = |index| part(len, place.size, index);
     let schedule = match algorithm {
