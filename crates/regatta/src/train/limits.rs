@@ -5,7 +5,7 @@ use super::config::{Config, DataKind, ModelConfig, Reader};
 use crate::error::Result;
 use regatta_plan::{MAX_RANKS, Plan, PlanError};
 
-/// Layers of a model, or blocks of a stage.
+/// Layers, or blocks of all stages, of a model.
 const LAYERS: usize = 1 << 10;
 /// Numbers side by side: the width of a layer.
 const WIDTH: usize = 1 << 17;
@@ -91,6 +91,7 @@ pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
 
 fn of_model(model: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
     let widest = |widths: &[usize]| widths.iter().copied().max().unwrap_or(0);
+    let together = |counts: &[usize]| counts.iter().copied().fold(0, usize::saturating_add);
     match model {
         ModelConfig::Gpt(gpt) => vec![
             ("layers", gpt.layers, LAYERS),
@@ -112,7 +113,7 @@ fn of_model(model: &ModelConfig) -> Vec<(&'static str, usize, usize)> {
             vec![("channels", widest(&cnn.channels), CHANNELS), ("hidden", cnn.hidden, WIDTH)]
         }
         ModelConfig::Resnet(resnet) => vec![
-            ("stages", widest(&resnet.stages), LAYERS),
+            ("stages", together(&resnet.stages), LAYERS),
             ("channels", resnet.channels, CHANNELS),
             ("side", resnet.side, SIDE),
             ("inputs", resnet.inputs, CHANNELS),
