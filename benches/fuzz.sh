@@ -17,7 +17,7 @@ feed() {
     tail -n 60 "$log"
     exit 1
   fi
-  echo "$1: $(grep '^Done' "$log"), $(sed -n 's/^stat::average_exec_per_sec: *//p' "$log") a second," \
+  echo "$1: $(grep -a '^Done' "$log"), $(sed -n 's/^stat::average_exec_per_sec: *//p' "$log") a second," \
     "at most $(sed -n 's/^stat::peak_rss_mb: *//p' "$log") MiB"
 }
 

@@ -7,6 +7,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::data::{cifar10, decode, mnist, tokens};
 use crate::layers::Placement;
 use serde_json::{Map, Value, json};
+use std::sync::LazyLock;
 
 /// Values that are likely to be wrong in the place of others.
 fn unlikely(choice: u8) -> Value {
@@ -56,11 +57,12 @@ fn places(value: &Value) -> Vec<String> {
     found
 }
 
-/// `template` with changes that `bytes` choose, three bytes each: which value, and what becomes of it.
+/// `template` with changes that `bytes` choose, three bytes each: which value, and what becomes of it. A value that an
+/// earlier change has taken away stays away.
 fn changed(template: &Value, bytes: &[u8]) -> Value {
     let mut value = template.clone();
+    let places = places(template);
     for change in bytes.chunks_exact(3) {
-        let places = places(&value);
         let place = &places[usize::from(u16::from_le_bytes([change[0], change[1]])) % places.len()];
         let (parent, key) = place.rsplit_once('/').unwrap_or(("", ""));
         let key = key.replace("~1", "/").replace("~0", "~");
@@ -96,7 +98,7 @@ pub fn manifest(bytes: &[u8]) {
     if let Some((1, changes)) = bytes.split_first() {
         envelope = changed(&envelope, &changes[..changes.len().min(3)]);
     }
-    let text = drawn(&a_manifest(), bytes);
+    let text = drawn(&A_MANIFEST, bytes);
     let checksum = crc32fast::hash(text.as_bytes());
     let envelope = envelope.to_string().replacen(":0", &format!(":{checksum}"), 1);
     let whole = format!("{},\"manifest\":{text}}}", envelope.trim_end_matches('}'));
@@ -116,10 +118,10 @@ pub fn manifest(bytes: &[u8]) {
 /// Configurations, and what `--set` adds: a line each behind a byte 255.
 pub fn configuration(bytes: &[u8]) {
     let mut parts = bytes.split(|&byte| byte == 255);
-    let template = a_manifest()["state"]["config"].take();
+    let template = &A_MANIFEST["state"]["config"];
     let first = parts.next().unwrap_or(&[]);
     let text = match first.first() {
-        Some(1..) => toml::to_string(&changed(&template, &first[1..])).unwrap_or_default(),
+        Some(1..) => toml::to_string(&changed(template, &first[1..])).unwrap_or_default(),
         _ => String::from_utf8_lossy(first).into_owned(),
     };
     let sets: Vec<String> = parts.map(|set| String::from_utf8_lossy(set).into_owned()).collect();
@@ -130,6 +132,8 @@ pub fn configuration(bytes: &[u8]) {
         config
     );
 }
+
+static A_MANIFEST: LazyLock<Value> = LazyLock::new(a_manifest);
 
 fn a_manifest() -> Value {
     let text = "[model]\nkind = \"gpt\"\nlayers = 1\nheads = 2\nembed = 4\nblock = 4\n[data]\npath = \"x\"\n\
@@ -309,7 +313,7 @@ mod tests {
 
     #[test]
     fn what_is_not_changed_is_read() {
-        let text = a_manifest().to_string();
+        let text = A_MANIFEST.to_string();
         let checksum = crc32fast::hash(text.as_bytes());
         let whole = format!(
             "{{\"format\":\"regatta checkpoint\",\"version\":2,\"checksum\":{checksum},\"manifest\":{text}}}"
