@@ -210,6 +210,12 @@ fn a_manifest_that_lies_is_refused() {
         "a tensor without parts",
         Box::new(|manifest| manifest["tensors"]["tokens"] = serde_json::json!([1u64 << 40, 32])),
     );
+    for (key, value) in
+        [("batch_per_worker", u64::MAX), ("batch_per_worker", 0), ("accumulate", 0), ("chunks", 1 << 62)]
+    {
+        let change = move |manifest: &mut Value| manifest["state"]["plan"][key] = Value::from(value);
+        lie(&format!("{key} of the plan"), Box::new(change));
+    }
     for (name, change) in lies {
         fs::write(&path, &whole).unwrap();
         forge(&path, |manifest| change(manifest));

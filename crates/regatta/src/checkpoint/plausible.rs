@@ -9,16 +9,34 @@ use crate::train::ModelConfig;
 /// No size of a model is larger: products of four of them can still be counted.
 const LARGEST: usize = 1 << 24;
 
+/// No step has more samples: their products with tokens can still be counted.
+const MOST_SAMPLES: usize = 1 << 40;
+
+/// No stage has more parts of a model.
+const MOST_CHUNKS: usize = 1 << 16;
+
 /// More layers than this are believed only where there are as many tensors: to describe these costs nothing.
 const MANY_LAYERS: usize = 1000;
 
 impl Manifest {
     /// # Errors
-    /// A configuration that no user could have given, sizes that do not go with the tensors, tensors that the parts do
-    /// not fill.
+    /// A configuration that no user could have given, a plan that cannot be, sizes that do not go with the tensors, tensors
+    /// that the parts do not fill.
     pub(super) fn plausible(&self) -> Result<(), String> {
         let state = &self.state;
         state.config.check_stored()?;
+        let plan = &state.plan;
+        let batch = plan.batch_per_worker.saturating_mul(plan.mesh.workers());
+        let even = plan.accumulate > 0 && plan.batch_per_worker.is_multiple_of(plan.accumulate);
+        if batch == 0 || batch > MOST_SAMPLES || !even || !(1..=MOST_CHUNKS).contains(&plan.chunks) {
+            return Err(format!(
+                "has a plan that cannot be: {} samples for each of {} workers in {} micro-batches, {} chunks a stage",
+                plan.batch_per_worker,
+                plan.mesh.workers(),
+                plan.accumulate,
+                plan.chunks
+            ));
+        }
         let tensors = self.tensors.len();
         let layers = |counts: &[usize]| {
             let all = counts.iter().try_fold(0usize, |all, &count| all.checked_add(count));
