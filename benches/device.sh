@@ -15,7 +15,7 @@ kind = "gpt"
 layers = 2
 heads = 4
 embed = 64
-block = 32
+context = 32
 [data]
 kind = "text"
 [train]

@@ -36,4 +36,4 @@ for target in manifest huggingface tokenizer configuration; do
   # Lists of changes of a whole file, three bytes each, or the file's bytes.
   feed "$target" "$runs" 96
 done
-feed pictures "$runs" 1024
+feed images "$runs" 1024

@@ -13,7 +13,7 @@ for plan in "--mesh data=2" "--mesh data=2 --zero 1" "--mesh data=2 --zero 2" "-
   "--mesh data=2 --zero 1 --set parallel.offload=true" "--mesh tensor=2" "--mesh pipe=2 --micro-batches 2"; do
   rm -rf "$out/run"
   target/release/regatta train configs/gpt-base.toml --set data.path="$text" --set data.cache="$out/data" --steps 3 \
-    --set model.layers=12 --set model.embed=768 --set model.block=32 --set train.batch_per_worker=2 \
+    --set model.layers=12 --set model.embed=768 --set model.context=32 --set train.batch_per_worker=2 \
     --set train.eval_batches=1 --transport tcp --out "$out/run" $plan >/dev/null 2>"$out/log" || { cat "$out/log"; exit 1; }
   python3 - "$out/run/summary.json" "$plan" <<'P'
 import json, sys

@@ -1,29 +1,29 @@
-//! How much memory this process and its machine have.
+//! How much memory this process and its machine may use.
 
 use std::fs;
 use std::path::Path;
 
-/// A bound on memory, and what sets it.
+/// A limit of memory, and what sets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
     /// Bytes.
     pub bytes: u64,
-    /// What sets it, as in `the limit of its cgroup`.
+    /// What sets the limit, as in `the memory limit of its cgroup`.
     pub by: &'static str,
 }
 
-/// What this process may take.
+/// The memory that this process may use.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Available {
-    /// What all processes here have together, swap included: the machine's, or their cgroup's where that is less.
+    /// The limit of all processes here together, swap included: the machine's, or the cgroup's if that is lower.
     pub together: Option<Bound>,
-    /// Of that, what is free at the moment.
+    /// The bytes of that limit that are free now.
     pub free: Option<u64>,
-    /// What each process may have.
+    /// The limit of each process.
     pub process: Option<Bound>,
 }
 
-/// What this process may take, as far as the system tells.
+/// Asks the system how much memory this process may use.
 pub fn available() -> Available {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -38,14 +38,14 @@ pub fn available() -> Available {
     Available { together, free, process: of_process() }
 }
 
-/// A line of /proc/meminfo in bytes.
+/// The value of a line of /proc/meminfo in bytes.
 fn field(meminfo: &str, name: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The smallest limit of the cgroups that the process is in, with the swap that it may use; `root` is where they are
-/// mounted. Version 2 has one tree, version 1 one for memory.
+/// The lowest limit of the process's cgroups, plus the swap that it may use; `root` is where cgroups are mounted.
+/// Version 2 has a single tree, version 1 has a tree for memory.
 fn cgroup(cgroups: &str, root: &Path, swap: u64) -> Option<u64> {
     let mut smallest: Option<u64> = None;
     for line in cgroups.lines() {
@@ -59,7 +59,8 @@ fn cgroup(cgroups: &str, root: &Path, swap: u64) -> Option<u64> {
             _ => continue,
         };
         let read = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-        // Every parent's limit holds too. Inside a container the path may be one of the host's: then the root is its own.
+        // The limits of all parents hold too. In a container the path may be the host's: then the root is the
+        // container's cgroup.
         let own = tree.join(path.trim_start_matches('/'));
         for folder in own.ancestors().take_while(|folder| folder.starts_with(&tree)) {
             let Some(limit) = read(&folder.join(limit)) else { continue };

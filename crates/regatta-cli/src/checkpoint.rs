@@ -1,4 +1,4 @@
-//! `regatta checkpoint`: what is in a checkpoint, whether it is whole, and exchange with `transformers`.
+//! `regatta checkpoint`: shows what is in a checkpoint, verifies it, and exchanges models with `transformers`.
 
 use crate::error::Result;
 use crate::out::{self, say};
@@ -16,11 +16,11 @@ pub struct CheckpointArgs {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Say what is in a checkpoint.
+    /// Show what is in a checkpoint.
     Inspect {
         /// The folder of a run (its newest checkpoint) or of one checkpoint, or an object store's URL of either.
         target: PathBuf,
-        /// Of a run, the checkpoint with the lowest validation loss.
+        /// Of a run, take the checkpoint with the lowest validation loss.
         #[arg(long)]
         best: bool,
     },
@@ -36,15 +36,15 @@ enum Command {
         /// The folder to write; it must hold no model yet.
         #[arg(long)]
         out: PathBuf,
-        /// The checkpoint with the lowest validation loss instead of the newest.
+        /// Take the checkpoint with the lowest validation loss instead of the newest.
         #[arg(long)]
         best: bool,
     },
-    /// Make a run of a GPT-2 that transformers saved.
+    /// Make a run from a GPT-2 that transformers saved.
     Import {
         /// The folder with config.json and model.safetensors.
         folder: PathBuf,
-        /// The folder of the run to make; it must hold no checkpoint yet.
+        /// The run's folder to write; it must hold no checkpoint yet.
         #[arg(long)]
         out: PathBuf,
     },
@@ -78,13 +78,13 @@ pub fn run(args: CheckpointArgs) -> Result<ExitCode> {
             let tokenizer = if imported.tokenizer { " with its tokenizer" } else { "" };
             let model = &imported.model;
             print(&format!(
-                "{}: a gpt of {} parameters{tokenizer}, layers {}, heads {}, embed {}, block {}\n",
+                "{}: a gpt of {} parameters{tokenizer}, layers {}, heads {}, embed {}, context {}\n",
                 out.display(),
                 imported.parameters,
                 model.layers,
                 model.heads,
                 model.embed,
-                model.block
+                model.context
             ))
         }
     }
@@ -98,15 +98,15 @@ fn check(target: &Path) -> Result<ExitCode> {
     for problem in &report.problems {
         say!("damaged: {problem}");
     }
-    let whole = report.problems.is_empty();
+    let intact = report.problems.is_empty();
     print(&format!(
         "{} checkpoint(s), {} file(s), {} bytes: {}\n",
         report.checkpoints.len(),
         report.files,
         report.bytes,
-        if whole { "whole".into() } else { format!("{} problem(s)", report.problems.len()) }
+        if intact { "intact".into() } else { format!("{} problem(s)", report.problems.len()) }
     ))?;
-    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if intact { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn warn(warnings: &[String]) {
@@ -121,7 +121,7 @@ fn print(text: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The tokenizer in the run's folder, where there is one: above the checkpoint's folder and `checkpoints`.
+/// The tokenizer of the checkpoint's run, if there is one: it is in the folder that contains `checkpoints`.
 fn tokenizer_of(run: &Path, checkpoint: &Checkpoint) -> Option<PathBuf> {
     if run.to_str().is_some_and(|text| text.contains("://")) {
         return None;

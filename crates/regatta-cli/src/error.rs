@@ -1,14 +1,14 @@
-//! What ends the program with a message: any error that prints as a sentence.
+//! Errors that end the program: any error that prints as a sentence.
 
 use std::fmt;
 
 /// The program's result.
 pub type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
-/// An end with an exit code of its own.
+/// An error with an exit code of its own.
 #[derive(Debug)]
 pub struct Exit {
-    /// What to say; nothing where a signal has stopped what it was meant to stop.
+    /// The message; none if a signal stopped the job as requested.
     pub message: Option<String>,
     /// The exit code.
     pub code: u8,

@@ -1,34 +1,34 @@
-//! How the work is spread, as the command line says it: for training and for looking at plans.
+//! Flags that say how the work is spread over ranks, for training and for showing plans.
 
 use crate::available::{Available, Bound, available};
 use crate::cores;
 use crate::error::Result;
 use clap::Args;
-use regatta::plan::{Mesh, Plan, PlanError, ScheduleKind, default_workers, mebibytes};
-use regatta::train::{Config, Loaded, Override};
+use regatta::config::{Config, Loaded, Override};
+use regatta::plan::{Axis, Mesh, Plan, PlanError, ScheduleKind, default_workers, mebibytes};
 use std::path::{Path, PathBuf};
 
-/// A configuration, and flags that change how its work is spread.
+/// A configuration, and flags that change how its work is spread over ranks.
 #[derive(Args)]
 pub struct PlanFlags {
     /// The configuration, a TOML file.
     config: PathBuf,
-    /// Local workers; left out: what the machine serves best.
+    /// Local workers; default: as many as are fastest on this machine.
     #[arg(long)]
     workers: Option<usize>,
-    /// Named axes and their sizes, as in data=2,tensor=2,pipe=2; left out: all workers along data.
+    /// Named axes and their sizes, as in data=2,tensor=2,pipe=2; default: all workers along data.
     #[arg(long)]
     mesh: Option<Mesh>,
-    /// What is sharded over data: 1 optimizer state, 2 gradients too, 3 parameters too.
+    /// What is sharded over data: 1 optimizer state, 2 also gradients, 3 also parameters.
     #[arg(long)]
     zero: Option<u8>,
-    /// In which order pipeline stages work: gpipe, 1f1b, interleaved or zero-bubble.
+    /// Schedule of pipeline stages: gpipe, 1f1b, interleaved or zero-bubble.
     #[arg(long)]
     schedule: Option<ScheduleKind>,
-    /// Micro-batches that each worker's samples are cut into, instead of train.accumulate.
+    /// Micro-batches of each worker per step, instead of train.accumulate.
     #[arg(long)]
     micro_batches: Option<usize>,
-    /// Change a key of the configuration; the flag of a key wins over this.
+    /// Change a key of the configuration; a key's own flag overrides this.
     #[arg(long = "set", value_name = "key.path=value")]
     sets: Vec<String>,
 }
@@ -39,7 +39,7 @@ impl PlanFlags {
         &self.config
     }
 
-    /// The configuration: the file, over it the environment, over it the flags and `more` changes.
+    /// Reads the configuration. The environment overrides the file, and the flags and `more` override both.
     pub fn load(&self, more: impl IntoIterator<Item = Override>) -> Result<Loaded> {
         let mut changes = Override::environment(|name| std::env::var(name).ok());
         changes.extend(self.sets.iter().map(|set| Override::flag("--set", set)));
@@ -50,14 +50,17 @@ impl PlanFlags {
         flag("--mesh", "parallel.mesh", self.mesh.as_ref().map(Mesh::to_string));
         flag("--zero", "parallel.zero", self.zero.map(|zero| zero.to_string()));
         flag("--schedule", "parallel.schedule", self.schedule.map(|schedule| schedule.to_string()));
-        flag("--micro-batches", "train.accumulate", self.micro_batches.map(|micros| micros.to_string()));
+        flag(
+            "--micro-batches",
+            "train.accumulate",
+            self.micro_batches.map(|micro_batches| micro_batches.to_string()),
+        );
         changes.extend(more);
         Ok(Loaded::read(&self.config, &changes)?)
     }
 }
 
-/// The ranks of a job that nobody else has started: as many as asked for, or as the mesh has, or as the machine serves
-/// best.
+/// How many ranks to start: as many as the configuration asks for, as its mesh has, or as are fastest on this machine.
 pub fn workers(config: &Config) -> Result<usize> {
     let batch = config.train.batch.map(|batch| batch / config.train.accumulate.max(1));
     let mesh = config.parallel.mesh.as_deref().map(str::parse::<Mesh>).transpose()?;
@@ -74,7 +77,7 @@ pub fn plan(config: &Config, workers: usize) -> Result<Plan> {
     })
 }
 
-/// Checks that the model can follow the plan and that the plan fits, before anything runs; `vocab` is the data's.
+/// Checks before anything runs that the plan suits the model and fits into memory; `vocab` is the data's.
 pub fn check(config: &Config, plan: &Plan, vocab: usize) -> Result<()> {
     config.check_plan(plan, vocab).map_err(|error| match error {
         PlanError::TooLarge(_) => error.to_string(),
@@ -90,7 +93,7 @@ pub enum Here {
     Processes,
     /// All of them, as threads of this process.
     Threads,
-    /// This rank, and others of which only the number is known.
+    /// This rank, and others of which only the number is known; another launcher has started them.
     Rank {
         /// This rank.
         rank: usize,
@@ -99,28 +102,28 @@ pub enum Here {
     },
 }
 
-/// Checks that what the ranks of this machine take whatever the batch is fits its memory, before they take it. Returns a
-/// warning where all that they are foretold to take is more than what is free.
+/// Checks that the memory which the ranks of this machine need for any batch fits, before they allocate it. Returns a
+/// warning if the memory predicted for this batch is more than what is free.
 pub fn check_machine(config: &Config, plan: &Plan, vocab: usize, here: Here) -> Result<Option<String>> {
     fits(config, plan, vocab, here, &available())
 }
 
 fn fits(config: &Config, plan: &Plan, vocab: usize, here: Here, have: &Available) -> Result<Option<String>> {
-    // A plan that cannot be is another error, which check() tells.
+    // An impossible plan is another error, which `check` reports.
     let Ok(stages) = config.footprints(plan, vocab) else { return Ok(None) };
     let least: Vec<u64> = stages.iter().map(|stage| stage.least() as u64).collect();
     let most: Vec<u64> = stages.iter().map(|stage| stage.total() as u64).collect();
     let (Some(&smallest), Some(&largest)) = (least.iter().min(), least.iter().max()) else { return Ok(None) };
-    let of_each = (plan.world() / stages.len()) as u64;
+    let ranks_of_stage = (plan.world() / stages.len()) as u64;
     let sum = |bytes: &[u64]| {
-        bytes.iter().fold(0u64, |sum, bytes| sum.saturating_add(bytes.saturating_mul(of_each)))
+        bytes.iter().fold(0u64, |sum, bytes| sum.saturating_add(bytes.saturating_mul(ranks_of_stage)))
     };
-    // Where it is not known which stages are here, those that take least.
-    let (ranks, together, process, foretold) = match here {
+    // If it is not known which stages are here, assume those that need least.
+    let (ranks, together, process, predicted) = match here {
         Here::Processes => (plan.world(), sum(&least), largest, sum(&most)),
         Here::Threads => (plan.world(), sum(&least), sum(&least), sum(&most)),
         Here::Rank { rank, local } => {
-            let stage = plan.mesh.coordinate(rank, "pipe");
+            let stage = plan.mesh.coordinate(rank, Axis::Pipe);
             let fewest = most.iter().min().copied().unwrap_or(0);
             let together = smallest.saturating_mul(local as u64);
             (local, together, least[stage], fewest.saturating_mul(local as u64))
@@ -145,10 +148,11 @@ fn fits(config: &Config, plan: &Plan, vocab: usize, here: Here, have: &Available
     if let Some(bound) = have.together.as_ref().filter(|bound| together > bound.bytes) {
         return Err(refuse(together, format!("the {ranks} rank(s) of this machine take"), bound).into());
     }
-    Ok(have.free.filter(|free| foretold > *free).map(|free| {
+    Ok(have.free.filter(|free| predicted > *free).map(|free| {
         format!(
-            "the {ranks} rank(s) of this machine are foretold to take {}, and {} are free: the run may end for want of memory",
-            size(foretold),
+            "the {ranks} rank(s) of this machine are predicted to take {}, but {} are free: the run may run out of \
+             memory",
+            size(predicted),
             size(free)
         )
     }))
@@ -159,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_fit_is_refused_and_what_is_near_is_told() {
+    fn too_little_memory_is_refused_and_little_free_memory_warned_of() {
         let text = "[model]\nkind='gpt'\nembed=256\n[data]\npath='x'\n[train]\nbatch=8\n";
         let sets = ["parallel.mesh=data=2".to_string()];
         let config = Config::parse(text, "test", &sets).unwrap();
@@ -182,7 +186,7 @@ mod tests {
             assert!(fits(here, Available { process: bound(all - 1), ..none.clone() }).is_err());
             assert_eq!(fits(here, Available { free: Some(2 * most), ..none.clone() }), Ok(None));
             let warning = fits(here, Available { free: Some(2 * most - 1), ..none }).unwrap().unwrap();
-            assert!(warning.contains("are foretold to take"), "{warning}");
+            assert!(warning.contains("are predicted to take"), "{warning}");
         }
     }
 }

@@ -7,8 +7,8 @@ use crate::out::{self, say};
 use clap::Args;
 use regatta::Generator;
 use regatta::checkpoint::Which;
+use regatta::config::SampleConfig;
 use regatta::plan::Mesh;
-use regatta::train::SampleConfig;
 use regatta_comm::rendezvous::World;
 use regatta_comm::{Group, Options};
 use std::path::PathBuf;
@@ -18,28 +18,28 @@ use std::process::ExitCode;
 pub struct GenerateArgs {
     /// The folder of a training run.
     run: PathBuf,
-    /// Text to go on from.
+    /// Text to continue.
     #[arg(long, default_value = "")]
     prompt: String,
     /// Tokens to generate.
     #[arg(long, default_value_t = 200)]
     tokens: usize,
-    /// Below 1 likelier tokens are preferred, above 1 unlikelier ones get a chance; 0: always the likeliest token.
+    /// Values below 1 prefer likely tokens, values above 1 give unlikely ones a chance; 0 always takes the likeliest.
     #[arg(long, default_value_t = 0.8)]
     temperature: f64,
-    /// Choose among this many likeliest tokens; 0: among all.
+    /// Choose among this many likeliest tokens; 0 stands for all.
     #[arg(long, default_value_t = 50)]
     top_k: usize,
     /// The same seed gives the same text.
     #[arg(long, default_value_t = 1337)]
     seed: u64,
-    /// Spread the model over as many local processes as these axes have, tensor and pipe, as in tensor=2,pipe=2.
+    /// Spread the model over local processes along the axes tensor and pipe, as in tensor=2,pipe=2.
     #[arg(long)]
     mesh: Option<Mesh>,
     /// The newest checkpoint instead of the one with the lowest validation loss.
     #[arg(long)]
     last: bool,
-    /// Which checkpoint: best, last, or step-N; left out: best.
+    /// The checkpoint: best, last, or step-N; default: best.
     #[arg(long, value_name = "CHECKPOINT", conflicts_with = "last")]
     from: Option<Which>,
 }
@@ -49,13 +49,13 @@ impl GenerateArgs {
         self.from.unwrap_or(if self.last { Which::Last } else { Which::Best })
     }
 
-    /// How the model lies over a job of `world` ranks; none where no launcher has started one yet.
+    /// The mesh over which the model is spread. `world` is the number of ranks of the job, if one has been started.
     fn mesh(&self, world: Option<usize>) -> Result<Mesh> {
         let Some(mesh) = &self.mesh else {
             return match world {
                 None | Some(1) => Ok(Mesh::data(1)),
                 Some(world) => Err(format!(
-                    "the job has {world} ranks: say how the model lies over them, as in --mesh tensor={world}"
+                    "the job has {world} ranks: say how to spread the model over them, as in --mesh tensor={world}"
                 )
                 .into()),
             };
@@ -66,7 +66,7 @@ impl GenerateArgs {
             return Err(format!("--mesh {mesh}: {problem}").into());
         }
         if let Some(world) = world {
-            mesh.fits(world)?;
+            mesh.check_world(world)?;
         }
         Ok(mesh.clone())
     }
@@ -78,7 +78,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     }
     let world = World::from_env()?;
     let mesh = args.mesh(world.as_ref().map(|world| world.size))?;
-    // Before anything starts, and before the ranks meet: a mesh that the model cannot follow is one sentence, once.
+    // Before anything starts and before the ranks meet: a mesh that does not suit the model is then reported only once.
     Generator::check(&args.run, args.which(), &mesh)?;
     match world {
         Some(world) => {
@@ -94,7 +94,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
                 program: std::env::current_exe()?,
                 arguments: std::env::args_os().skip(1).collect(),
                 workers: mesh.size(),
-                threads: cores::of_each(mesh.size()),
+                threads: cores::threads_of_each(mesh.size()),
                 transport: None,
                 environment: vec![],
                 own: true,
@@ -114,7 +114,7 @@ fn on_rank(args: &GenerateArgs, group: &Group, mesh: Mesh) -> Result<()> {
         generator.warnings().iter().for_each(|warning| say!("warning: {warning}"));
         out::write(format_args!("{}", args.prompt));
     }
-    // Only rank 0 is given text. A reader that has seen enough closes the pipe; that is no error.
+    // Only rank 0 receives text. A reader may close the pipe early, which is no error.
     generator.stream(&args.prompt, &options, args.seed, |piece| out::write(format_args!("{piece}")))?;
     if group.rank() == 0 {
         out::write(format_args!("\n"));

@@ -1,8 +1,8 @@
-//! Everything that the program says goes through here. What it says is never worth a run: a reader that has gone away, a
-//! full disk behind standard output or a terminal that was closed cost the text, and nothing else.
+//! All output of the program goes through here. Failed output never ends a run: if a reader has closed the pipe, a disk
+//! is full or a terminal was closed, only the text is lost.
 //!
-//! Where the text itself is what somebody asked for (`generate`, `plan show`, `checkpoint inspect`, `trace`, `bench`),
-//! [`finish`] tells a reader who has seen enough, which is no error, from text that was lost.
+//! Some commands exist for their text (`generate`, `plan show`, `checkpoint inspect`, `trace`, `bench`). They call
+//! [`finish`], which returns an error if text was lost, but not if the reader closed the pipe.
 
 use crate::error::Result;
 use indicatif::ProgressBar;
@@ -25,10 +25,10 @@ macro_rules! say {
 }
 pub(crate) use {say, show};
 
-/// Writes to standard output. Whether it could be written.
+/// Writes to standard output. Returns whether that succeeded.
 pub fn write(text: Arguments<'_>) -> bool {
     let bar = BAR.lock().unwrap_or_else(PoisonError::into_inner);
-    // In one piece: several ranks may write to one terminal.
+    // In one write: several ranks may write to one terminal.
     let text = text.to_string();
     let write = || {
         let mut out = std::io::stdout().lock();
@@ -53,7 +53,7 @@ pub fn note(line: Arguments<'_>) {
     let bar = BAR.lock().unwrap_or_else(PoisonError::into_inner);
     let text = format!("{line}\n");
     let write = || {
-        // There is nobody left to tell.
+        // The error has no other place to be shown.
         let _ = std::io::stderr().lock().write_all(text.as_bytes());
     };
     match &*bar {
@@ -62,27 +62,26 @@ pub fn note(line: Arguments<'_>) {
     }
 }
 
-/// Writes a line to standard error some time soon, without waiting: for who must not be held up by a terminal or a pipe
-/// that takes nothing.
-pub fn aside(line: String) {
+/// Writes a line to standard error from another thread: a terminal or pipe that is blocked does not delay the caller.
+pub fn note_in_background(line: String) {
     // Without a thread the line is lost.
     let _ = std::thread::Builder::new().spawn(move || note(format_args!("{line}")));
 }
 
-/// From now on messages go above this bar.
-pub fn above(bar: Option<ProgressBar>) {
+/// Sets the progress bar that messages are written above.
+pub fn set_bar(bar: Option<ProgressBar>) {
     *BAR.lock().unwrap_or_else(PoisonError::into_inner) = bar;
 }
 
-/// Whether standard output has failed: whoever writes much can stop.
+/// Whether writing to standard output has failed: commands with long output can stop then.
 pub fn closed() -> bool {
     LOST.lock().unwrap_or_else(PoisonError::into_inner).is_some()
 }
 
-/// For commands whose text is what was asked for.
+/// Reports text that was lost, for commands that exist for their text.
 ///
 /// # Errors
-/// Text that could not be written, unless the reader has closed the pipe: it has seen enough.
+/// Text could not be written. That the reader has closed the pipe is no error.
 pub fn finish() -> Result<()> {
     match LOST.lock().unwrap_or_else(PoisonError::into_inner).take() {
         Some(error) if error.kind() != ErrorKind::BrokenPipe => {

@@ -1,12 +1,12 @@
-//! What a person sees of a run: a live bar on a terminal, a line now and then elsewhere.
+//! Shows the progress of a run: a bar on a terminal, a line from time to time elsewhere.
 
 use crate::out::{self, say};
 use indicatif::{ProgressBar, ProgressStyle};
-use regatta::train::{Job, Observer, Score, StepReport};
+use regatta::train::{Callback, Flow, Job, Score, StepReport};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Time between lines where there is no terminal.
+/// Time between lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Shows a run on standard error.
@@ -14,27 +14,27 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     steps: usize,
     begun: Instant,
-    done: usize,
+    resumed_at: usize,
     last_line: Option<Instant>,
     unit: &'static str,
 }
 
 impl Progress {
-    /// For a run of `steps`, in tokens or samples.
+    /// For a run of `steps` steps; `unit` is what its speed is counted in, tokens or samples.
     pub fn new(steps: usize, unit: &'static str) -> Self {
-        Self { bar: None, steps, begun: Instant::now(), done: 0, last_line: None, unit }
+        Self { bar: None, steps, begun: Instant::now(), resumed_at: 0, last_line: None, unit }
     }
 
-    /// Leaves the bar where it is.
+    /// Stops drawing the bar and leaves it on the terminal.
     pub fn finish(&self) {
-        out::above(None);
+        out::set_bar(None);
         if let Some(bar) = &self.bar {
             bar.abandon();
         }
     }
 }
 
-impl Observer for Progress {
+impl Callback for Progress {
     fn announced(&mut self, message: &str) {
         say!("{message}");
     }
@@ -51,20 +51,20 @@ impl Observer for Progress {
         if done > 0 {
             say!("resuming after step {done}");
         }
-        (self.done, self.begun) = (done, Instant::now());
+        (self.resumed_at, self.begun) = (done, Instant::now());
         if std::io::stderr().is_terminal() {
             let bar = ProgressBar::new(self.steps as u64).with_position(done as u64);
-            // On 80 columns there is room for the `^C` of a key: a line that wraps would be drawn once more below.
+            // 80 columns leave room for the `^C` of Ctrl-C: a line that wraps would be drawn once more below.
             if let Ok(style) = ProgressStyle::with_template("{bar:16} {pos}/{len} {msg}") {
                 bar.set_style(style);
             }
-            out::above(Some(bar.clone()));
+            out::set_bar(Some(bar.clone()));
             self.bar = Some(bar);
         }
     }
 
-    fn step(&mut self, report: &StepReport) {
-        let pace = self.begun.elapsed().as_secs_f64() / (report.step - self.done).max(1) as f64;
+    fn step(&mut self, report: &StepReport) -> Flow {
+        let pace = self.begun.elapsed().as_secs_f64() / (report.step - self.resumed_at).max(1) as f64;
         let left = pace * (self.steps - report.step) as f64;
         let message = format!(
             "loss {:.4}  {:.0} {}/s  {}:{:02} left",
@@ -81,11 +81,14 @@ impl Observer for Progress {
             self.last_line = Some(Instant::now());
             say!("step {}/{}  {message}", report.step, self.steps);
         }
+        Flow::Continue
     }
 
-    fn evaluated(&mut self, step: usize, score: Score) {
+    fn evaluated(&mut self, step: usize, score: &Score) -> Flow {
         let accuracy = score.accuracy.map_or(String::new(), |a| format!(", accuracy {:.2} %", 100.0 * a));
-        say!("step {step}: validation loss {:.4}{accuracy}", score.loss);
+        let metrics = score.metrics.iter().map(|(name, value)| format!(", {name} {value:.4}"));
+        say!("step {step}: validation loss {:.4}{accuracy}{}", score.loss, metrics.collect::<String>());
+        Flow::Continue
     }
 
     fn warning(&mut self, message: &str) {

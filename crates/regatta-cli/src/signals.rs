@@ -1,11 +1,13 @@
-//! Signals: which ones this process takes, and what each means to a rank and to the launcher.
+//! Signals: which ones this process handles, and what each means to a rank and to the launcher.
 //!
-//! The first of SIGHUP, SIGINT, SIGQUIT and SIGTERM asks to save and stop, the second ends at once. One wish may arrive
-//! several times: `timeout`, systemd and Slurm signal the launcher and the ranks, mpirun passes on what the ranks have
-//! got already. [`Stops`] tells such copies from a second wish. Ranks of our own launcher leave that to it.
+//! The first of SIGHUP, SIGINT, SIGQUIT and SIGTERM asks to save and stop, the second ends at once. One request may
+//! arrive several times: `timeout`, systemd and Slurm signal the launcher and the ranks, and mpirun passes on signals
+//! that the ranks have received already. [`StopRequests`] tells such duplicates from a second request. Ranks of our own
+//! launcher leave that to the launcher.
 
 use crate::error::Result;
-use regatta::train::{OnUserSignal, Requests};
+use regatta::config::OnUserSignal;
+use regatta::train::Requests;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
@@ -15,140 +17,145 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Says to a process that our launcher has started it, which then also ends it.
+/// The launcher sets this variable for its ranks: it ends them, too.
 pub const LAUNCHED: &str = "REGATTA_LAUNCHED";
-/// Its value where the ranks are this program, as those of `regatta train` are.
+/// Its value if the ranks run this program, as those of `regatta train` do.
 pub const OWN: &str = "own";
 
-/// Variables of other launchers that stay while their ranks run: Open MPI's and torchrun's.
+/// Variables of other launchers that run as long as their ranks: Open MPI's and torchrun's.
 const FOREIGN: [&str; 2] = ["OMPI_COMM_WORLD_RANK", "TORCHELASTIC_RUN_ID"];
 
 /// Signals that ask to save and stop.
 pub const STOPS: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
-/// Signals whose meaning is the user's.
+/// Signals whose meaning the user chooses.
 pub const USER: [i32; 2] = [SIGUSR1, SIGUSR2];
+/// How often a rank looks whether its launcher has ended.
+const LAUNCHER_POLL: Duration = Duration::from_secs(1);
+/// Shells add a signal's number to this for the exit code.
+const SIGNAL_EXIT_BASE: u8 = 128;
 /// Signals of job control, which the launcher passes on.
 const JOB_CONTROL: [i32; 2] = [SIGTSTP, SIGCONT];
 
-/// A signal that has come.
+/// A signal that was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
     pub signal: i32,
-    /// A key of the terminal sent it, not a process.
+    /// Whether a key of the terminal sent it, and not a process.
     pub by_key: bool,
 }
 
-/// Who deals with signals.
-enum Taker {
-    /// Nothing is running that could be saved: signals do what they do to any program.
-    Nobody,
+/// What handles signals.
+enum Handler {
+    /// Nothing is running that could be saved: signals have their default effect.
+    Default,
     /// A rank, or a process whose threads are all ranks.
     Rank {
         requests: Arc<Requests>,
         user: OnUserSignal,
         launched: bool,
-        stops: Stops,
+        stops: StopRequests,
     },
     Launcher(Box<dyn Fn(Received) + Send>),
 }
 
 struct Signals {
-    taker: Arc<Mutex<Taker>>,
-    handle: signal_hook::iterator::Handle,
+    handler: Arc<Mutex<Handler>>,
+    registration: signal_hook::iterator::Handle,
 }
 
 static SIGNALS: OnceLock<Signals> = OnceLock::new();
 
-/// From now on this process takes signals, which do at first what they do to any program, but for SIGUSR1 and SIGUSR2:
-/// there is nothing to save yet.
-pub fn take() -> Result<()> {
+/// Installs the signal handlers. At first signals have their default effect, except that SIGUSR1 and SIGUSR2 are
+/// ignored: there is nothing to save yet.
+pub fn install() -> Result<()> {
     if SIGNALS.get().is_some() {
         return Ok(());
     }
     let mut signals =
         SignalsInfo::<WithOrigin>::new(STOPS.iter().chain(&USER).filter(|&&signal| !ignored(signal)))?;
-    let taker = Arc::new(Mutex::new(Taker::Nobody));
-    let own = Signals { taker: taker.clone(), handle: signals.handle() };
+    let handler = Arc::new(Mutex::new(Handler::Default));
+    let own = Signals { handler: handler.clone(), registration: signals.handle() };
     if SIGNALS.set(own).is_err() {
         return Ok(());
     }
     std::thread::Builder::new().name("regatta-signals".into()).spawn(move || {
         for origin in signals.forever() {
             let received = Received { signal: origin.signal, by_key: by_key(&origin) };
-            taker.lock().unwrap_or_else(PoisonError::into_inner).take(received);
+            handler.lock().unwrap_or_else(PoisonError::into_inner).handle(received);
         }
     })?;
     Ok(())
 }
 
-/// From now on signals are requests to a run.
-pub fn ask(requests: Arc<Requests>, user: OnUserSignal) {
+/// From now on signals become requests to a run.
+pub fn send_to_run(requests: Arc<Requests>, user: OnUserSignal) {
     let launched = launched();
-    set(Taker::Rank { requests, user, launched, stops: Stops::default() });
+    set(Handler::Rank { requests, user, launched, stops: StopRequests::default() });
 }
 
-/// mpirun and torchrun start their ranks in sessions or groups of their own. So a terminal that closes ends the launcher
-/// alone, and so does `kill -9` of it. Its ranks would train on, unseen: they take it as SIGHUP, and save and stop.
+/// Makes a rank of mpirun or torchrun save and stop, as after SIGHUP, when its launcher has ended. These launchers
+/// start their ranks in sessions or groups of their own: a closed terminal, or `kill -9` of the launcher, does not
+/// reach them.
 #[cfg(unix)]
 pub fn stop_with_launcher() -> Result<()> {
     use std::os::unix::process::parent_id;
-    // A rank that was started by hand may outlive the shell that did.
+    // A rank that was started by hand may outlive its shell.
     if launched() || FOREIGN.iter().all(|name| std::env::var_os(name).is_none()) {
         return Ok(());
     }
     let launcher = parent_id();
     std::thread::Builder::new().name("regatta-launcher".into()).spawn(move || {
         while parent_id() == launcher {
-            std::thread::sleep(Duration::from_secs(1));
+            std::thread::sleep(LAUNCHER_POLL);
         }
         if let Some(signals) = SIGNALS.get() {
-            let gone = Received { signal: SIGHUP, by_key: false };
-            signals.taker.lock().unwrap_or_else(PoisonError::into_inner).take(gone);
+            let hangup = Received { signal: SIGHUP, by_key: false };
+            signals.handler.lock().unwrap_or_else(PoisonError::into_inner).handle(hangup);
         }
     })?;
     Ok(())
 }
 
-/// From now on signals are sent to the launcher's loop; until the result is dropped.
-pub fn hand_to<T: Send + 'static>(sender: Sender<T>, wrap: fn(Received) -> T) -> Result<Handed> {
-    take()?;
+/// Sends signals to the launcher's loop until the result is dropped.
+pub fn send_to_launcher<T: Send + 'static>(sender: Sender<T>, wrap: fn(Received) -> T) -> Result<Forwarding> {
+    install()?;
     if let Some(signals) = SIGNALS.get() {
         for signal in JOB_CONTROL {
             if !ignored(signal) {
-                signals.handle.add_signal(signal)?;
+                signals.registration.add_signal(signal)?;
             }
         }
     }
-    // The launcher may have stopped listening.
-    set(Taker::Launcher(Box::new(move |received| drop(sender.send(wrap(received))))));
-    Ok(Handed)
+    // Sending fails if the launcher's loop has ended.
+    set(Handler::Launcher(Box::new(move |received| drop(sender.send(wrap(received))))));
+    Ok(Forwarding)
 }
 
-/// While it lives, the launcher's loop gets the signals.
-pub struct Handed;
+/// The launcher's loop receives signals until this is dropped.
+pub struct Forwarding;
 
-impl Drop for Handed {
+impl Drop for Forwarding {
     fn drop(&mut self) {
-        set(Taker::Nobody);
+        set(Handler::Default);
     }
 }
 
-/// Whether our launcher has started this process, or what has started it.
+/// Whether our launcher has started this process or one of its parents.
 fn launched() -> bool {
     std::env::var_os(LAUNCHED).is_some_and(|value| !value.is_empty())
 }
 
-/// Whether this process is a rank that this program has started of itself.
+/// Whether this process is a rank of this program that our launcher has started.
 pub fn own_rank() -> bool {
     std::env::var_os(LAUNCHED).is_some_and(|value| value == OWN)
 }
 
-/// The exit code of what a signal has stopped, as shells have it.
+/// The exit code of a program that a signal has stopped, as in shells.
 pub fn exit_code(signal: i32) -> u8 {
-    128u8.saturating_add(u8::try_from(signal).unwrap_or(0))
+    SIGNAL_EXIT_BASE.saturating_add(u8::try_from(signal).unwrap_or(0))
 }
 
-/// The signal that an exit code speaks of.
+/// The signal that an exit code stands for.
 pub fn of_exit_code(code: i32) -> Option<i32> {
     STOPS.into_iter().chain(USER).find(|&signal| i32::from(exit_code(signal)) == code)
 }
@@ -158,9 +165,9 @@ pub fn name(signal: i32) -> &'static str {
     signal_hook::low_level::signal_name(signal).unwrap_or("a signal")
 }
 
-fn set(taker: Taker) {
+fn set(handler: Handler) {
     if let Some(signals) = SIGNALS.get() {
-        *signals.taker.lock().unwrap_or_else(PoisonError::into_inner) = taker;
+        *signals.handler.lock().unwrap_or_else(PoisonError::into_inner) = handler;
     }
 }
 
@@ -168,85 +175,90 @@ fn by_key(origin: &Origin) -> bool {
     matches!(origin.cause, Cause::Kernel)
 }
 
-impl Taker {
-    fn take(&mut self, received: Received) {
+impl Handler {
+    fn handle(&mut self, received: Received) {
         let signal = received.signal;
         match self {
-            // A save that is asked for before there is anything to save is no reason to end.
-            Self::Nobody if USER.contains(&signal) => {}
-            Self::Nobody => {
-                // It cannot fail for signals that exist.
+            // A request to save must not end the process before there is anything to save.
+            Self::Default if USER.contains(&signal) => {}
+            Self::Default => {
+                // This cannot fail for signals that exist.
                 let _ = emulate_default_handler(signal);
             }
             Self::Launcher(send) => send(received),
             Self::Rank { requests, user: OnUserSignal::Save, .. } if USER.contains(&signal) => {
                 requests.save()
             }
-            Self::Rank { requests, launched, stops, .. } => match stops.count(received, Instant::now()) {
-                Wish::Stop => {
+            Self::Rank { requests, launched, stops, .. } => match stops.classify(received, Instant::now()) {
+                Request::Stop => {
                     requests.stop(signal.unsigned_abs());
                     announce(signal);
                 }
-                // The launcher knows whether it is a second wish, and ends us if so.
-                Wish::Copy => {}
-                Wish::End if *launched => {}
-                Wish::End => exit(i32::from(exit_code(signal))),
+                // Our launcher knows whether this is a second request, and ends the rank if so.
+                Request::Duplicate => {}
+                Request::End if *launched => {}
+                Request::End => exit(i32::from(exit_code(signal))),
             },
         }
     }
 }
 
-/// Says that the run stops, where rank 0 of it is in this process.
+/// Prints that the run stops, if its rank 0 is in this process.
 fn announce(signal: i32) {
     let rank =
         ["RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"].iter().find_map(|name| std::env::var(name).ok());
     if rank.is_none_or(|rank| rank == "0") {
         let again = if signal == SIGINT { "Ctrl-C again ends it" } else { "a second signal ends it" };
-        // The second signal must be heard, too.
+        // In the background: a blocked terminal must not delay the second signal.
         let name = name(signal);
-        crate::out::aside(format!("{name}: saving and stopping after this step; {again} at once"));
+        crate::out::note_in_background(format!(
+            "{name}: saving and stopping after this step; {again} at once"
+        ));
     }
 }
 
-/// What a signal that asks to stop is.
+/// What a signal that asks to stop means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wish {
-    /// The first: save and stop.
+pub enum Request {
+    /// The first request: save and stop.
     Stop,
-    /// One more way in which the first has come.
-    Copy,
-    /// The second: end at once.
+    /// The first request again, by another way.
+    Duplicate,
+    /// The second request: end at once.
     End,
 }
 
-/// Tells a second wish to end from copies of the first.
+/// Tells a second request to stop from duplicates of the first.
 #[derive(Debug, Default)]
-pub struct Stops {
+pub struct StopRequests {
     first: Option<Instant>,
 }
 
-impl Stops {
-    /// Signals that processes send so soon after the first are copies of it.
-    const COPIES: Duration = Duration::from_secs(1);
+impl StopRequests {
+    /// A signal that a process sends within this time after the first is a duplicate of it.
+    const DUPLICATES_WITHIN: Duration = Duration::from_secs(1);
 
-    /// What a signal that comes `now` is.
-    pub fn count(&mut self, received: Received, now: Instant) -> Wish {
+    /// What a signal that arrives `now` means.
+    pub fn classify(&mut self, received: Received, now: Instant) -> Request {
         match self.first {
             None => {
                 self.first = Some(now);
-                Wish::Stop
+                Request::Stop
             }
-            // A terminal that closes is no wish to hurry, and says so up to three times: kernel, shell and session.
-            Some(_) if received.signal == SIGHUP => Wish::Copy,
-            // Whoever presses a key twice means it.
-            Some(_) if received.by_key => Wish::End,
-            Some(first) if now.saturating_duration_since(first) < Self::COPIES => Wish::Copy,
-            Some(_) => Wish::End,
+            // A closed terminal does not ask to hurry. It causes up to three signals: from kernel, shell and session.
+            Some(_) if received.signal == SIGHUP => Request::Duplicate,
+            // A key that is pressed twice is a second request.
+            Some(_) if received.by_key => Request::End,
+            Some(first) if now.saturating_duration_since(first) < Self::DUPLICATES_WITHIN => {
+                Request::Duplicate
+            }
+            Some(_) => Request::End,
         }
     }
 }
 
-/// Whether this process was started with the signal ignored, as `nohup` and shells without job control do: it stays so.
+/// Whether this process was started with the signal ignored, as by `nohup` or a shell without job control. Such a
+/// signal stays ignored.
 #[cfg(target_os = "linux")]
 fn ignored(signal: i32) -> bool {
     static IGNORED: OnceLock<u64> = OnceLock::new();
@@ -263,8 +275,8 @@ fn ignored(_: i32) -> bool {
     false
 }
 
-/// Lets this process write to its terminal also where it is not in the terminal's foreground, as ranks of our launcher are
-/// not: `stty tostop` would stop them. For this thread and those it starts.
+/// Lets this thread, and the threads that it starts, write to the terminal from the background: ranks of our launcher
+/// are not in the terminal's foreground, and `stty tostop` would stop them.
 #[cfg(unix)]
 pub fn write_from_background() {
     use nix::sys::signal::{SigSet, Signal};
@@ -278,33 +290,33 @@ pub fn write_from_background() {
 mod tests {
     use super::*;
 
-    fn wishes(signals: &[(i32, bool, u64)]) -> Vec<Wish> {
-        let (mut stops, begun) = (Stops::default(), Instant::now());
-        let count = |&(signal, by_key, ms): &(i32, bool, u64)| {
-            stops.count(Received { signal, by_key }, begun + Duration::from_millis(ms))
+    fn requests(signals: &[(i32, bool, u64)]) -> Vec<Request> {
+        let (mut stops, begun) = (StopRequests::default(), Instant::now());
+        let classify = |&(signal, by_key, ms): &(i32, bool, u64)| {
+            stops.classify(Received { signal, by_key }, begun + Duration::from_millis(ms))
         };
-        signals.iter().map(count).collect()
+        signals.iter().map(classify).collect()
     }
 
     #[test]
-    fn copies_are_told_from_a_second_wish() {
-        use Wish::{Copy, End, Stop};
+    fn duplicates_are_told_from_a_second_request() {
+        use Request::{Duplicate, End, Stop};
         // Ctrl-C twice, also quickly.
-        assert_eq!(wishes(&[(SIGINT, true, 0), (SIGINT, true, 150)]), [Stop, End]);
-        // Ctrl-C, and what mpirun makes of it.
+        assert_eq!(requests(&[(SIGINT, true, 0), (SIGINT, true, 150)]), [Stop, End]);
+        // Ctrl-C, and the signals that mpirun sends after it.
         assert_eq!(
-            wishes(&[(SIGINT, true, 0), (SIGTERM, false, 20), (SIGTERM, false, 900)]),
-            [Stop, Copy, Copy]
+            requests(&[(SIGINT, true, 0), (SIGTERM, false, 20), (SIGTERM, false, 900)]),
+            [Stop, Duplicate, Duplicate]
         );
         // `timeout` signals its child and then the group.
-        assert_eq!(wishes(&[(SIGTERM, false, 0), (SIGTERM, false, 1)]), [Stop, Copy]);
-        assert_eq!(wishes(&[(SIGTERM, false, 0), (SIGTERM, false, 1500)]), [Stop, End]);
+        assert_eq!(requests(&[(SIGTERM, false, 0), (SIGTERM, false, 1)]), [Stop, Duplicate]);
+        assert_eq!(requests(&[(SIGTERM, false, 0), (SIGTERM, false, 1500)]), [Stop, End]);
         // A terminal that closes.
         assert_eq!(
-            wishes(&[(SIGHUP, true, 0), (SIGHUP, false, 1), (SIGHUP, true, 2000)]),
-            [Stop, Copy, Copy]
+            requests(&[(SIGHUP, true, 0), (SIGHUP, false, 1), (SIGHUP, true, 2000)]),
+            [Stop, Duplicate, Duplicate]
         );
-        assert_eq!(wishes(&[(SIGHUP, true, 0), (SIGTERM, false, 5000)]), [Stop, End]);
+        assert_eq!(requests(&[(SIGHUP, true, 0), (SIGTERM, false, 5000)]), [Stop, End]);
     }
 
     #[test]

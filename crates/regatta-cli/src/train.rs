@@ -9,13 +9,13 @@ use crate::preparing::Preparing;
 use crate::progress::Progress;
 use crate::signals;
 use clap::Args;
-use regatta::autograd::keep_freed_memory;
+use regatta::agree;
 use regatta::checkpoint::Which;
+use regatta::config::{Config, Loaded, Override};
+use regatta::datasets::Datasets;
+use regatta::keep_freed_memory;
 use regatta::plan::{Plan, threads_per_worker};
-use regatta::train::{
-    Config, Datasets, Job, Loaded, Observer, Override, Requests, Resume, Silent, Summary, agree,
-    claim_folder, holds_run, train,
-};
+use regatta::train::{Callback, Job, Requests, Resume, Silent, Summary, claim_folder, holds_run, train};
 use regatta_comm::rendezvous::{Arrival, World};
 use regatta_comm::{Algorithm, Group, Options, TransportKind};
 use std::ffi::OsStr;
@@ -24,24 +24,26 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// When the launcher started, for its workers (microseconds since 1970).
+/// When the launcher started, in microseconds since 1970. The launcher sets it for its workers.
 const STARTED: &str = "REGATTA_STARTED_US";
-/// The run's folder that the launcher chose, for its workers.
+/// The run's folder. The launcher sets it for its workers.
 const OUT: &str = "REGATTA_OUT";
 /// Where a rank that fails writes its last operations; by default, the run's folder.
 const TRACE: &str = "REGATTA_TRACE";
 /// After how long a wait is reported; by default, a third of the deadline.
 const WARN: &str = "REGATTA_WARN_S";
+/// The launcher reports a preparation of data that takes longer than this.
+const REPORTED_PREPARATION: Duration = Duration::from_secs(1);
 
-/// What wins where a setting is given in several places.
+/// Help about settings that are given in several places.
 const PRECEDENCE: &str = "\
-Where a setting is given in several places, flags win over environment variables, these over the configuration, and that over
-the default. The flag of a key wins over --set. Settings with a variable of their own:
+If a setting is given in several places, flags override environment variables, these override the configuration, and
+that overrides the default. The flag of a key overrides --set. Settings with a variable of their own:
   parallel.deadline_s  REGATTA_DEADLINE_S
   parallel.transport   REGATTA_TRANSPORT
   parallel.algorithm   REGATTA_ALGORITHM
   parallel.threads     REGATTA_THREADS
-A run begins with a line on those that are not the default. All ranks must have the same configuration and the same data; each
+A run first prints which of them are not the default. All ranks must have the same configuration and the same data; each
 may have its own paths, threads, device, deadline and parallel.memory_mib.";
 
 #[derive(Args)]
@@ -49,28 +51,28 @@ may have its own paths, threads, device, deadline and parallel.memory_mib.";
 pub struct TrainArgs {
     #[command(flatten)]
     pub plan: PlanFlags,
-    /// Write what each rank did when into this file, for a trace viewer.
+    /// Write a timeline of all ranks into this file, for a trace viewer.
     #[arg(long)]
     pub trace: Option<PathBuf>,
     /// Optimizer steps, instead of train.steps.
     #[arg(long)]
     pub steps: Option<usize>,
-    /// The run's folder; left out: runs/NAME, numbered where that is taken.
+    /// The run's folder; default: runs/NAME, numbered if that is taken.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Go on from a checkpoint in the run's folder; with `auto`, begin where there is none.
+    /// Go on from a checkpoint in the run's folder; with `auto`, start a new run if there is none.
     #[arg(long, value_name = "auto", num_args = 0..=1, default_missing_value = "", value_parser = when)]
     pub resume: Option<When>,
-    /// From which checkpoint: last, best or step-N; left out: last.
+    /// The checkpoint to go on from: last, best or step-N; default: last.
     #[arg(long, value_name = "CHECKPOINT", requires = "resume")]
     pub from: Option<Which>,
-    /// Go on though the data or the tokenizer are not those that the checkpoint was trained on.
+    /// Go on even if the data or the tokenizer differ from those that the checkpoint was trained on.
     #[arg(long, requires = "resume")]
     pub other_data: bool,
-    /// `thread` (ranks in one process), `shm` or `tcp`; left out: the fastest that works.
+    /// `thread` (ranks in one process), `shm` or `tcp`; default: the fastest that works.
     #[arg(long)]
     pub transport: Option<TransportKind>,
-    /// The algorithm for all operations that it offers; left out: what the tuning table says.
+    /// The algorithm for all operations that it supports; default: the tuning table's choice.
     #[arg(long)]
     pub algorithm: Option<Algorithm>,
 }
@@ -78,9 +80,9 @@ pub struct TrainArgs {
 /// When to go on from a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// There must be one.
+    /// Always; without a checkpoint it is an error.
     Always,
-    /// Where there is one.
+    /// If there is a checkpoint.
     Auto,
 }
 
@@ -88,14 +90,15 @@ fn when(text: &str) -> std::result::Result<When, String> {
     match text {
         "" => Ok(When::Always),
         "auto" => Ok(When::Auto),
-        _ => Err("it is `--resume` or `--resume auto`; the configuration goes before it".into()),
+        _ => Err("use `--resume` or `--resume auto`; the configuration goes before it".into()),
     }
 }
 
 impl TrainArgs {
     fn resume(&self) -> Result<Option<Resume>> {
         if self.resume == Some(When::Auto) && self.from.is_some_and(|from| from != Which::Last) {
-            let problem = "--from goes with --resume alone: with `auto`, every restart would go back to that checkpoint";
+            let problem =
+                "--from cannot be used with `--resume auto`: every restart would go back to that checkpoint";
             return Err(problem.into());
         }
         Ok(self.resume.map(|when| Resume {
@@ -115,7 +118,7 @@ impl TrainArgs {
         flag("--algorithm", "parallel.algorithm", self.algorithm.map(|algorithm| algorithm.to_string()));
         let mut loaded = self.plan.load(changes)?;
         if let Some(trace) = &self.trace {
-            // A path may be no text.
+            // Not as an override: a path need not be UTF-8.
             loaded.config.train.trace = Some(trace.clone());
         }
         Ok(loaded)
@@ -123,14 +126,14 @@ impl TrainArgs {
 }
 
 pub fn run(args: TrainArgs, started: Instant) -> Result<ExitCode> {
-    let loaded = args.load().inspect_err(|error| tell_job(&error.to_string()))?;
+    let loaded = args.load().inspect_err(|error| report_to_job(&error.to_string()))?;
     train_as(&args, loaded, started, true)
 }
 
-/// Where this process is a rank of a job that somebody started, tells the other ranks why it ends.
-fn tell_job(reason: &str) {
+/// If this process is a rank of a job, tells the other ranks why it ends.
+fn report_to_job(reason: &str) {
     let arrival = |world: &World| Arrival::announce(world, &Options::from_env()?);
-    // Where there is no job, or it cannot be reached, the error is this process's alone.
+    // Without a job that can be reached, only this process reports the error.
     if let Ok(Some(world)) = World::from_env()
         && let Ok(mut arrival) = arrival(&world)
     {
@@ -138,19 +141,19 @@ fn tell_job(reason: &str) {
     }
 }
 
-/// Trains as a configuration says, as one rank of a job or as what starts the ranks; `speaks` says whether somebody is told
-/// about it.
-pub fn train_as(args: &TrainArgs, loaded: Loaded, started: Instant, speaks: bool) -> Result<ExitCode> {
+/// Trains the model of a configuration: as a rank, if a launcher has started this process as one, or else by starting
+/// the ranks. `verbose` says whether progress and results are printed.
+pub fn train_as(args: &TrainArgs, loaded: Loaded, started: Instant, verbose: bool) -> Result<ExitCode> {
     loaded.config.train.device.check()?;
-    signals::take()?;
+    signals::install()?;
     match World::from_env()? {
-        Some(world) => worker(args, loaded, &world, started, speaks),
-        None => launcher(args, loaded, started, speaks),
+        Some(world) => worker(args, loaded, &world, started, verbose),
+        None => launcher(args, loaded, started, verbose),
     }
 }
 
-/// Says what was set otherwise than by default in one of several places, and what of it has no effect.
-fn tell(loaded: &Loaded, plan: &Plan) {
+/// Prints the settings that are not the default, and warns of those without effect.
+fn report_settings(loaded: &Loaded, plan: &Plan) {
     let settings = loaded.settings();
     if !settings.is_empty() {
         say!("settings: {}", settings.join(", "));
@@ -160,34 +163,34 @@ fn tell(loaded: &Loaded, plan: &Plan) {
     }
 }
 
-/// One rank of a job that somebody started: we ourselves, mpirun, torchrun, srun.
+/// Runs one rank of a job that our launcher, mpirun, torchrun or srun has started.
 fn worker(
     args: &TrainArgs,
     loaded: Loaded,
     world: &World,
     started: Instant,
-    speaks: bool,
+    verbose: bool,
 ) -> Result<ExitCode> {
     signals::stop_with_launcher()?;
     let config = loaded.config.clone();
-    // Before anything that may take long or fail: the other ranks then wait for this one, or hear why it ends.
+    // Before anything that may take long or fail: the other ranks then wait for this one, or learn why it ends.
     let mut arrival = Arrival::announce(world, &Options::from_env()?)?;
     let (plan, data, resume, folder, mut options) = arrival.prepare(|| -> Result<_> {
         let plan = plan(&config, world.size)?;
-        // Our own launcher has already said what there is to say.
+        // Our own launcher has shown warnings and progress already.
         let first = world.rank == 0 && std::env::var_os(OUT).is_none();
         let mut preparing = first.then(Preparing::new);
         let data = Datasets::open_with(&config, &mut |notice| {
             if let Some(shown) = &mut preparing {
-                shown.hear(notice);
+                shown.show(notice);
             }
         })?;
         drop(preparing);
         check(&config, &plan, data.vocab)?;
         check_machine(&config, &plan, data.vocab, Here::Rank { rank: world.rank, local: world.local_size })?;
-        config.check_sample(&data)?;
-        if first && speaks {
-            tell(&loaded, &plan);
+        data.check_sample(&config)?;
+        if first && verbose {
+            report_settings(&loaded, &plan);
             if let Some(workers) = config.parallel.workers.filter(|workers| *workers != world.size) {
                 let ranks = world.size;
                 say!("warning: parallel.workers = {workers} has no effect: the job was started with {ranks} ranks");
@@ -196,13 +199,13 @@ fn worker(
         let resume = args.resume()?;
         let folder = match std::env::var_os(OUT) {
             Some(out) => Folder::Known(out.into()),
-            // Before the ranks meet, so before rank 0 writes there: all of them see the same.
+            // Before the ranks meet, and so before rank 0 writes there: all ranks see the same.
             None => folder(args)?,
         };
         let options = options(&config, folder.path())?;
         Ok((plan, data, resume, folder, options))
     })?;
-    // Ranks that differ in their algorithm could not even compare what they have.
+    // Only now: ranks with different algorithms could not carry out the comparison itself.
     let algorithm = options.algorithm.take();
     let group = arrival.join(&options)?;
     let more = [("--resume", format!("{:?}", args.resume)), ("--from", format!("{:?}", args.from))];
@@ -212,15 +215,15 @@ fn worker(
         None => group,
         Some(_) => group.with_algorithm(algorithm)?,
     };
-    let out = folder.of_all(&group)?;
+    let out = folder.claim(&group)?;
     let threads = config.parallel.threads.unwrap_or_else(|| cores::threads(world.local_size));
     let requests = Arc::<Requests>::default();
-    signals::ask(requests.clone(), config.train.on_user_signal);
-    let job = Job { config, plan, group, out, resume, requests, started: launched(started), threads };
-    ended(on_rank(&job, speaks)?)
+    signals::send_to_run(requests.clone(), config.train.on_user_signal);
+    let job = Job { config, plan, group, out, resume, requests, started: launch_time(started), threads };
+    exit_code(on_rank(&job, verbose)?)
 }
 
-fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, speaks: bool) -> Result<ExitCode> {
+fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, verbose: bool) -> Result<ExitCode> {
     let config = &loaded.config;
     let workers = workers(config)?;
     if workers > cores::available() {
@@ -229,9 +232,9 @@ fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, speaks: bool) ->
     let plan = plan(config, workers)?;
     let prepared = Instant::now();
     let mut preparing = Preparing::new();
-    let data = Datasets::open_with(config, &mut |notice| preparing.hear(notice))?;
+    let data = Datasets::open_with(config, &mut |notice| preparing.show(notice))?;
     drop(preparing);
-    if prepared.elapsed() > Duration::from_secs(1) {
+    if prepared.elapsed() > REPORTED_PREPARATION {
         say!("data prepared in {:.1} s: {}", prepared.elapsed().as_secs_f64(), data.describe());
     }
     check(config, &plan, data.vocab)?;
@@ -239,9 +242,9 @@ fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, speaks: bool) ->
     let threaded = workers == 1 || transport == Some(TransportKind::Thread);
     let here = if threaded { Here::Threads } else { Here::Processes };
     let warning = check_machine(config, &plan, data.vocab, here)?;
-    config.check_sample(&data)?;
-    if speaks {
-        tell(&loaded, &plan);
+    data.check_sample(config)?;
+    if verbose {
+        report_settings(&loaded, &plan);
     }
     if let Some(warning) = warning {
         say!("warning: {warning}");
@@ -250,11 +253,11 @@ fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, speaks: bool) ->
         say!("warning: {warning}");
     }
     let resume = args.resume()?;
-    let out = folder(args)?.of_all(&Group::solo())?;
+    let out = folder(args)?.claim(&Group::solo())?;
     let threads = config.parallel.threads.unwrap_or_else(|| threads_per_worker(cores::available(), workers));
     if threaded {
         let requests = Arc::<Requests>::default();
-        signals::ask(requests.clone(), config.train.on_user_signal);
+        signals::send_to_run(requests.clone(), config.train.on_user_signal);
         let groups = match workers {
             1 => vec![Group::solo()],
             _ => Group::threads_with(workers, &options(config, &out)?)?,
@@ -269,7 +272,7 @@ fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, speaks: bool) ->
             started,
             threads,
         };
-        return in_threads(groups.into_iter().map(job).collect(), speaks);
+        return in_threads(groups.into_iter().map(job).collect(), verbose);
     }
     let since_start = started.elapsed();
     let epoch = SystemTime::now().duration_since(UNIX_EPOCH)?.saturating_sub(since_start).as_micros();
@@ -286,8 +289,8 @@ fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, speaks: bool) ->
     Ok(ExitCode::SUCCESS)
 }
 
-/// How a run ends that has saved what it has to: a run that a signal stopped is not taken for one that has finished.
-fn ended(stopped_by: Option<u32>) -> Result<ExitCode> {
+/// The exit code of a run that has saved its state: a run that a signal has stopped must not look finished.
+fn exit_code(stopped_by: Option<u32>) -> Result<ExitCode> {
     match stopped_by.and_then(|signal| i32::try_from(signal).ok()) {
         Some(signal) => Err(Exit { message: None, code: signals::exit_code(signal) }.into()),
         None => Ok(ExitCode::SUCCESS),
@@ -295,12 +298,12 @@ fn ended(stopped_by: Option<u32>) -> Result<ExitCode> {
 }
 
 /// Ranks as threads of this process.
-fn in_threads(jobs: Vec<Job>, speaks: bool) -> Result<ExitCode> {
+fn in_threads(jobs: Vec<Job>, verbose: bool) -> Result<ExitCode> {
     let mut outcome = Ok(None);
     std::thread::scope(|scope| {
         let ranks: Vec<_> = jobs
             .iter()
-            .map(|job| scope.spawn(move || on_rank(job, speaks).map_err(|error| error.to_string())))
+            .map(|job| scope.spawn(move || on_rank(job, verbose).map_err(|error| error.to_string())))
             .collect();
         for (rank, thread) in ranks.into_iter().enumerate() {
             match thread.join().unwrap_or_else(|_| Err("panicked".into())) {
@@ -312,33 +315,33 @@ fn in_threads(jobs: Vec<Job>, speaks: bool) -> Result<ExitCode> {
             }
         }
     });
-    ended(outcome?)
+    exit_code(outcome?)
 }
 
 /// Trains on this rank; returns the signal that stopped the run, if one did.
-fn on_rank(job: &Job, speaks: bool) -> Result<Option<u32>> {
-    // This process does nothing but train.
+fn on_rank(job: &Job, verbose: bool) -> Result<Option<u32>> {
+    // Freed memory is of use to nothing else: this process only trains.
     keep_freed_memory();
-    // The rank's thread is part of its own pool, so that small operations need no hand-over.
+    // The rank's thread is part of its own pool, so that small operations need no other thread.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).use_current_thread().build()?;
     let outcome = pool.install(|| {
-        if job.group.rank() != 0 || !speaks {
+        if job.group.rank() != 0 || !verbose {
             return train(job, &mut Silent);
         }
-        let unit = if job.config.model.time().is_some() { "tokens" } else { "samples" };
+        let unit = if job.config.model.samples().image().is_none() { "tokens" } else { "samples" };
         let mut progress = Progress::new(job.config.train.steps, unit);
-        let outcome = train(job, &mut progress as &mut dyn Observer);
+        let outcome = train(job, &mut progress as &mut dyn Callback);
         progress.finish();
         outcome
     });
     match outcome {
         Ok(summary) => {
-            if job.group.rank() == 0 && speaks {
+            if job.group.rank() == 0 && verbose {
                 report(&summary, &job.out);
             }
             if summary.stopped_by.is_some() {
-                // Other launchers take the first rank's exit code for a failure and end the others: the last thing that
-                // any of them does is done by then. What is saved is saved, whatever becomes of this.
+                // Other launchers take the exit code of the first rank for a failure and end the others. So all ranks
+                // finish their work first. An error does not matter: everything has been saved.
                 let _ = job.group.barrier();
             }
             Ok(summary.stopped_by)
@@ -376,7 +379,8 @@ fn report(summary: &Summary, out: &Path) {
     show!("{} holds summary.json, metrics.jsonl and checkpoints", out.display());
 }
 
-/// The environment's options; where a setting is the configuration's too, that is what flags, environment and file come to.
+/// The environment's options. Settings that the configuration has, too, come from there: it is already combined from
+/// flags, environment and file.
 fn options(config: &Config, out: &Path) -> Result<Options> {
     let mut options = Options::from_env()?;
     options.transport = config.parallel.transport.as_deref().map(str::parse).transpose()?;
@@ -393,9 +397,9 @@ fn options(config: &Config, out: &Path) -> Result<Options> {
 
 /// The folder of a run.
 enum Folder {
-    /// This one.
+    /// A folder that is already chosen.
     Known(PathBuf),
-    /// A new one of this name, or numbered where that is taken.
+    /// A new folder of this name, numbered if the name is taken.
     New(PathBuf),
 }
 
@@ -406,8 +410,8 @@ impl Folder {
         }
     }
 
-    /// The folder that all ranks of the group use; rank 0 makes it where it is new. All call it.
-    fn of_all(self, group: &Group) -> Result<PathBuf> {
+    /// The folder that all ranks of the group use; rank 0 creates a new one. All ranks must call it.
+    fn claim(self, group: &Group) -> Result<PathBuf> {
         match self {
             Self::Known(path) => Ok(path),
             Self::New(path) => Ok(claim_folder(group, &path)?),
@@ -415,7 +419,8 @@ impl Folder {
     }
 }
 
-/// The run's folder: the given one, or one named after the configuration. A new run never goes where another has been.
+/// The run's folder: the given one, or one named after the configuration. A new run never uses the folder of another
+/// run.
 fn folder(args: &TrainArgs) -> Result<Folder> {
     if let Some(out) = &args.out {
         if args.resume.is_none() && holds_run(out) {
@@ -440,7 +445,7 @@ fn folder(args: &TrainArgs) -> Result<Folder> {
         .into()),
         several => {
             let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
-            let problem = "--resume could mean several runs: say which one with --out";
+            let problem = "--resume could mean several runs: choose one with --out";
             Err(format!("{problem}; there are {}", names.join(", ")).into())
         }
     }
@@ -467,8 +472,8 @@ fn earlier_runs(runs: &Path, name: &OsStr) -> Vec<PathBuf> {
     found.into_iter().map(|(_, path)| path).collect()
 }
 
-/// When the launcher started, or else this process.
-fn launched(started: Instant) -> Instant {
+/// When the launcher started, or this process if no launcher did.
+fn launch_time(started: Instant) -> Instant {
     let launched = || {
         let us: u64 = std::env::var(STARTED).ok()?.parse().ok()?;
         let ago = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_micros(us)).ok()?;

@@ -78,14 +78,14 @@ fn a_table_has_medians_of_rounds_types_and_memories() {
         ("bench collective --op all --transport tcp --algorithm native", "carries out no operation over tcp"),
         ("bench collective --op send_recv --algorithm ring", "leave --algorithm out"),
         ("bench collective --sizes 5", "multiple of 4"),
-        ("bench collective --sizes 4,4k", "write 4096, 16K, 4M"),
+        ("bench collective --sizes 4,4k", "write 4096, 16K or 4M"),
         ("bench collective --op fly", "all_reduce"),
         ("bench collective --dtype u8", "f32, f16, bf16, f64, i32"),
         ("bench collective --workers 0", "at least 1 worker"),
         ("bench collective --sizes 4 --plot no/such/folder.svg", "cannot write no/such/folder.svg"),
-        ("bench tune --transport thread", "thread has no rows of its own"),
+        ("bench tune --transport thread", "the tuning table has no rows for thread"),
         ("bench tune --workers 1", "2 or more"),
-        ("launch -n 2 --deadline soon -- true", "no number of seconds"),
+        ("launch -n 2 --deadline soon -- true", "not a number of seconds"),
     ] {
         let error = fail(&mut run(text));
         assert!(error.contains(part), "{text}: {error}");

@@ -107,8 +107,8 @@ fn import_inspect_verify_export() {
 #[test]
 fn what_is_not_there() {
     for command in ["inspect", "verify"] {
-        assert!(fail(&[command, "/does/not/exist"]).contains("there is none"));
-        assert!(fail(&[command, "ftp://x/y"]).contains("no object store"));
+        assert!(fail(&[command, "/does/not/exist"]).contains("there is no complete checkpoint"));
+        assert!(fail(&[command, "ftp://x/y"]).contains("not supported as an object store"));
     }
     let place = tempfile::tempdir().unwrap();
     let path = place.path().display().to_string();

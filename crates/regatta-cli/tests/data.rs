@@ -72,7 +72,7 @@ fn a_text_of_equal_size_and_time_is_another_text() {
     assert!(Command::new("cp").arg("-p").args([&other, &text]).status().unwrap().success());
     let (both, told) = prepare();
     assert_eq!(both.len(), 2, "{told}");
-    assert!(told.contains("beside 1 of other versions") && told.contains("regatta data clean"), "{told}");
+    assert!(told.contains("1 folder(s) of other versions") && told.contains("regatta data clean"), "{told}");
     let new = both.iter().find(|folder| !first.contains(folder)).unwrap();
     assert_eq!(tokens(&new.join("train.tok"))[..3], [b't', b'w', b'o'].map(u16::from));
     // A file that is moved or copied is the same text.
@@ -185,12 +185,12 @@ fn files_of_a_folder_that_are_left_out_are_named() {
     fs::write(place.path("texts/café.txt"), b"caf\xe9 \n".repeat(9)).unwrap();
     let data = || said(&succeed(&mut place.regatta(&["data", "text", "texts", "--tokenizer", "bytes"])));
     let told = data();
-    for wanted in ["2 of 8 files are left out", "photo.jpg", "café.txt", "offset 3 (line 1)"] {
+    for wanted in ["2 of 8 files are skipped", "photo.jpg", "café.txt", "offset 3 (line 1)"] {
         assert!(told.contains(wanted), "{wanted}: {told}");
     }
     // Whoever uses the prepared data later hears it too.
     let again = data();
-    assert!(again.contains("2 of 8 files are left out") && !again.contains("preparing"), "{again}");
+    assert!(again.contains("2 of 8 files are skipped") && !again.contains("preparing"), "{again}");
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn records_and_tables_are_taken_as_text_with_a_warning() {
         fs::write(place.path(name), "{\"text\": \"some, words\"}\n".repeat(40)).unwrap();
         let told = said(&succeed(&mut place.regatta(&["data", "text", name, "--tokenizer", "bytes"])));
         assert!(
-            told.contains(&format!("warning: {name}: taken as plain text")) && told.contains(wanted),
+            told.contains(&format!("warning: {name}: read as plain text")) && told.contains(wanted),
             "{told}"
         );
     }
@@ -280,7 +280,7 @@ fn a_file_system_without_locks_is_used_with_a_warning() {
         assert!(output.status.success(), "{}", said(output));
     }
     assert!(outputs.iter().any(|output| said(output).contains("cannot be locked")), "{}", said(&outputs[0]));
-    assert!(said(&outputs[0]).contains("tokens to learn from"));
+    assert!(said(&outputs[0]).contains("training tokens"));
     assert_eq!(prepared(&place.path("data")).len(), 1);
     assert_eq!(glob(&place.path("data"), "tmp"), Vec::<PathBuf>::new());
     succeed(&mut place.regatta(&["data", "text", "text.txt", "--tokenizer", "bpe", "--vocab-size", "300"]));
@@ -302,7 +302,7 @@ fn prepared_text_is_listed_and_cleaned() {
     fs::create_dir(place.path("data/mine-0123456789ab")).unwrap();
     fs::write(place.path("data/mine-0123456789ab/notes.txt"), "keep").unwrap();
     let list = data(&["list"]);
-    for wanted in ["out of date", "not whole", "M tokens", "4 folder(s)", "text.txt"] {
+    for wanted in ["out of date", "incomplete", "M tokens", "4 folder(s)", "text.txt"] {
         assert!(list.contains(wanted), "{wanted}: {list}");
     }
     let folders = prepared(&place.path("data"));

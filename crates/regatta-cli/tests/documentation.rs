@@ -182,10 +182,12 @@ fn executable(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// The shipped configurations, narrow and short.
-fn configs(to: &Path) {
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(repository().join("configs")).unwrap().flatten() {
+/// The configurations of `folder` in the repository, narrow and short.
+fn configs(folder: &str, place: &Place) {
+    let to = place.path(folder);
+    fs::create_dir_all(&to).unwrap();
+    let configurations = fs::read_dir(repository().join(folder)).unwrap().flatten();
+    for entry in configurations.filter(|entry| entry.path().extension().is_some_and(|end| end == "toml")) {
         let text = fs::read_to_string(entry.path()).unwrap();
         let small = |line: &str| {
             let key = line.split('=').next().unwrap_or_default().trim();
@@ -245,7 +247,8 @@ fn prepare(place: &Place) {
         SMALL.replace("kind = \"text\"", "kind = \"text\"\npath = \"text.txt\""),
     )
     .unwrap();
-    configs(&place.path("configs"));
+    configs("configs", place);
+    configs("crates/regatta/examples", place);
     digits(&place.path("data/mnist"));
     failed_job(&place.path("failed"));
     fs::create_dir_all(place.path("bin")).unwrap();

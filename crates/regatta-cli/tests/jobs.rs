@@ -99,7 +99,7 @@ fn a_disk_that_fills_up_costs_a_checkpoint_but_not_the_run() {
     drop(filler);
     let more = ["--workers", "2", "--steps", "30", "--resume", "--set", "train.checkpoint_every=5"];
     let error = fail(&mut place.train("disk/run", &more));
-    assert!(error.contains("training goes on") && error.contains("No space left"), "{error}");
+    assert!(error.contains("training continues") && error.contains("No space left"), "{error}");
     let names: Vec<_> = fs::read_dir(disk.join("run/checkpoints"))
         .unwrap()
         .flatten()
@@ -176,7 +176,7 @@ fn launch_prefixes_lines_and_shows_the_failure_last() {
     let output = fail(&mut launch("if [ $RANK = 1 ]; then echo broken >&2; exit 3; fi; exec sleep 1000"));
     assert!(begun.elapsed() < Duration::from_secs(300), "it waited for the ranks that sleep");
     let end: Vec<&str> = output.lines().rev().take(2).collect();
-    assert_eq!(end, ["  broken", "error: rank 1 failed with exit code 3; it said last:"]);
+    assert_eq!(end, ["  broken", "error: rank 1 failed with exit code 3; its last output:"]);
     assert!(
         fail(&mut place.regatta(&["launch", "-n", "2", "--", "no-such-program"])).contains("no-such-program")
     );

@@ -266,7 +266,7 @@ fn a_failed_start_is_told_once() {
     let error = fail(&mut place.train("run", &["--workers", "2", "--resume"]));
     let told = |text: &str| error.matches(text).count();
     assert_eq!(told("error:"), 1, "{error}");
-    assert_eq!(told("there is none to go on from"), 1, "{error}");
+    assert_eq!(told("there is no checkpoint to resume from"), 1, "{error}");
     // Neither does a loss that overflows come from each rank.
     let error = fail(&mut place.train(
         "overflow",

@@ -73,7 +73,7 @@ fn plans_that_cannot_be_say_why() {
     );
     let error = problem(&["--mesh", "tensor=2", "--set", "parallel.layout.embed=tensor"]);
     assert!(
-        error.contains("tokens: its dimensions vocab and embed are both laid on the axis tensor"),
+        error.contains("tokens: its dimensions vocab and embed are both split over the axis tensor"),
         "{error}"
     );
     let error = problem(&["--mesh", "data=3"]);

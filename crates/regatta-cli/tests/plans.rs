@@ -235,7 +235,7 @@ fn a_residual_network_has_the_losses_of_one_worker() {
     agree(&place, ("sgd", "0.05", SGD.2), "--set optimizer.momentum=0.9", &plans);
     agree(&place, ADAMW, "", &plans);
     let error = refused(&place, ("tensor=2", ""));
-    assert!(error.contains("no layers that are split over the axis tensor"), "{error}");
+    assert!(error.contains("no layers that can be split over the axis tensor"), "{error}");
 }
 
 #[test]
@@ -258,9 +258,31 @@ fn dropout_draws_the_masks_of_one_worker() {
         ("pipe=2", "--schedule zero-bubble"),
         ("tensor=2,pipe=2", "--schedule interleaved"),
         ("data=1", "--set parallel.recompute=block"),
+        // Masks follow the sample, whichever worker and micro-batch it comes to.
+        ("data=2", ""),
+        ("data=4", "--micro-batches 1"),
+        ("data=1", "--micro-batches 2"),
+        ("replica=2,data=2", "--zero 2 --micro-batches 2"),
+        ("data=2,tensor=2,pipe=2", "--zero 3"),
     ];
     agree(&place(GPT), SGD, "--set model.dropout=0.2", &plans);
-    agree(&place(ENCODER_DECODER), SGD, "--set model.dropout=0.2", &plans[..2]);
+    agree(&place(ENCODER_DECODER), SGD, "--set model.dropout=0.2", &plans);
+}
+
+/// A number of workers, stages and parts of layers that is no power of two.
+#[test]
+fn dropout_draws_the_masks_of_one_worker_on_three_ranks() {
+    let plans = [
+        ("data=3", "--micro-batches 1"),
+        ("data=3", "--micro-batches 2 --zero 3"),
+        ("tensor=3", ""),
+        ("pipe=3", ""),
+        ("data=1", "--micro-batches 4"),
+    ];
+    let common = "--set model.dropout=0.1 --set train.batch=12 --set model.heads=6 --set model.embed=36 --set train.accumulate=2";
+    for model in [GPT, ENCODER_DECODER] {
+        agree(&place(model), SGD, common, &plans);
+    }
 }
 
 #[test]
@@ -383,7 +405,7 @@ fn plans_that_cannot_be_are_refused_before_anything_runs() {
         ("data=2", "--zero 4", "parallel.zero"),
         ("pipe=2", "--schedule gpip", "use one of gpipe, 1f1b, interleaved, zero-bubble"),
         ("pipe=2", "--set parallel.schedule=gpip", "zero-bubble"),
-        ("pipe=2", "--set parallel.chunks=2", "the schedule 1f1b takes 1 model chunk a stage, not 2"),
+        ("pipe=2", "--set parallel.chunks=2", "the schedule 1f1b takes 1 model chunk per stage, not 2"),
         (
             "data=8",
             "",
@@ -392,18 +414,18 @@ fn plans_that_cannot_be_are_refused_before_anything_runs() {
         (
             "tensor=2",
             "--set parallel.sequence=true --set model.block=31",
-            "31 tokens do not divide over the 2 ranks of the axis tensor",
+            "31 tokens cannot be divided evenly over the 2 ranks of the axis tensor",
         ),
         ("tensor=2", "--set parallel.sequence=true --set parallel.layout.mlp=none", "the dimension mlp"),
         ("tensor=2", "--set parallel.layout.mlp=date", "there is no axis `date`"),
-        ("tensor=2", "--set parallel.layout.embed=tensor", "both laid on the axis tensor"),
+        ("tensor=2", "--set parallel.layout.embed=tensor", "both split over the axis tensor"),
         ("data=2", "--set parallel.recompute=always", "parallel.recompute"),
     ] {
         let error = refused(&gpt, (mesh, more));
         assert!(error.contains(wanted), "{mesh} {more}: {error}");
     }
     let error = refused(&place(CNN), ("tensor=2", ""));
-    assert!(error.contains("no layers that are split over the axis tensor; use data and pipe"), "{error}");
+    assert!(error.contains("no layers that can be split over the axis tensor; use data and pipe"), "{error}");
 }
 
 #[test]
@@ -479,7 +501,7 @@ fn a_plan_that_does_not_fit_is_refused_with_the_nearest_that_does() {
         let error = refused(limit);
         assert!(error.contains(&format!("parallel.memory_mib states {limit:.2} MiB")), "{error}");
         let (bytes, flags) =
-            error.split_once("the nearest plan that fits takes ").unwrap().1.split_once(": ").unwrap();
+            error.split_once("the nearest plan that fits needs ").unwrap().1.split_once(": ").unwrap();
         assert!(number_before(bytes, " MiB") <= limit, "{error}");
         // The flags as they are said, over those that were given.
         let given: Vec<&str> = more.split_whitespace().collect();
@@ -498,7 +520,7 @@ fn a_plan_that_does_not_fit_is_refused_with_the_nearest_that_does() {
     }
     let more = "--set model.embed=128 --set parallel.memory_mib=1";
     let error = refused(&place, ("data=2", more));
-    assert!(error.contains("no plan of as many ranks fits, the smallest takes"), "{error}");
+    assert!(error.contains("no plan for this number of ranks fits, the smallest needs"), "{error}");
     // A rank that somebody else has started says the same.
     let mut command = train(&place, "refused", ("data=2", more));
     for (key, value) in

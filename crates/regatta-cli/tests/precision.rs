@@ -96,7 +96,7 @@ fn a_scale_changes_nothing_in_f32_and_a_loss_that_is_not_finite_ends_the_run() {
 fn devices_that_cannot_be_had_say_why() {
     let place = Place::new();
     let with = |device: &str| fail(&mut place.train("run", &["--set", &format!("train.device={device}")]));
-    assert!(with("gpu").contains("there are cpu, vulkan, cuda, wgpu"), "{}", with("gpu"));
+    assert!(with("gpu").contains("the devices are cpu, vulkan, cuda, wgpu"), "{}", with("gpu"));
     assert!(with("cpu:7").contains("finds 1 device"), "{}", with("cpu:7"));
     #[cfg(not(feature = "cuda"))]
     assert!(with("cuda").contains("build it with `--features cuda`"), "{}", with("cuda"));

@@ -29,7 +29,7 @@ fn resume_auto_begins_and_goes_on() {
     let more = ["--workers", "2", "--set", "train.checkpoint_every=4", "--resume", "auto"];
     succeed(&mut place.train("run", &[&more[..], &["--steps", "4"]].concat()));
     let output = succeed(&mut place.train("run", &more));
-    assert!(said(&output).contains("going on from run/checkpoints/step-00000004"), "{}", said(&output));
+    assert!(said(&output).contains("resuming from run/checkpoints/step-00000004"), "{}", said(&output));
     succeed(&mut place.train("whole", &["--workers", "2"]));
     let (run, whole) = (place.summary("run"), place.summary("whole"));
     assert_eq!(losses(&run), losses(&whole));
@@ -60,7 +60,7 @@ fn resume_without_a_folder_names_it_or_asks() {
     fs::create_dir_all(place.path("runs/small-er/checkpoints/step-00000001")).unwrap();
     let output = said(&succeed(&mut place.regatta(&resume)));
     assert!(
-        output.contains("run folder runs/small:") && output.contains("going on from runs/small/"),
+        output.contains("run folder runs/small:") && output.contains("resuming from runs/small/"),
         "{output}"
     );
     succeed(&mut place.regatta(&begin));
@@ -123,7 +123,7 @@ fn torchrun_restarts_a_killed_rank_with_the_same_command() {
     signal("-KILL", pid);
     let output = job.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("going on from"), "{}", said(&output));
+    assert!(said(&output).contains("resuming from"), "{}", said(&output));
     succeed(&mut place.train("whole", &["--workers", "2", "--steps", "3000"]));
     let (run, whole) = (place.summary("run"), place.summary("whole"));
     assert_eq!(losses(&run), losses(&whole));
@@ -150,7 +150,7 @@ fn a_finished_run_that_is_resumed_keeps_its_summary() {
         assert_eq!(after[key], before[key], "{key}");
     }
     let output = said(&succeed(&mut place.train("run", &["--workers", "1", "--resume", "--steps", "5"])));
-    assert!(output.contains("the checkpoint is of step 12, and train.steps is 5"), "{output}");
+    assert!(output.contains("the checkpoint is of step 12, but train.steps is 5"), "{output}");
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn what_differs_from_the_run_before_is_told_and_other_data_refused() {
         "train.seed 7 instead of 1337",
         "optimizer.lr 0.001 instead of 0.01",
         "model.dropout 0.1 instead of 0.0",
-        "not bit for bit",
+        "not be the same bit for bit",
     ] {
         assert!(output.contains(part), "{part:?} is not in {output}");
     }
@@ -261,9 +261,9 @@ fn what_is_damaged_is_told_and_the_newest_whole_one_taken() {
         let output = said(&succeed(&mut place.train(name, &["--workers", "2", "--resume"])));
         assert!(output.contains(wanted), "{name}: {output}");
         if name == "garbage" {
-            assert!(output.contains("going on from step-00000012 instead"), "{output}");
+            assert!(output.contains("using step-00000012 instead"), "{output}");
         } else {
-            let lost = "going on from step-00000008 instead; what was learnt in steps 9 to 12 is lost";
+            let lost = "using step-00000008 instead; the training of steps 9 to 12 is lost";
             assert!(output.contains(lost), "{name}: {output}");
         }
         let again = place.summary(name);
@@ -281,7 +281,7 @@ fn what_is_damaged_is_told_and_the_newest_whole_one_taken() {
             succeed(&mut place.regatta(&[&["generate", "generate", "--tokens", "5"], mesh].concat()));
         let said = said(&output);
         assert!(
-            said.contains("does not match its checksum") && said.contains("going on from step-00000012"),
+            said.contains("does not match its checksum") && said.contains("using step-00000012"),
             "{said}"
         );
     }
@@ -318,7 +318,9 @@ fn a_checkpoint_can_be_chosen() {
         &["generate", "run"],
     ] {
         let with = |from: &str| fail(&mut place.regatta(&[command, &["--from", from]].concat()));
-        assert!(with("step-5").contains("there is none of step 5; there are: step-4, step-8, step-12"));
+        assert!(
+            with("step-5").contains("there is no checkpoint of step 5; there are: step-4, step-8, step-12")
+        );
         assert!(with("first").contains("use last, best or step-N"));
     }
     // The chosen one is taken or nothing is.
@@ -327,7 +329,7 @@ fn a_checkpoint_can_be_chosen() {
     assert!(fail(&mut resume("step-8")).contains("does not match its checksum"));
     assert!(fail(&mut place.regatta(&["generate", "run", "--from", "step-8"])).contains("does not match"));
     fs::remove_file(run.join("checkpoints/best")).unwrap();
-    assert!(fail(&mut resume("best")).contains("there is no best one yet"));
+    assert!(fail(&mut resume("best")).contains("there is no best checkpoint yet"));
     let text = |from: &str| {
         said(&succeed(&mut place.regatta(&["generate", "run", "--tokens", "30", "--from", from])))
     };

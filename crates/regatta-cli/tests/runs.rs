@@ -49,7 +49,7 @@ fn two_runs_do_not_share_a_folder() {
     });
     for more in [&["--workers", "1"][..], &["--workers", "2"], &["--resume", "auto"]] {
         let error = fail(&mut place.train("run", more));
-        assert!(error.contains("belongs to a run that is going on (process "), "{error}");
+        assert!(error.contains("is used by another run (process "), "{error}");
     }
     assert!(first.try_wait().unwrap().is_none(), "the first run has ended");
     signal("-TERM", first.id());
@@ -117,7 +117,7 @@ fn a_folder_that_a_rank_does_not_share_is_told_before_the_first_step() {
     succeed(&mut place.train("before", &["--workers", "1"]));
     fs::create_dir(place.path("shared")).unwrap();
     for (mount, wanted) in [
-        ("mount -t tmpfs tmpfs shared", "does not see what rank 0 writes to"),
+        ("mount -t tmpfs tmpfs shared", "does not see the files of rank 0 in"),
         ("mount --bind shared shared && mount -o remount,bind,ro shared", "cannot write"),
     ] {
         if !unshared(&place, mount, wanted) {
@@ -186,7 +186,10 @@ fn what_fails_after_training_costs_no_summary() {
         let out = format!("full-{workers}");
         let url = format!("train.checkpoint_url=file://{}/{workers}", disk.0.display());
         let error = fail(&mut place.train(&out, &["--workers", workers, "--set", &url]));
-        assert!(error.contains("could not be written") && error.contains("the summary is there"), "{error}");
+        assert!(
+            error.contains("could not be written") && error.contains("the summary was written"),
+            "{error}"
+        );
         let summary = place.summary(&out);
         assert_eq!((summary["steps"].as_u64(), losses(&summary).len()), (Some(12), 12));
         assert!(summary["val_loss"].is_f64() && summary["parameter_hash"].as_str().unwrap().len() == 16);
@@ -215,7 +218,7 @@ fn a_validation_loss_that_is_not_finite_costs_no_checkpoint() {
     for workers in ["1", "2"] {
         let out = format!("run-{workers}");
         let output = succeed(&mut place.train(&out, &[&more[..], &["--workers", workers]].concat()));
-        assert!(said(&output).contains("it makes no best checkpoint"), "{}", said(&output));
+        assert!(said(&output).contains("no best checkpoint is written"), "{}", said(&output));
         let run = place.path(&out);
         let summary = place.summary(&out);
         assert!(
@@ -231,7 +234,7 @@ fn a_validation_loss_that_is_not_finite_costs_no_checkpoint() {
         assert_eq!(steps(&run), [1, 2]);
         // All can be read, and the one before goes on.
         let verified = succeed(&mut place.regatta(&["checkpoint", "verify", &out]));
-        assert!(said(&verified).contains("2 checkpoint(s)") && said(&verified).contains(": whole"));
+        assert!(said(&verified).contains("2 checkpoint(s)") && said(&verified).contains(": intact"));
         succeed(&mut place.regatta(&["checkpoint", "inspect", &out]));
         let output = succeed(&mut place.train(&out, &["--resume", "--from", "step-1", "--workers", workers]));
         assert!(said(&output).contains("going back to step 1"), "{}", said(&output));
@@ -309,7 +312,7 @@ fn a_folder_without_checkpoints_is_told_as_such() {
         [&["generate", "empty"][..], &["checkpoint", "inspect", "empty"], &["checkpoint", "verify", "empty"]]
     {
         let error = fail(&mut place.regatta(arguments));
-        assert!(error.contains("there is none that is complete: give the folder of a run"), "{error}");
+        assert!(error.contains("there is no complete checkpoint: give the folder of a run"), "{error}");
         assert!(!error.contains("--resume"), "{error}");
     }
     let error = fail(&mut place.train("empty", &["--resume"]));

@@ -110,7 +110,7 @@ fn keys_that_nothing_reads_are_refused() {
     let place = Place::new();
     let model = "[model]\nkind = \"resnet\"\nstages = [1]\nchannels = 8\n[train]\nbatch = 8\nsteps = 1\n";
     let made_up = format!("{model}[data]\nkind = \"synthetic\"\nclasses = 3\nsamples = 40\n");
-    std::fs::write(place.path("pictures.toml"), made_up).unwrap();
+    std::fs::write(place.path("images.toml"), made_up).unwrap();
     let small = |sets: &[&str]| {
         let mut arguments = vec!["plan", "show", "small.toml", "--workers", "1"];
         sets.iter().for_each(|set| arguments.extend(["--set", set]));
@@ -146,17 +146,17 @@ fn keys_that_nothing_reads_are_refused() {
         ("data.path=x", "`data.path`: has no effect"),
         ("data.tokenizer=bpe", "`data.tokenizer`: has no effect: data.kind = \"synthetic\" has no text"),
         ("data.val_fraction=0.2", "`data.val_fraction`: has no effect"),
-        ("sample.prompt=a", "`sample.prompt`: has no effect: only model.kind = \"gpt\" generates text"),
+        ("sample.prompt=a", "`sample.prompt`: has no effect: a model of kind resnet generates no text"),
     ] {
         let error =
-            fail(&mut place.regatta(&["plan", "show", "pictures.toml", "--workers", "1", "--set", set]));
+            fail(&mut place.regatta(&["plan", "show", "images.toml", "--workers", "1", "--set", set]));
         assert!(error.contains(wanted), "{set}: {error}");
     }
     // A flag that chooses another kind leaves the file's keys of its own kind alone.
     succeed(&mut place.regatta(&[
         "plan",
         "show",
-        "pictures.toml",
+        "images.toml",
         "--workers",
         "1",
         "--set",
@@ -286,39 +286,4 @@ fn a_model_that_memory_cannot_hold_is_refused_before_it_is_made() {
         error.contains("the 1 rank(s) of this machine take at least") || error.contains("ulimit"),
         "{error}"
     );
-}
-
-#[test]
-fn a_plan_says_what_the_start_takes() {
-    let place = Place::new();
-    let arguments =
-        ["plan", "show", "small.toml", "--set", "data.path=text.txt", "--mesh", "data=4", "--zero", "3"];
-    let mut show = place.regatta(&arguments);
-    let text =
-        said(&succeed(show.args(["--set", "model.embed=256", "--set", "optimizer.kind=sgd", "--rank", "0"])));
-    let at = text.find("memory of a rank in MiB").unwrap_or_else(|| panic!("{text}"));
-    let rows: Vec<Vec<&str>> =
-        text[at..].lines().skip(1).take(2).map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(
-        rows[0].join(" "),
-        "stage parameters gradients optimizer buffers activations in training at the start"
-    );
-    let number = |column: usize| rows[1][column].parse::<f64>().unwrap();
-    let (parameters, start) = (number(1), number(7));
-    // Whole, twice, while training holds a quarter.
-    assert!((start - 8.0 * parameters).abs() < 0.1 && parameters > 1.0, "{text}");
-    // Where it decides, a limit of memory says so.
-    let limit = format!("parallel.memory_mib={}", start - 0.5);
-    let little = [
-        "--set",
-        "model.embed=256",
-        "--set",
-        "optimizer.kind=sgd",
-        "--set",
-        "train.accumulate=2",
-        "--set",
-        &limit,
-    ];
-    let error = fail(place.regatta(&arguments).args(little).args(["--set", "parallel.recompute=all"]));
-    assert!(error.contains("takes"), "{error}");
 }

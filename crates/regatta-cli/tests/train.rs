@@ -147,12 +147,12 @@ fn digits_and_bpe_and_folders_train() {
     let more = ["--set", "data.path=texts", "--set", "data.tokenizer=bpe", "--set", "data.vocab_size=300"];
     succeed(&mut place.train("bpe", &more));
     let prepared = said(&succeed(&mut place.regatta(&["data", "text", "texts", "--vocab-size", "300"])));
-    assert!(prepared.contains("tokens of bpe"), "{prepared}");
+    assert!(prepared.contains("tokens (bpe)"), "{prepared}");
 }
 
-/// Held-out pictures are normalised by the running statistics.
+/// Held-out images are normalised by the running statistics.
 #[test]
-fn a_residual_network_learns_made_up_pictures() {
+fn a_residual_network_learns_made_up_images() {
     let place = Place::new();
     let text = "[model]\nkind = \"resnet\"\nstages = [1, 1]\nchannels = 12\nside = 12\n[data]\nkind = \"synthetic\"\n\
                 samples = 2000\nclasses = 4\n[train]\nsteps = 100\nbatch = 32\neval_batches = 0\n[optimizer]\nkind = \"sgd\"\nlr = 0.1\n\
@@ -174,15 +174,15 @@ fn bad_input_is_a_sentence_and_leaves_nothing() {
     fs::write(place.path("broken.toml"), "[model\n").unwrap();
     for (arguments, wanted) in [
         (vec!["--set", "data.path=none.txt"], "none.txt: cannot be read"),
-        (vec!["--set", "data.path=short.txt"], "a block of 16 takes 17"),
+        (vec!["--set", "data.path=short.txt"], "a window of 16 takes 17"),
         (vec!["--set", "train.batch=9", "--workers", "2"], "a batch of 9 does not divide among 2"),
         (vec!["--set", "train.stepz=9"], "did you mean `steps`?"),
-        (vec!["--set", "model.heads=5"], "does not divide into 5 heads"),
+        (vec!["--set", "model.heads=5"], "is not a multiple of the 5 heads"),
         (vec!["--set", "optimizer.lr=-1"], "out of range"),
         (vec!["--set", "parallel.transport=shn"], "did you mean `shm`?"),
         (vec!["--workers", "0"], "must be at least 1"),
         (vec!["--resume"], "checkpoint"),
-        (vec!["--set", "train.batch=100000"], "one batch takes 100000"),
+        (vec!["--set", "train.batch=100000"], "one batch needs 100000"),
     ] {
         let error = fail(&mut place.train("out", &arguments));
         assert!(error.contains(wanted), "{arguments:?}: {error}");

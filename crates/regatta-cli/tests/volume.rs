@@ -4,8 +4,9 @@ mod common;
 
 use common::{Place, succeed};
 use regatta::comm::Kind;
-use regatta::parallel::Purpose;
-use regatta::train::{Collective, Communication, Config, Datasets, Outline, total};
+use regatta::config::Config;
+use regatta::datasets::Datasets;
+use regatta::train::{Collective, Communication, Outline, Purpose, total};
 
 /// A run of which every rank has counted, and what the plan says of it.
 struct Run {
@@ -124,17 +125,17 @@ fn split_layers_take_four_all_reduces() {
         let told = run.told[rank].iter();
         told.filter(|one| one.kind == kind && one.place.starts_with(&here)).map(|one| one.count).sum()
     };
-    for micros in [1, 2] {
-        let accumulate = format!("train.accumulate={micros}");
+    for micro_batches in [1, 2] {
+        let accumulate = format!("train.accumulate={micro_batches}");
         let run = Run::new(&place, "tcp", "tensor=2", &[&accumulate]);
         for rank in 0..2 {
             for layer in 0..2 {
-                assert_eq!(in_layers(&run, rank, layer, Kind::AllReduce), 4 * micros);
+                assert_eq!(in_layers(&run, rank, layer, Kind::AllReduce), 4 * micro_batches);
             }
             // Of 2 layers; the embedding's; the output's backward; the largest logits and the sums.
             let (operations, bytes, sent) = run.of(rank, Purpose::Tensor, None);
             let activation = 4 * 8 * 16 * 32;
-            assert_eq!(operations, (4 * 2 + 2 + 2) * micros as u64);
+            assert_eq!(operations, (4 * 2 + 2 + 2) * micro_batches as u64);
             assert_eq!(bytes, (4 * 2 + 2) * activation + 3 * 4 * 8 * 16);
             // 2(n-1)/n for two ranks.
             assert_eq!(sent, bytes);

@@ -73,6 +73,16 @@ fn a_rank_that_leaves_before_it_joins_is_named() {
     });
 }
 
+/// Nobody was there yet to hear its goodbye.
+#[test]
+fn a_rank_that_left_before_the_others_came_is_named() {
+    let server = server(2);
+    let long = options(Duration::from_secs(60));
+    drop(Arrival::announce(&world(1, 2, &server), &long).unwrap());
+    let error = Group::connect(&world(0, 2, &server), &long).err().unwrap().to_string();
+    assert!(error.contains("rank 1 has left the job before"), "{error}");
+}
+
 #[test]
 fn times_at_their_limits_are_taken_or_refused_and_never_panic() {
     for (join, deadline) in

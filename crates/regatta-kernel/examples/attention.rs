@@ -1,8 +1,9 @@
-//! Time (the least of several runs) and floating-point operations per second of attention:
-//! `cargo run --release -p regatta-kernel --example attention [RUNS [BATCH HEADS TIME WIDTH]]`, with `RAYON_NUM_THREADS=1`
-//! for one thread.
+//! Measures the time of attention (the best of several runs) and its floating-point operations per second: `cargo run
+//! --release -p regatta-kernel --example attention [RUNS [BATCH HEADS TIME WIDTH]]`. Set `RAYON_NUM_THREADS=1` to use
+//! one thread.
 
 use regatta_kernel::attention::{Attention, Dropout, Operands};
+use regatta_kernel::dropout::SampleRows;
 use regatta_kernel::random::Stream;
 use std::time::Instant;
 
@@ -20,10 +21,11 @@ fn main() {
     }
     measure([8, 8, 128, 32], None, None, runs);
     measure([1, 1, 4096, 64], None, None, runs);
-    let dropout = Dropout { stream: Stream::new(1), rate: 0.1, first: 0, all: 8 };
+    let dropout = Dropout { stream: Stream::new(1), rows: SampleRows::ALL, rate: 0.1, first: 0, all: 8 };
     measure([8, 8, 128, 32], Some(0), Some(dropout), runs);
 }
 
+/// Measures one shape and prints a line of the table. `past` is `Some` for a causal mask.
 fn measure(
     [batch, heads, time, width]: [usize; 4],
     past: Option<usize>,

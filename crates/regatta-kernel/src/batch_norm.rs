@@ -1,25 +1,39 @@
-//! Batch normalisation over the rows of `[rows, channels]`, with what often follows it: a residual and ReLU (Ioffe & Szegedy
-//! 2015, "Batch Normalization"; He et al. 2016, "Deep Residual Learning for Image Recognition").
+//! Batch normalisation over the rows of `[rows, channels]`, fused with the residual addition and the ReLU that often
+//! follow (Ioffe & Szegedy 2015, "Batch Normalization"; He et al. 2016, "Deep Residual Learning for Image
+//! Recognition").
+//!
+//! ```
+//! use regatta_kernel::batch_norm::{Line, apply, statistics};
+//! // Two rows of one channel.
+//! let x = [1.0, 3.0];
+//! let statistics = statistics(&x, 1);
+//! assert_eq!((statistics.mean[0], statistics.variance[0]), (2.0, 1.0));
+//! let mut out = [0.0; 2];
+//! apply(&x, None, &Line::new(&statistics, &[1.0], &[0.5], 0.0), false, &mut out);
+//! assert_eq!(out, [-0.5, 1.5]);
+//! ```
 
 use crate::simd::vectorized;
 use rayon::prelude::*;
 
-/// Rows whose sums are f32: few enough to keep the digits, many enough to be fast.
+/// Rows that are summed in f32: few enough to keep the precision, many enough to be fast.
 const ROWS: usize = 128;
-/// Numbers that a thread takes at once.
+/// Elements that one task processes.
 const PART: usize = 1 << 16;
+/// Parts whose sums are in memory at the same time.
+const PARTS_AT_ONCE: usize = 64;
 
-/// Mean and variance of every channel.
+/// The mean and the variance of every channel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
-    /// `[channels]`
+    /// The mean, `[channels]`.
     pub mean: Vec<f32>,
-    /// Without the correction for the sample's size, `[channels]`.
+    /// The variance, `[channels]`: the mean square deviation, without Bessel's correction.
     pub variance: Vec<f32>,
 }
 
 vectorized! {
-    /// Sums over `rows` of the numbers less `shift`, and of their squares.
+    /// Adds over `rows` the values minus `shift` to `first`, and the squares of these differences to `second`.
     fn sums(rows: &[f32], shift: &[f32], first: &mut [f32], second: &mut [f32]) {
         for row in rows.chunks_exact(shift.len()) {
             for (((x, shift), first), second) in row.iter().zip(shift).zip(&mut *first).zip(&mut *second) {
@@ -32,10 +46,11 @@ vectorized! {
 }
 
 vectorized! {
-    /// Sums over `rows` of gradients, and of gradients times the numbers less `mean`. What is negative in
-    /// `x * scale + shift` has gradient 0 where `relu`.
+    /// Adds over `rows` the gradients to `first`, and the gradients times (value - `mean`) to `second`. With `relu`
+    /// (a scale and a shift), the gradient counts as 0 where `x * scale + shift` is not positive.
     fn gradient_sums(
-        rows: &[f32], gradients: &[f32], mean: &[f32], relu: Option<[&[f32]; 2]>, first: &mut [f32], second: &mut [f32],
+        rows: &[f32], gradients: &[f32], mean: &[f32], relu: Option<[&[f32]; 2]>,
+        first: &mut [f32], second: &mut [f32],
     ) {
         let channels = mean.len();
         let rows = rows.chunks_exact(channels).zip(gradients.chunks_exact(channels));
@@ -43,7 +58,8 @@ vectorized! {
             Some([scale, shift]) => for (row, gradients) in rows {
                 let line = scale.iter().zip(shift).zip(mean);
                 let sums = first.iter_mut().zip(&mut *second);
-                for (((x, g), ((scale, shift), mean)), (first, second)) in row.iter().zip(gradients).zip(line).zip(sums) {
+                let row = row.iter().zip(gradients);
+                for (((x, g), ((scale, shift), mean)), (first, second)) in row.zip(line).zip(sums) {
                     let g = if x.mul_add(*scale, *shift) > 0.0 { *g } else { 0.0 };
                     *first += g;
                     *second = g.mul_add(x - mean, *second);
@@ -61,7 +77,7 @@ vectorized! {
 }
 
 vectorized! {
-    /// `x * scale + shift`, and more.
+    /// `x * scale + shift`, plus the residual if there is one, then ReLU if `relu`.
     fn apply_rows(x: &[f32], residual: Option<&[f32]>, scale: &[f32], shift: &[f32], relu: bool, out: &mut [f32]) {
         let channels = scale.len();
         let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
@@ -83,20 +99,21 @@ vectorized! {
 }
 
 vectorized! {
-    /// `gradient * by[0] + x * by[1] + by[2]`, in the place of the gradient.
-    fn spread(x: &[f32], relu: Option<[&[f32]; 2]>, by: [&[f32]; 3], gradients: &mut [f32]) {
-        let channels = by[0].len();
+    /// Replaces each gradient by `gradient * factors[0] + x * factors[1] + factors[2]`, after setting it to 0 as in
+    /// [`gradient_sums`].
+    fn input_gradients(x: &[f32], relu: Option<[&[f32]; 2]>, factors: [&[f32]; 3], gradients: &mut [f32]) {
+        let channels = factors[0].len();
         let rows = x.chunks_exact(channels).zip(gradients.chunks_exact_mut(channels));
         match relu {
             Some([scale, shift]) => for (x, gradients) in rows {
-                let line = scale.iter().zip(shift).zip(by[0]).zip(by[1]).zip(by[2]);
+                let line = scale.iter().zip(shift).zip(factors[0]).zip(factors[1]).zip(factors[2]);
                 for ((x, gradient), ((((scale, shift), a), b), c)) in x.iter().zip(gradients).zip(line) {
                     let g = if x.mul_add(*scale, *shift) > 0.0 { *gradient } else { 0.0 };
                     *gradient = g.mul_add(*a, x.mul_add(*b, *c));
                 }
             },
             None => for (x, gradients) in rows {
-                let line = by[0].iter().zip(by[1]).zip(by[2]);
+                let line = factors[0].iter().zip(factors[1]).zip(factors[2]);
                 for ((x, gradient), ((a, b), c)) in x.iter().zip(gradients).zip(line) {
                     *gradient = gradient.mul_add(*a, x.mul_add(*b, *c));
                 }
@@ -106,25 +123,26 @@ vectorized! {
 }
 
 vectorized! {
-    /// Sets to 0 where `out` is.
-    fn cut(out: &[f32], gradients: &mut [f32]) {
+    /// Sets gradients to 0 where `out` is not positive.
+    fn zero_gradients(out: &[f32], gradients: &mut [f32]) {
         for (out, gradient) in out.iter().zip(gradients) {
             *gradient = if *out > 0.0 { *gradient } else { 0.0 };
         }
     }
 }
 
-/// Two sums a channel over all rows: of parts of [`ROWS`] rows in f32, and of these in their order in f64.
+/// Two sums per channel over all rows. Parts of [`ROWS`] rows are summed in f32, and the sums of the parts, in order,
+/// in f64.
 fn total(rows: usize, channels: usize, part: impl Fn(usize, &mut [f32], &mut [f32]) + Sync) -> [Vec<f64>; 2] {
     let parts = rows.div_ceil(ROWS);
-    // A thread's parts at once, so that little memory takes the sums of all.
+    // Only some parts at a time, so that their sums need little memory.
     let mut all = [vec![0.0f64; channels], vec![0.0f64; channels]];
-    let mut sums = vec![0.0f32; 2 * channels * 64.min(parts)];
-    for begin in (0..parts).step_by(64) {
-        let some = 64.min(parts - begin);
-        let sums = &mut sums[..2 * channels * some];
+    let mut sums = vec![0.0f32; 2 * channels * PARTS_AT_ONCE.min(parts)];
+    for begin in (0..parts).step_by(PARTS_AT_ONCE) {
+        let count = PARTS_AT_ONCE.min(parts - begin);
+        let sums = &mut sums[..2 * channels * count];
         sums.fill(0.0);
-        each(2 * channels, sums, |index, sums| {
+        for_parts(2 * channels, sums, |index, sums| {
             let (first, second) = sums.split_at_mut(channels);
             part(begin + index, first, second);
         });
@@ -137,8 +155,9 @@ fn total(rows: usize, channels: usize, part: impl Fn(usize, &mut [f32], &mut [f3
     all
 }
 
-/// Calls `body` for every `len` of `out` with its number, by several threads where there are.
-fn each(len: usize, out: &mut [f32], body: impl Fn(usize, &mut [f32]) + Sync) {
+/// Calls `body` with every part of `len` elements of `out` and the part's index, on several threads if the pool has
+/// them.
+fn for_parts(len: usize, out: &mut [f32], body: impl Fn(usize, &mut [f32]) + Sync) {
     if rayon::current_num_threads() == 1 {
         out.chunks_mut(len).enumerate().for_each(|(index, out)| body(index, out));
     } else {
@@ -146,23 +165,24 @@ fn each(len: usize, out: &mut [f32], body: impl Fn(usize, &mut [f32]) + Sync) {
     }
 }
 
-/// The numbers of part `index`, each of `len`.
+/// Part `index` of `x`, where parts have `len` elements. The last part may be shorter.
 fn part_of(x: &[f32], index: usize, len: usize) -> &[f32] {
     &x[index * len..x.len().min((index + 1) * len)]
 }
 
-/// Whole rows of about [`PART`] numbers.
+/// The elements of whole rows that together have about [`PART`] elements.
 fn part_len(channels: usize) -> usize {
     (PART / channels).max(1) * channels
 }
 
-/// Mean and variance of the channels of `x` `[rows, channels]`; zeros where there is no row.
+/// The mean and the variance of each channel of `x` `[rows, channels]`; zeros if there are no rows.
 pub fn statistics(x: &[f32], channels: usize) -> Statistics {
     let rows = x.len() / channels.max(1);
     if rows == 0 {
         return Statistics { mean: vec![0.0; channels], variance: vec![0.0; channels] };
     }
-    // Of differences from a number nearby, so that little is lost where the mean is far from 0.
+    // Differences from a value of the channel are summed, because sums of squares lose precision if the mean is far
+    // from 0.
     let shift = &x[..channels];
     let len = ROWS * channels;
     let [first, second] =
@@ -173,17 +193,19 @@ pub fn statistics(x: &[f32], channels: usize) -> Statistics {
     Statistics { mean, variance: first.iter().zip(&second).map(variance).collect() }
 }
 
-/// How a channel is normalised: `(x - mean) * inverse * gamma + beta`, which is `x * scale + shift`.
+/// A normalisation as an affine function per channel: `x * scale + shift`, which equals `(x - mean) / deviation *
+/// gamma + beta`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {
-    /// `[channels]`
+    /// The factor, `[channels]`.
     pub scale: Vec<f32>,
-    /// `[channels]`
+    /// What is added, `[channels]`.
     pub shift: Vec<f32>,
 }
 
 impl Line {
-    /// From the statistics, `gamma` and `beta`; `eps` is added to the variance.
+    /// The function for these statistics and the parameters `gamma` and `beta`, `[channels]` each. `eps` is added to
+    /// the variance.
     pub fn new(statistics: &Statistics, gamma: &[f32], beta: &[f32], eps: f64) -> Self {
         let inverse = statistics.variance.iter().map(|variance| 1.0 / (f64::from(*variance) + eps).sqrt());
         let scale: Vec<f64> =
@@ -195,22 +217,24 @@ impl Line {
     }
 }
 
-/// `x * scale + shift` of every row, with `residual` added and cut off below 0 where wanted, into `out`.
+/// Writes `x * scale + shift` to `out`, plus `residual` if it is given, and with negative results set to 0 if `relu`.
+/// `x`, `residual` and `out` are `[rows, channels]`.
 pub fn apply(x: &[f32], residual: Option<&[f32]>, line: &Line, relu: bool, out: &mut [f32]) {
     let len = part_len(line.scale.len());
-    each(len, out, |index, out| {
+    for_parts(len, out, |index, out| {
         let residual = residual.map(|residual| part_of(residual, index, len));
         apply_rows(part_of(x, index, len), residual, &line.scale, &line.shift, relu, out);
     });
 }
 
-/// Sets gradients to 0 where ReLU's result `out` is 0.
+/// Backward of ReLU, in place: sets gradients to 0 where the result `out` of ReLU is 0. Both have the same length.
 pub fn through_relu(out: &[f32], gradients: &mut [f32]) {
-    each(PART, gradients, |index, gradients| cut(part_of(out, index, PART), gradients));
+    for_parts(PART, gradients, |index, gradients| zero_gradients(part_of(out, index, PART), gradients));
 }
 
-/// The gradients of a normalisation by the statistics of `x` itself: that of `x` takes the place of `gradients`; those of
-/// gamma and beta are returned, `[channels]` each. With `relu`, the result was cut off below 0.
+/// Backward of a normalisation by the statistics of `x` `[rows, channels]` itself. Replaces `gradients` `[rows,
+/// channels]` of the result by those of `x`, and returns those of gamma and beta, `[channels]` each. `relu` says that
+/// the forward pass set negative results to 0 (without a residual; with one, call [`through_relu`] first).
 pub fn backward(
     x: &[f32],
     statistics: &Statistics,
@@ -228,8 +252,8 @@ pub fn backward(
     let [first, second] = total(x.len() / channels, channels, |index, first, second| {
         gradient_sums(part_of(x, index, len), part_of(gradients, index, len), mean, line, first, second);
     });
-    // With n = (x - mean) * inverse: gradient of x = gamma inverse (g - mean(g) - n mean(g n)).
-    let mut by = [(); 3].map(|()| Vec::with_capacity(channels));
+    // With n = (x - mean) * inverse, the gradient of x is gamma inverse (g - mean(g) - n mean(g n)).
+    let mut factors = [(); 3].map(|()| Vec::with_capacity(channels));
     let mut of_gamma = Vec::with_capacity(channels);
     for channel in 0..channels {
         let inverse = 1.0 / (f64::from(variance[channel]) + eps).sqrt();
@@ -238,11 +262,13 @@ pub fn backward(
         let a = f64::from(gamma[channel]) * inverse;
         let b = -a * inverse * product / count;
         let c = -a * first[channel] / count - b * f64::from(mean[channel]);
-        by.iter_mut().zip([a, b, c]).for_each(|(by, value)| by.push(value as f32));
+        factors.iter_mut().zip([a, b, c]).for_each(|(list, value)| list.push(value as f32));
     }
     let len = part_len(channels);
-    let by = [&by[0][..], &by[1], &by[2]];
-    each(len, gradients, |index, gradients| spread(part_of(x, index, len), line, by, gradients));
+    let factors = [&factors[0][..], &factors[1], &factors[2]];
+    for_parts(len, gradients, |index, gradients| {
+        input_gradients(part_of(x, index, len), line, factors, gradients)
+    });
     [of_gamma, first.iter().map(|sum| *sum as f32).collect()]
 }
 
@@ -273,8 +299,8 @@ mod tests {
         }
     }
 
-    /// Result and the gradients of x, gamma, beta and the residual, in f64 and by the definition.
-    fn plain(case: &Case, with_residual: bool, relu: bool) -> [Vec<f64>; 5] {
+    /// The result, and the gradients of x, gamma, beta and the residual, computed in f64 from the definition.
+    fn reference(case: &Case, with_residual: bool, relu: bool) -> [Vec<f64>; 5] {
         let channels = case.gamma.len();
         let rows = case.x.len() / channels;
         let mut out = [(); 3].map(|()| vec![0.0; case.x.len()]);
@@ -328,15 +354,15 @@ mod tests {
     fn check(rows: usize, channels: usize, mean: f32, with_residual: bool, relu: bool) {
         let case = case(rows, channels, mean);
         let names = ["result", "x", "gamma", "beta", "residual"];
-        let both = found(&case, with_residual, relu).into_iter().zip(plain(&case, with_residual, relu));
-        for (name, (found, wanted)) in names.iter().zip(both) {
+        let both = found(&case, with_residual, relu).into_iter().zip(reference(&case, with_residual, relu));
+        for (name, (found, expected)) in names.iter().zip(both) {
             if *name == "residual" && !with_residual {
                 continue;
             }
-            let largest = wanted.iter().fold(1.0f64, |most, value| most.max(value.abs()));
+            let largest = expected.iter().fold(1.0f64, |most, value| most.max(value.abs()));
             let error = found
                 .iter()
-                .zip(&wanted)
+                .zip(&expected)
                 .map(|(a, b)| (f64::from(*a) - b).abs())
                 .max_by(f64::total_cmp)
                 .unwrap_or(0.0)
@@ -364,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_change_no_bit() {
+    fn the_result_does_not_depend_on_the_threads() {
         let case = case(9_000, 17, 0.5);
         let with = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -1,4 +1,4 @@
-//! A number for every column: added to rows, and its gradient.
+//! Adding a bias to every row, and the gradient of the bias.
 
 use crate::parallel::{for_chunks, rows_of_chunk};
 use crate::simd::vectorized;
@@ -25,17 +25,17 @@ vectorized! {
     }
 }
 
-/// Adds `bias` `[width]` to every row of `rows` `[.., width]`.
+/// Adds `bias` `[width]` to every row of `rows` `[rows, width]`, in place.
 pub fn add(rows: &mut [f32], bias: &[f32]) {
     let chunk = rows_of_chunk(bias.len()) * bias.len();
     for_chunks(rows, chunk, |_, part| add_rows(part, bias));
 }
 
-/// The sum of the rows of `rows` `[.., width]`, in the order of their chunks.
+/// The gradient of the bias: the sum of the rows of `rows` `[rows, width]`, as `[width]`.
 pub fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
     let mut total = vec![0.0; width];
     let chunk = rows_of_chunk(width) * width;
-    // Chunk by chunk, so that the last digits of long sums are not lost, however many threads there are.
+    // Summing chunk by chunk keeps the precision of long sums. The chunks do not depend on the number of threads.
     let mut sums = vec![0.0; width];
     for part in rows.chunks(chunk.max(1)) {
         sums.fill(0.0);
@@ -46,8 +46,11 @@ pub fn column_sums(rows: &[f32], width: usize) -> Vec<f32> {
 }
 
 /// `sums += values`, element by element.
+///
+/// # Panics
+/// If the slices have different lengths.
 pub fn accumulate(sums: &mut [f32], values: &[f32]) {
-    assert_eq!(sums.len(), values.len(), "as many values as sums");
+    assert_eq!(sums.len(), values.len(), "sums and values must have the same length");
     const CHUNK: usize = 1 << 14;
     for_chunks(sums, CHUNK, |index, sums| add_to(sums, &values[index * CHUNK..][..sums.len()]));
 }

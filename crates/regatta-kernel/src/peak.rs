@@ -1,23 +1,30 @@
-//! What the machine could do at best: the rate of multiply-adds that never leave their registers, and of copying.
+//! Measures the peak rates of the machine: of multiply-adds in registers, and of copying memory.
 
 use pulp::{Arch, Simd, WithSimd};
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Sums side by side: more than the latency of a multiply-add times those begun in a cycle, less than the registers.
+/// Independent sums. There are more than the latency of a multiply-add times the multiply-adds that start per cycle,
+/// and fewer than registers.
 const SUMS: usize = 12;
 
+/// Seconds that a measurement of operations takes.
+const MEASURING_S: f64 = 0.01;
+/// Elements that are copied: 64 MiB.
+const COPIED: usize = 16 << 20;
+
+/// `rounds` multiply-adds of [`SUMS`] vectors.
 struct MultiplyAdds {
     rounds: usize,
 }
 
 impl WithSimd for MultiplyAdds {
-    /// Floating-point operations done, and the time that they took in seconds.
+    /// The number of floating-point operations, and the time in seconds that they took.
     type Output = (f64, f64);
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> (f64, f64) {
-        // Near 1 for ever, so that no sum becomes infinite or too small to be fast.
+        // Sums stay near 1, because infinite and subnormal numbers may be slower.
         let (scale, shift) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.001)));
         let mut sums = [simd.splat_f32s(black_box(1.0)); SUMS];
         let begun = Instant::now();
@@ -34,19 +41,21 @@ impl WithSimd for MultiplyAdds {
     }
 }
 
-/// Most f32 operations a second that this thread reaches, a multiply-add counted as two. Takes about 10 ms.
+/// The most f32 operations per second that the current thread reaches. A multiply-add counts as two. The measurement
+/// takes about 10 ms.
 pub fn flops_per_s_of_thread() -> f64 {
     let mut best = 0.0f64;
     let begun = Instant::now();
-    // The best of short runs: the processor changes its pace, and others may use it.
-    while begun.elapsed().as_secs_f64() < 0.01 {
+    // The best of several short runs, because the clock rate changes and other programs may use the processor.
+    while begun.elapsed().as_secs_f64() < MEASURING_S {
         let (flops, took) = Arch::new().dispatch(MultiplyAdds { rounds: 20_000 });
         best = best.max(flops / took.max(1e-9));
     }
     best
 }
 
-/// Most f32 operations a second that the threads of the current pool reach together.
+/// The most f32 operations per second that the threads of the current `rayon` pool reach together. A multiply-add
+/// counts as two. The measurement takes about 10 ms.
 pub fn flops_per_s() -> f64 {
     match rayon::current_num_threads() {
         1 => flops_per_s_of_thread(),
@@ -54,9 +63,10 @@ pub fn flops_per_s() -> f64 {
     }
 }
 
-/// Most bytes a second that this thread reads and writes, counted both, when it copies more than caches hold.
+/// The most bytes per second that the current thread reads and writes, both counted, when it copies more memory than
+/// caches hold.
 pub fn bytes_per_s() -> f64 {
-    let from = vec![1.0f32; 16 << 20];
+    let from = vec![1.0f32; COPIED];
     let mut to = vec![0.0f32; from.len()];
     let once = |to: &mut [f32]| {
         let begun = Instant::now();
@@ -72,7 +82,7 @@ pub fn bytes_per_s() -> f64 {
 mod tests {
     #[test]
     fn a_machine_computes_and_copies() {
-        // Anything that runs this does more than a hundred million of each a second.
+        // Every machine that runs this test is faster than 10^8 per second.
         assert!(super::flops_per_s() > 1e8);
         assert!(super::bytes_per_s() > 1e8);
     }

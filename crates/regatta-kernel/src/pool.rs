@@ -1,35 +1,37 @@
-//! Pooling of channels-last images.
+//! Pooling of channels-last images, forward and backward.
 
 use crate::simd::vectorized;
 
-/// The code of a place at which no number was above 0, so that ReLU gave 0 and no gradient goes back.
-const NONE: u8 = 4;
+/// The code of a square in which no number is above 0: ReLU gives 0, and no number of the square gets a gradient.
+pub(crate) const NO_GRADIENT: u8 = 4;
 
 vectorized! {
-    /// The larger of 0 and the largest of each 2x2 square of `x` `[images, height, width, channels]`, into `out` `[images,
-    /// height / 2, width / 2, channels]`; what an odd side has left over is left out. `codes` are which one it was.
+    /// ReLU and 2x2 max pooling: the largest number of each 2x2 square of `x` `[images, height, width, channels]`, or
+    /// 0 if that is larger. `out` is `[images, height / 2, width / 2, channels]`, and `codes` has the same shape and
+    /// gets which number of the square was the largest, for [`back_2x2`]. `shape` is `[height, width, channels]`. The
+    /// last row or column of an odd side is ignored.
     pub fn relu_max_2x2(x: &[f32], shape: [usize; 3], out: &mut [f32], codes: &mut [u8]) {
         let [height, width, channels] = shape;
         let (down, across) = (height / 2, width / 2);
         let row = width * channels;
         let images = x.chunks_exact(height * row).flat_map(|image| image.chunks_exact(2 * row).take(down));
-        // Of an image with less than two rows or columns nothing is left.
+        // An image with less than two rows or columns has no square.
         let len = (across * channels).max(1);
         for ((rows, out), codes) in images.zip(out.chunks_exact_mut(len)).zip(codes.chunks_exact_mut(len)) {
             let (upper, lower) = rows.split_at(row);
             let squares = upper.chunks_exact(2 * channels).zip(lower.chunks_exact(2 * channels));
-            let places = out.chunks_exact_mut(channels).zip(codes.chunks_exact_mut(channels));
-            for ((upper, lower), (out, codes)) in squares.zip(places) {
+            let positions = out.chunks_exact_mut(channels).zip(codes.chunks_exact_mut(channels));
+            for ((upper, lower), (out, codes)) in squares.zip(positions) {
                 let (a, b) = upper.split_at(channels);
                 let (c, d) = lower.split_at(channels);
                 let numbers = a.iter().zip(b).zip(c.iter().zip(d));
                 for (((a, b), (c, d)), (out, code)) in numbers.zip(out.iter_mut().zip(codes)) {
-                    let (mut most, mut which) = (0.0f32, u32::from(NONE));
+                    let (mut largest, mut which) = (0.0f32, u32::from(NO_GRADIENT));
                     for (index, value) in [*a, *b, *c, *d].into_iter().enumerate() {
-                        which = if value > most { index as u32 } else { which };
-                        most = if value > most { value } else { most };
+                        which = if value > largest { index as u32 } else { which };
+                        largest = if value > largest { value } else { largest };
                     }
-                    *out = most;
+                    *out = largest;
                     *code = which as u8;
                 }
             }
@@ -38,7 +40,8 @@ vectorized! {
 }
 
 vectorized! {
-    /// The gradient of the numbers that [`relu_max_2x2`] took, into all of `out`, from that of its result.
+    /// Backward of [`relu_max_2x2`]: writes the gradient of its input to `out` `[images, height, width, channels]`,
+    /// from the `gradient` of its result and its `codes`. `shape` is `[height, width, channels]`.
     pub fn back_2x2(gradient: &[f32], codes: &[u8], shape: [usize; 3], out: &mut [f32]) {
         let [height, width, channels] = shape;
         let (down, across) = (height / 2, width / 2);
@@ -47,13 +50,13 @@ vectorized! {
             out.fill(0.0);
         }
         let images = out.chunks_exact_mut(height * row).flat_map(|image| image.chunks_exact_mut(2 * row).take(down));
-        // Of an image with less than two rows or columns nothing is left.
+        // An image with less than two rows or columns has no square.
         let len = (across * channels).max(1);
         for ((rows, gradient), codes) in images.zip(gradient.chunks_exact(len)).zip(codes.chunks_exact(len)) {
             let (upper, lower) = rows.split_at_mut(row);
             for (rows, first) in [(upper, 0u32), (lower, 2)] {
-                let places = gradient.chunks_exact(channels).zip(codes.chunks_exact(channels));
-                for (square, (gradient, codes)) in rows.chunks_exact_mut(2 * channels).zip(places) {
+                let positions = gradient.chunks_exact(channels).zip(codes.chunks_exact(channels));
+                for (square, (gradient, codes)) in rows.chunks_exact_mut(2 * channels).zip(positions) {
                     let (a, b) = square.split_at_mut(channels);
                     for ((a, b), (g, code)) in a.iter_mut().zip(b).zip(gradient.iter().zip(codes)) {
                         let code = u32::from(*code);
@@ -67,10 +70,11 @@ vectorized! {
 }
 
 vectorized! {
-    /// The means over the places of each image of `x` `[images, places, channels]`, into `out` `[images, channels]`.
-    pub fn mean(x: &[f32], places: usize, channels: usize, out: &mut [f32]) {
-        let scale = 1.0 / places as f32;
-        for (image, out) in x.chunks_exact(places * channels).zip(out.chunks_exact_mut(channels)) {
+    /// Global average pooling: writes the mean over the positions of each image of `x` `[images, positions, channels]`
+    /// to `out` `[images, channels]`.
+    pub fn mean(x: &[f32], positions: usize, channels: usize, out: &mut [f32]) {
+        let scale = 1.0 / positions as f32;
+        for (image, out) in x.chunks_exact(positions * channels).zip(out.chunks_exact_mut(channels)) {
             out.fill(0.0);
             for row in image.chunks_exact(channels) {
                 out.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
@@ -81,10 +85,11 @@ vectorized! {
 }
 
 vectorized! {
-    /// The gradient of what [`mean`] took, into `out`, from that of its result.
-    pub fn back_mean(gradient: &[f32], places: usize, channels: usize, out: &mut [f32]) {
-        let scale = 1.0 / places as f32;
-        for (gradient, image) in gradient.chunks_exact(channels).zip(out.chunks_exact_mut(places * channels)) {
+    /// Backward of [`mean`]: writes the gradient of its input to `out` `[images, positions, channels]`, from the
+    /// `gradient` `[images, channels]` of its result.
+    pub fn back_mean(gradient: &[f32], positions: usize, channels: usize, out: &mut [f32]) {
+        let scale = 1.0 / positions as f32;
+        for (gradient, image) in gradient.chunks_exact(channels).zip(out.chunks_exact_mut(positions * channels)) {
             for row in image.chunks_exact_mut(channels) {
                 row.iter_mut().zip(gradient).for_each(|(out, g)| *out = g * scale);
             }
@@ -111,7 +116,7 @@ mod tests {
             relu_max_2x2(&x, shape, &mut out, &mut codes);
             let mut back = vec![f32::NAN; x.len()];
             back_2x2(&gradient, &codes, shape, &mut back);
-            let mut wanted = vec![0.0; x.len()];
+            let mut expected = vec![0.0; x.len()];
             for (index, g) in gradient.iter().enumerate() {
                 let [channel, rest] = [index % channels, index / channels];
                 let (column, row, image) = (rest % across, rest / across % down, rest / across / down);
@@ -121,15 +126,15 @@ mod tests {
                 let best = (0..4).map(at).max_by(|a, b| x[*a].total_cmp(&x[*b])).unwrap();
                 prop_assert_eq!(out[index], x[best].max(0.0));
                 if x[best] > 0.0 {
-                    wanted[best] = *g;
+                    expected[best] = *g;
                 }
             }
-            prop_assert_eq!(back, wanted);
+            prop_assert_eq!(back, expected);
         }
     }
 
     #[test]
-    fn means_and_back() {
+    fn mean_and_its_backward() {
         let x = [1.0, 10.0, 3.0, 30.0, 5.0, 50.0, 7.0, 70.0];
         let mut out = [0.0; 4];
         mean(&x, 2, 2, &mut out);

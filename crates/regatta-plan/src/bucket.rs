@@ -2,21 +2,23 @@
 
 use std::ops::Range;
 
-/// A model is cut into about this many buckets, so that the all-reduce of one hides behind the backward of the next.
+/// The gradients of a model are divided into about this many buckets, so that the all-reduce of one bucket overlaps
+/// with the backward pass of the layers before.
 const BUCKETS: usize = 8;
-/// Below this a bucket costs more in latency than it hides, in bytes.
+/// Smallest bucket in bytes: for a smaller one, latency costs more than overlap saves.
 const SMALLEST: usize = 256 << 10;
 
-/// The bucket size to aim at, in bytes: the limit the user gave, less where the whole model would fit in a
-/// few buckets and nothing would be left to overlap with.
+/// The target size of a bucket in bytes: `limit`, or less for a small model. If a model of `total_bytes` fitted in a
+/// few buckets, there would be no backward pass left to overlap their all-reduce with.
 pub fn bucket_cap(total_bytes: usize, limit: usize) -> usize {
     (total_bytes / BUCKETS).max(SMALLEST).min(limit)
 }
 
-/// Cuts consecutive parameters of `sizes` bytes into buckets of at most `cap` bytes.
+/// Groups consecutive parameters of `sizes` bytes into buckets of at most `cap` bytes. Returns the ranges of
+/// parameters.
 ///
-/// A parameter is never split, so one larger than `cap` has a bucket to itself. Every parameter is in exactly
-/// one range and the ranges are in order.
+/// A parameter is never split, so one that is larger than `cap` has a bucket of its own. Every parameter is in exactly
+/// one range, and the ranges are in order.
 pub fn buckets(sizes: &[usize], cap: usize) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let (mut start, mut bytes) = (0, 0);
@@ -38,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_parameter_once_in_order_and_under_the_cap() {
+    fn every_parameter_is_in_one_bucket_in_order_under_the_cap() {
         let sizes = [5, 1, 1, 9, 30, 2, 2, 2, 0, 4];
         for cap in 0..40 {
             let cut = buckets(&sizes, cap);
@@ -58,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_model_is_still_cut_for_overlap() {
+    fn a_small_model_still_has_several_buckets() {
         assert_eq!(bucket_cap(19 << 20, 25 << 20), (19 << 20) / 8);
         assert_eq!(bucket_cap(1000, 25 << 20), 256 << 10);
         assert_eq!(bucket_cap(1 << 30, 25 << 20), 25 << 20);

@@ -1,20 +1,22 @@
-//! Where a chain of blocks is cut into stages: the linear partition problem (Skiena, "The Algorithm Design
-//! Manual"), which PipeDream solves for its stages too (Narayanan et al. 2019, section 3.1).
+//! How a sequence of blocks is divided into stages: the linear partition problem (Skiena, "The Algorithm Design
+//! Manual"), which PipeDream also solves for its stages (Narayanan et al. 2019, section 3.1).
 
 use crate::PlanError;
 use std::ops::Range;
 
-/// Sums that differ by less than this share are the same but for rounding.
+/// Sums whose relative difference is below this are equal except for rounding.
 const ROUNDING: f64 = 1e-12;
 
-/// Cuts blocks of `costs` into `parts` consecutive parts, none empty, so that the largest is as small as can be.
+/// Divides blocks with these `costs` (in any unit) into `parts` consecutive ranges, none empty, so that the largest
+/// sum of costs is as small as possible.
 ///
-/// The slowest stage sets the pace of a pipeline, so that is the measure. Of such cuts it takes one with the
-/// smallest sum of squares, so that what the largest leaves free is even as well; and where later parts may be
-/// the longer ones they are, because early stages hold more micro-batches.
+/// The largest sum is minimised because the slowest stage limits the speed of a pipeline. Among such partitions the
+/// function takes one with the smallest sum of squares, so that the other parts are even too. If parts can be swapped
+/// without loss, the later ones are the longer ones, because early stages hold more micro-batches.
 ///
 /// # Errors
-/// When there are more parts than blocks, no parts, or costs that are negative or not numbers.
+/// [`PlanError::Zero`] for no parts, [`PlanError::TooFewBlocks`] for more parts than blocks, and [`PlanError::Cost`]
+/// for a cost that is negative, infinite or NaN.
 pub fn balance(costs: &[f64], parts: usize) -> Result<Vec<Range<usize>>, PlanError> {
     if parts == 0 {
         return Err(PlanError::Zero("the number of pipeline stages"));
@@ -25,16 +27,16 @@ pub fn balance(costs: &[f64], parts: usize) -> Result<Vec<Range<usize>>, PlanErr
     if let Some(block) = costs.iter().position(|cost| !cost.is_finite() || *cost < 0.0) {
         return Err(PlanError::Cost(block));
     }
-    // Two passes, because the two measures together have no optimal prefixes: a prefix with a smaller maximum and
-    // larger squares loses where a later part is the largest anyway.
+    // Two passes, because dynamic programming over both measures at once is wrong: a prefix with a smaller maximum
+    // but a larger sum of squares is not better if a later part is the largest anyway.
     let (largest, _) = partition(costs, parts, f64::max, |sum| sum);
     let limit = largest * (1.0 + ROUNDING);
     let square = |sum: f64| if sum <= limit { sum * sum } else { f64::INFINITY };
     Ok(partition(costs, parts, |all, part| all + part, square).1)
 }
 
-/// The cheapest partition by dynamic programming, where a part costs `price` of its sum and `join` adds a part to
-/// those before.
+/// The cheapest partition, by dynamic programming. A part costs `price(sum of its costs)`, and `join` combines the
+/// cost of the parts before with that of the next part.
 fn partition(
     costs: &[f64],
     parts: usize,
@@ -42,7 +44,8 @@ fn partition(
     price: impl Fn(f64) -> f64,
 ) -> (f64, Vec<Range<usize>>) {
     let blocks = costs.len();
-    // best[end]: the least of the first `end` blocks in as many parts as rounds have passed; none in no parts.
+    // best[end]: the least cost of the first `end` blocks, divided into `part` parts after round `part`. Before the
+    // first round there are no parts, so only `end` 0 is possible.
     let mut best = vec![f64::INFINITY; blocks + 1];
     best[0] = 0.0;
     let mut starts = Vec::with_capacity(parts);
@@ -51,12 +54,12 @@ fn partition(
         let mut start_of = vec![part - 1; blocks + 1];
         for end in part..=blocks {
             let mut sum = 0.0;
-            // From the shortest last part to the longest, which wins where both are as good.
+            // From the shortest last part to the longest. If two cost the same, the longest is taken.
             for start in (part - 1..end).rev() {
                 sum += costs[start];
                 let alone = price(sum);
                 if alone.is_infinite() || alone > next[end] * (1.0 + ROUNDING) {
-                    // A longer part costs as much or more, whatever comes before it.
+                    // A longer last part costs at least as much, whatever the parts before it cost.
                     break;
                 }
                 let value = join(best[start], alone);
@@ -89,7 +92,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Every way to cut `blocks` into `parts`.
+    /// Every way to divide `blocks` into `parts`.
     fn cuts(blocks: usize, parts: usize) -> Vec<Vec<Range<usize>>> {
         if parts == 1 {
             return if blocks > 0 { vec![vec![0..blocks]] } else { Vec::new() };
@@ -104,7 +107,7 @@ mod tests {
             .collect()
     }
 
-    /// The largest part and the sum of squares.
+    /// The largest sum of a part, and the sum of squares.
     fn measure(costs: &[f64], cut: &[Range<usize>]) -> (f64, f64) {
         let sums = cut.iter().map(|range| costs[range.clone()].iter().sum::<f64>());
         sums.fold((0.0, 0.0), |(most, squares), sum| (sum.max(most), squares + sum * sum))
@@ -112,7 +115,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn as_good_as_the_best_of_all_cuts(costs in prop::collection::vec(0u8..20, 1..11), parts in 1usize..6) {
+        fn the_result_is_the_best_of_all_partitions(
+            costs in prop::collection::vec(0u8..20, 1..11), parts in 1usize..6,
+        ) {
             let costs: Vec<f64> = costs.into_iter().map(f64::from).collect();
             prop_assume!(parts <= costs.len());
             let cut = balance(&costs, parts).unwrap();
@@ -120,20 +125,22 @@ mod tests {
             prop_assert!(cut.iter().all(|range| !range.is_empty()));
             let blocks: Vec<usize> = cut.iter().cloned().flatten().collect();
             prop_assert_eq!(blocks, (0..costs.len()).collect::<Vec<_>>());
-            let best = cuts(costs.len(), parts).iter().map(|cut| measure(&costs, cut)).min_by(|a, b| a.partial_cmp(b).unwrap());
+            let all = cuts(costs.len(), parts);
+            let measures = all.iter().map(|cut| measure(&costs, cut));
+            let best = measures.min_by(|a, b| a.partial_cmp(b).unwrap());
             prop_assert_eq!(Some(measure(&costs, &cut)), best);
         }
     }
 
     #[test]
-    fn even_where_the_largest_is_given_and_longer_at_the_end() {
+    fn parts_beside_the_largest_are_even_and_later_ones_longer() {
         assert_eq!(balance(&[9.0, 1.0, 1.0, 1.0, 1.0], 3), Ok(vec![0..1, 1..3, 3..5]));
         assert_eq!(balance(&[0.1; 5], 2), Ok(vec![0..2, 2..5]));
         assert_eq!(balance(&[0.0; 3], 3), Ok(vec![0..1, 1..2, 2..3]));
     }
 
     #[test]
-    fn what_cannot_be_cut_is_said() {
+    fn impossible_partitions_are_errors() {
         let error = balance(&[1.0; 4], 5).unwrap_err();
         assert_eq!(
             error.to_string(),

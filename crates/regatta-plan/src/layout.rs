@@ -1,123 +1,127 @@
 //! Layouts: which named dimension of a tensor is split over which axis of the mesh (Shazeer et al. 2018,
 //! "Mesh-TensorFlow", section 3.2).
 
-use crate::{Mesh, PlanError};
+use crate::{Axis, Mesh, PlanError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
-/// The dimensions that a layout may split, each with why the others may not: a norm needs whole rows of `embed`, and
-/// `time` follows from sequence parallelism.
-pub const SPLITTABLE: [&str; 4] = ["batch", "heads", "mlp", "vocab"];
+/// The dimensions that a layout may split. `embed` may not be split because a norm needs whole rows of it; `time` is
+/// split by sequence parallelism only.
+pub const SPLITTABLE_DIMS: [&str; 4] = ["batch", "heads", "mlp", "vocab"];
 
 /// A named dimension.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dim {
-    /// Its name, as in `mlp`.
+    /// The name, as in `mlp`.
     pub name: String,
-    /// Elements along it in the whole tensor.
+    /// The size of this dimension in the whole tensor.
     pub size: usize,
 }
 
-/// A parameter as the whole model has it.
+/// A parameter of the whole model, before it is split.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorSpec {
-    /// Where it is in the model, as in `layers.0.up.weight`.
+    /// The parameter's path in the model, as in `layers.0.up.weight`.
     pub path: String,
-    /// Its dimensions. A stored dimension may be several of these, as `[3, heads, head]` of an attention's input.
+    /// Its logical dimensions. One dimension of `shape` may consist of several of these, as `[3, heads, head]` for the
+    /// input projection of attention.
     pub dims: Vec<Dim>,
     /// Its shape as stored.
     pub shape: Vec<usize>,
 }
 
 impl TensorSpec {
-    /// Elements.
+    /// The number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Whether it has none.
+    /// Whether the tensor has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// From names of dimensions to names of mesh axes.
+/// Assigns axes of the mesh to names of dimensions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Layout(BTreeMap<String, String>);
+pub struct Layout(BTreeMap<String, Axis>);
 
 impl Default for Layout {
-    /// Megatron-LM's (Shoeybi et al. 2019, section 3): heads, hidden units and the vocabulary over `tensor`.
+    /// The layout of Megatron-LM (Shoeybi et al. 2019, section 3): heads, hidden units and the vocabulary are split
+    /// over `tensor`, the batch over `data`.
     fn default() -> Self {
-        let pairs = [("batch", "data"), ("heads", "tensor"), ("mlp", "tensor"), ("vocab", "tensor")];
-        Self(pairs.into_iter().map(|(dim, axis)| (dim.into(), axis.into())).collect())
+        let pairs =
+            [("batch", Axis::Data), ("heads", Axis::Tensor), ("mlp", Axis::Tensor), ("vocab", Axis::Tensor)];
+        Self(pairs.into_iter().map(|(dim, axis)| (dim.into(), axis)).collect())
     }
 }
 
 impl Layout {
-    /// A layout of these rules over the default one; an axis `none` leaves the dimension whole.
+    /// The default layout, changed by `rules` of (dimension, axis). The axis `none` leaves the dimension whole.
     ///
     /// # Errors
-    /// A dimension that cannot be split, or over an axis that does not split it.
+    /// [`PlanError::Layout`] if an axis does not exist, or if the dimension cannot be split over it.
     pub fn with<'a>(rules: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, PlanError> {
         let mut layout = Self::default();
-        for (dim, axis) in rules {
-            if axis == "none" && dim != "batch" {
+        for (dim, name) in rules {
+            if name == "none" && dim != "batch" {
                 layout.0.remove(dim);
                 continue;
             }
-            if !crate::mesh::AXES.contains(&axis) {
+            let axis = Axis::find(name).ok_or_else(|| {
+                PlanError::Layout(format!(
+                    "`{dim} -> {name}`: there is no axis `{name}`; the axes are {}, or none",
+                    Axis::names()
+                ))
+            })?;
+            let allowed = if dim == "batch" { Axis::Data } else { Axis::Tensor };
+            if SPLITTABLE_DIMS.contains(&dim) && axis != allowed {
                 return Err(PlanError::Layout(format!(
-                    "`{dim} -> {axis}`: there is no axis `{axis}`; the axes are {}, or none",
-                    crate::mesh::AXES.join(", ")
+                    "`{dim} -> {axis}`: {dim} is split over {allowed} only"
                 )));
             }
-            let fits = if dim == "batch" { axis == "data" } else { axis == "tensor" };
-            if SPLITTABLE.contains(&dim) && !fits {
-                return Err(PlanError::Layout(format!(
-                    "`{dim} -> {axis}`: {dim} is split over {} only",
-                    if dim == "batch" { "data" } else { "tensor" }
-                )));
-            }
-            layout.0.insert(dim.into(), axis.into());
+            layout.0.insert(dim.into(), axis);
         }
         Ok(layout)
     }
 
-    /// The axis over which the named dimension is split, where that axis has more than one rank.
-    pub fn axis<'a>(&'a self, mesh: &Mesh, dim: &str) -> Option<&'a str> {
-        self.0.get(dim).map(String::as_str).filter(|axis| mesh.axis(axis) > 1)
+    /// The axis over which the dimension `dim` is split; `None` if it is whole, or if that axis has one rank only.
+    pub fn axis(&self, mesh: &Mesh, dim: &str) -> Option<Axis> {
+        self.0.get(dim).copied().filter(|axis| mesh.axis(*axis) > 1)
     }
 
-    /// Checks that `spec` can be split so.
+    /// Checks that this layout can split the tensor `spec` over `mesh`.
     ///
     /// # Errors
-    /// Two dimensions over one axis, a dimension that cannot be split or does not divide: with the tensor's name.
+    /// [`PlanError::Layout`] with the tensor's path, if two dimensions are split over the same axis, or if a dimension
+    /// cannot be split or does not divide evenly.
     pub fn check(&self, mesh: &Mesh, spec: &TensorSpec) -> Result<(), PlanError> {
         let refuse = |problem: String| Err(PlanError::Layout(format!("{}: {problem}", spec.path)));
-        let mut used: Vec<(&Dim, &str)> = vec![];
+        let mut used: Vec<(&Dim, Axis)> = vec![];
         for dim in &spec.dims {
             let Some(axis) = self.axis(mesh, &dim.name) else { continue };
             if let Some((other, _)) = used.iter().find(|(_, taken)| *taken == axis) {
                 return refuse(format!(
-                    "its dimensions {} and {} are both laid on the axis {axis}; one of them must stay whole",
+                    "its dimensions {} and {} are both split over the axis {axis}; one of them must stay whole",
                     other.name, dim.name
                 ));
             }
             used.push((dim, axis));
         }
         for (dim, axis) in used {
-            if !SPLITTABLE.contains(&dim.name.as_str()) {
+            if !SPLITTABLE_DIMS.contains(&dim.name.as_str()) {
                 return refuse(format!(
                     "its dimension {} cannot be split; those that can are {}",
                     dim.name,
-                    SPLITTABLE.join(", ")
+                    SPLITTABLE_DIMS.join(", ")
                 ));
             }
             let parts = mesh.axis(axis);
-            // The size of a vocabulary is the data's and not the user's choice: its parts may differ by one.
+            // The data determines the size of the vocabulary, so the user cannot round it: its parts may differ by
+            // one.
             let divides =
                 if dim.name == "vocab" { dim.size >= parts } else { dim.size.is_multiple_of(parts) };
             if !divides {
@@ -130,7 +134,7 @@ impl Layout {
         Ok(())
     }
 
-    /// The part of each of the dimensions of `spec` that `rank` holds.
+    /// The range of each dimension of `spec` that `rank` holds, in the order of its dimensions.
     pub fn ranges(&self, mesh: &Mesh, spec: &TensorSpec, rank: usize) -> Vec<Range<usize>> {
         let range = |dim: &Dim| match self.axis(mesh, &dim.name) {
             Some(axis) => part(dim.size, mesh.axis(axis), mesh.coordinate(rank, axis)),
@@ -140,11 +144,20 @@ impl Layout {
     }
 }
 
-/// The `index`-th of `parts` parts of `size` things, as equal as can be, the larger ones first.
+/// Part `index` of `size` items that are divided into `parts` parts as evenly as possible. The larger parts come
+/// first.
+///
+/// ```
+/// use regatta_plan::part;
+/// assert_eq!([part(5, 2, 0), part(5, 2, 1)], [0..3, 3..5]);
+/// ```
+///
+/// # Panics
+/// If `parts` is 0.
 pub fn part(size: usize, parts: usize, index: usize) -> Range<usize> {
-    let (each, more) = (size / parts, size % parts);
-    let start = index * each + index.min(more);
-    start..start + each + usize::from(index < more)
+    let (each, remainder) = (size / parts, size % parts);
+    let start = index * each + index.min(remainder);
+    start..start + each + usize::from(index < remainder)
 }
 
 impl fmt::Display for Layout {
@@ -179,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn illegal_layouts_name_the_tensor() {
+    fn errors_of_invalid_layouts_name_the_tensor() {
         let mesh: Mesh = "tensor=2".parse().unwrap();
         let layout = Layout::default();
         assert!(layout.check(&mesh, &spec(&[("embed", 6), ("mlp", 24)])).is_ok());
@@ -193,7 +206,7 @@ mod tests {
             "{error}"
         );
         let both = Layout::with([("embed", "tensor")]).unwrap();
-        assert!(problem(&both, &[("embed", 6), ("mlp", 8)]).contains("embed and mlp are both laid on"));
+        assert!(problem(&both, &[("embed", 6), ("mlp", 8)]).contains("embed and mlp are both split over"));
         assert!(problem(&both, &[("embed", 6)]).contains("cannot be split"));
         assert!(Layout::with([("heads", "pipe")]).is_err());
         assert!(Layout::with([("heads", "tenser")]).is_err());

@@ -1,6 +1,7 @@
-//! Arithmetic of parallel plans: which ranks form which axis, how a batch is cut, where a bucket ends.
+//! Arithmetic of parallel plans: which ranks form which axis, how a batch is divided, where a bucket ends.
 //!
-//! No tensors and no sockets live here, so a plan can be made, printed, tested and priced anywhere.
+//! The crate has no tensors and no sockets, so a plan can be made, printed, tested and its costs estimated on any
+//! machine.
 //!
 //! ```
 //! use regatta_plan::{Batch, Mesh, Plan};
@@ -9,8 +10,10 @@
 //! assert_eq!(plan.to_string(), "mesh data=2, batch 6 per worker (12 in all), buckets of at most 25.0 MiB");
 //! ```
 
+mod axis;
 mod bucket;
 mod cut;
+mod exchange;
 mod layout;
 mod memory;
 mod mesh;
@@ -19,11 +22,15 @@ mod simulate;
 mod slices;
 mod workers;
 
+pub use axis::{Axis, AxisSet};
 pub use bucket::{bucket_cap, buckets};
 pub use cut::balance;
-pub use layout::{Dim, Layout, SPLITTABLE, TensorSpec, part};
+pub use exchange::{
+    Content, ExchangePlan, Kept, Mean, Operation, Sharded, UnitOperation, UnitUse, ZeroStage,
+};
+pub use layout::{Dim, Layout, SPLITTABLE_DIMS, TensorSpec, part};
 pub use memory::{BlockLoad, Footprint, Load, mebibytes};
-pub use mesh::{AXES, MAX_RANKS, Mesh};
+pub use mesh::{MAX_RANKS, Mesh};
 pub use schedule::{Direction, Schedule, ScheduleKind, Task};
 pub use simulate::{Costs, Timeline, simulate};
 pub use slices::{Piece, Run, copy as copy_pieces};
@@ -32,10 +39,11 @@ pub use workers::{default_workers, threads_per_worker};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Why a plan cannot be.
+/// Why a plan is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PlanError {
-    /// The global batch cannot be cut evenly.
+    /// The global batch cannot be divided evenly.
     #[error(
         "a batch of {batch} does not divide among {parts} ({workers} workers x {accumulate} micro-batches, as \
          train.accumulate or --micro-batches says); \
@@ -59,122 +67,126 @@ pub enum PlanError {
     /// A count that must be at least one is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
-    /// Axes that make no mesh, or a mesh of another size than the job.
+    /// The axes are invalid, or their product is not the number of ranks in the job.
     #[error("mesh {0}")]
     Mesh(String),
-    /// A layout that cannot be.
+    /// The layout is invalid.
     #[error("layout: {0}")]
     Layout(String),
-    /// A schedule that does not exist, and those that do.
+    /// The schedule's name is unknown; the second text lists the valid names.
     #[error("there is no schedule '{0}'; use one of {1}")]
     UnknownSchedule(String, String),
-    /// The interleaved schedule with one chunk a stage.
+    /// The interleaved schedule was given only one chunk per stage.
     #[error(
-        "the interleaved schedule takes at least 2 model chunks a stage; set 2 or more, or use the schedule 1f1b"
+        "the interleaved schedule needs at least 2 model chunks per stage; set 2 or more, or use the schedule 1f1b"
     )]
     TooFewChunks,
-    /// Several chunks a stage with a schedule that has one.
+    /// Several chunks per stage were given to a schedule that takes one.
     #[error(
-        "the schedule {kind} takes 1 model chunk a stage, not {chunks}; use 1, or the schedule interleaved"
+        "the schedule {kind} takes 1 model chunk per stage, not {chunks}; use 1, or the schedule interleaved"
     )]
     TooManyChunks {
         /// The schedule.
         kind: ScheduleKind,
-        /// Chunks asked for.
+        /// Chunks per stage that were requested.
         chunks: usize,
     },
-    /// A schedule that cannot be executed.
+    /// The schedule cannot be executed.
     #[error("the schedule cannot run: {0}")]
     Schedule(String),
-    /// Costs of another number of parts than the model is cut into.
-    #[error("there are costs of {given} parts of the model, which is cut into {needed}")]
+    /// There are not as many costs as virtual stages.
+    #[error("costs are given for {given} parts of the model, but it is cut into {needed}")]
     CostCount {
-        /// Costs in the shortest list.
+        /// Entries in the shortest list of costs.
         given: usize,
         /// Virtual stages.
         needed: usize,
     },
-    /// More parts than blocks to cut.
+    /// There are more parts than blocks.
     #[error("the model has {blocks} blocks, so it can be cut into at most {blocks} stages, not {parts}")]
     TooFewBlocks {
         /// Blocks of the model.
         blocks: usize,
-        /// Parts asked for.
+        /// Parts that were requested.
         parts: usize,
     },
-    /// A cost that is negative or not a number.
-    #[error("the cost of block {0} is not a number of at least zero")]
+    /// The cost of a block is negative, infinite or NaN.
+    #[error("the cost of block {0} must be a finite number of at least zero")]
     Cost(usize),
-    /// A size that no machine can hold or count.
+    /// The parts of the model cannot be determined for this plan.
+    #[error("the model: {0}")]
+    Model(String),
+    /// A size is too large to count or to hold in memory.
     #[error("{0}")]
     TooLarge(String),
 }
 
-/// How many samples one optimizer step takes, as the user said it.
+/// How many samples one optimizer step takes, as the user gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Batch {
-    /// Samples.
+    /// Number of samples.
     pub samples: usize,
-    /// Whether `samples` counts one worker's share or all workers'.
+    /// Whether `samples` counts the samples of one worker (else those of all workers together).
     pub per_worker: bool,
-    /// Micro-batches the samples of one worker are cut into.
+    /// Micro-batches that the samples of one worker are divided into.
     pub accumulate: usize,
 }
 
 impl Batch {
-    /// `samples` over all workers.
+    /// `samples` in total over all workers, each worker's share in `accumulate` micro-batches.
     pub fn global(samples: usize, accumulate: usize) -> Self {
         Self { samples, per_worker: false, accumulate }
     }
 
-    /// `samples` on each worker.
+    /// `samples` on each worker, in `accumulate` micro-batches.
     pub fn per_worker(samples: usize, accumulate: usize) -> Self {
         Self { samples, per_worker: true, accumulate }
     }
 }
 
-/// What is kept from forward for backward.
+/// Which activations forward keeps for backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
-    /// Everything that backward reads.
+    /// Forward keeps everything that backward reads.
     #[default]
     None,
-    /// The input of every block; the rest is computed again (Chen et al. 2016, "Training Deep Nets with Sublinear Memory
-    /// Cost").
+    /// Forward keeps the input of every block; backward recomputes the rest (Chen et al. 2016, "Training Deep Nets
+    /// with Sublinear Memory Cost").
     Block,
-    /// The input of every chunk of the pipeline: its blocks run again before they go backward, and keep their inputs for
-    /// so long (Huang et al. 2019, "GPipe", section 2.3).
+    /// Forward keeps the input of every chunk of the pipeline. Before a chunk's backward its blocks run forward
+    /// again, and their inputs are kept until that backward ends (Huang et al. 2019, "GPipe", section 2.3).
     All,
 }
 
-/// How a job is spread: printed at the start, kept in every checkpoint and summary.
+/// How a job is distributed over ranks. It is printed at the start and stored in every checkpoint and summary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The named axes and their sizes.
     pub mesh: Mesh,
-    /// Which dimension is split over which axis.
+    /// Which tensor dimension is split over which axis.
     pub layout: Layout,
     /// Samples of one worker in one optimizer step.
     pub batch_per_worker: usize,
-    /// Micro-batches that a worker's samples are cut into.
+    /// Micro-batches that a worker's samples are divided into.
     pub accumulate: usize,
-    /// Upper bound of a gradient bucket in bytes.
+    /// Upper limit for the size of a gradient bucket, in bytes.
     pub bucket_bytes: usize,
-    /// What is sharded over the axis `data`, cumulatively: 1 optimizer state, 2 gradients, 3 parameters (Rajbhandari et
-    /// al. 2020, "ZeRO").
+    /// The ZeRO stage, which says what is sharded over the axis `data`: 0 nothing, 1 the optimizer state, 2 also the
+    /// gradients, 3 also the parameters (Rajbhandari et al. 2020, "ZeRO").
     pub zero: u8,
-    /// Blocks whose parameters are gathered ahead of their use, under `zero` 3.
+    /// With `zero` 3: how many blocks ahead of their use parameters are gathered.
     pub prefetch: usize,
-    /// Whether the optimizer's state is in a file and not in memory.
+    /// Whether the optimizer state is kept in a file instead of in memory.
     pub offload: bool,
-    /// In which order the stages of a pipeline do their work.
+    /// In which order the stages of a pipeline execute forwards and backwards.
     pub schedule: ScheduleKind,
-    /// Parts of the model that each stage holds.
+    /// Chunks of the model that each stage holds.
     pub chunks: usize,
-    /// Whether the regions between split layers are split by `time` (Korthikanti et al. 2022).
+    /// Whether activations between tensor-parallel layers are split along `time`: sequence parallelism (Korthikanti et
+    /// al. 2022, "Reducing Activation Recomputation in Large Transformer Models").
     pub sequence: bool,
-    /// What is kept from forward for backward.
+    /// Which activations forward keeps for backward.
     pub recompute: Recompute,
 }
 
@@ -182,7 +194,8 @@ impl Plan {
     /// A plan over `mesh` for `batch`, with nothing sharded.
     ///
     /// # Errors
-    /// When the batch does not divide among workers and micro-batches, or cannot be counted.
+    /// [`PlanError::Zero`] for an empty batch or no micro-batches, [`PlanError::BatchDoesNotDivide`] if the batch
+    /// does not divide evenly among workers and micro-batches, and [`PlanError::TooLarge`] if a product overflows.
     pub fn new(mesh: Mesh, batch: Batch, bucket_bytes: usize) -> Result<Self, PlanError> {
         let workers = mesh.workers();
         if batch.samples == 0 {
@@ -193,7 +206,7 @@ impl Plan {
         }
         let Batch { samples, per_worker, accumulate } = batch;
         let too_large = |count: usize, what: &str| {
-            PlanError::TooLarge(format!("{workers} workers x {count} {what} are more than can be counted"))
+            PlanError::TooLarge(format!("{workers} workers x {count} {what} is too large a number"))
         };
         let total = if per_worker { samples.checked_mul(workers) } else { Some(samples) };
         let total = total.ok_or_else(|| too_large(samples, "samples"))?;
@@ -235,37 +248,42 @@ impl Plan {
         self.batch_per_worker * self.mesh.workers()
     }
 
-    /// Samples of one worker in one micro-step.
+    /// Samples of one worker in one micro-batch.
     pub fn micro_batch(&self) -> usize {
         self.batch_per_worker / self.accumulate
     }
 
     /// Stages of the pipeline.
     pub fn stages(&self) -> usize {
-        self.mesh.axis("pipe")
+        self.mesh.axis(Axis::Pipe)
     }
 
-    /// Ranks that a unit of parameters is sharded over: 1 where nothing is sharded.
+    /// Ranks that a unit of parameters is sharded over; 1 if nothing is sharded.
     pub fn shards(&self) -> usize {
-        if self.zero == 0 { 1 } else { self.mesh.axis("data") }
+        self.sharded().map_or(1, |sharded| sharded.shards)
     }
 
-    /// What the stages of the pipeline do in a step.
+    /// The schedule of a training step: the tasks of every stage of the pipeline, in order.
     ///
     /// # Errors
-    /// A number of chunks that the schedule does not take.
+    /// Those of [`Schedule::new`], as a number of chunks that the schedule does not support.
     pub fn pipeline(&self) -> Result<Schedule, PlanError> {
         Schedule::new(self.schedule, self.stages(), self.chunks, self.accumulate)
     }
 
-    /// Cuts blocks of these costs into the chunks of all stages, by virtual stage: as even as can be.
+    /// Divides the model's blocks into one range per virtual stage, as evenly as possible by cost. `costs` has the
+    /// cost of each block, in any unit.
     ///
     /// # Errors
-    /// Fewer blocks than chunks.
+    /// Those of [`balance`]: fewer blocks than virtual stages, or an invalid cost.
     pub fn cut(&self, costs: &[f64]) -> Result<Vec<std::ops::Range<usize>>, PlanError> {
         balance(costs, self.stages() * self.chunks)
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -283,18 +301,18 @@ impl fmt::Display for Plan {
             write!(f, ", schedule {}", self.schedule)?;
         }
         if self.chunks > 1 {
-            write!(f, " with {} chunks a stage", self.chunks)?;
+            write!(f, " with {} chunks per stage", self.chunks)?;
         }
         if self.zero > 0 {
             write!(f, ", zero {}", self.zero)?;
         }
         if self.sequence {
-            write!(f, ", norm regions split by time")?;
+            write!(f, ", norm regions split along time")?;
         }
         match self.recompute {
             Recompute::None => {}
-            Recompute::Block => write!(f, ", blocks computed again in backward")?,
-            Recompute::All => write!(f, ", stages and blocks computed again in backward")?,
+            Recompute::Block => write!(f, ", blocks recomputed in backward")?,
+            Recompute::All => write!(f, ", stages and blocks recomputed in backward")?,
         }
         if self.offload {
             write!(f, ", optimizer state in a file")?;
@@ -308,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_that_does_not_divide_is_refused_with_its_neighbours() {
+    fn a_batch_that_does_not_divide_is_refused_with_the_nearest_valid_ones() {
         let error = Plan::new(Mesh::data(5), Batch::global(12, 1), 1).unwrap_err();
         assert_eq!(
             error,
@@ -326,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_global_batch_for_every_world() {
+    fn the_global_batch_is_the_same_for_every_world_size() {
         for workers in [1, 2, 3, 4, 6, 12] {
             let plan = Plan::new(Mesh::data(workers), Batch::global(12, 1), 1).unwrap();
             assert_eq!(plan.global_batch(), 12);
@@ -334,19 +352,19 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_cannot_be_multiplied_are_refused() {
-        let most = usize::MAX / 2;
+    fn products_that_overflow_are_refused() {
+        let huge = usize::MAX / 2;
         let refused = [
-            Plan::new(Mesh::data(4), Batch::global(8, most), 1),
-            Plan::new(Mesh::data(4), Batch::per_worker(most, 1), 1),
-            Plan::new(Mesh::data(1), Batch::global(most, most - 1), 1),
+            Plan::new(Mesh::data(4), Batch::global(8, huge), 1),
+            Plan::new(Mesh::data(4), Batch::per_worker(huge, 1), 1),
+            Plan::new(Mesh::data(1), Batch::global(huge, huge - 1), 1),
         ];
         assert!(refused.iter().all(Result::is_err), "{refused:?}");
-        let mesh = format!("data={most},pipe={most}");
+        let mesh = format!("data={huge},pipe={huge}");
         assert!(mesh.parse::<Mesh>().unwrap_err().to_string().contains("at most 65536 ranks"));
         let schedule = Schedule::new(ScheduleKind::OneFOneB, 1, 1, 250_000_000_000).unwrap_err();
         assert!(schedule.to_string().contains("train.accumulate"), "{schedule}");
-        assert!(Schedule::new(ScheduleKind::Interleaved, most, most, most).is_err());
+        assert!(Schedule::new(ScheduleKind::Interleaved, huge, huge, huge).is_err());
     }
 
     #[test]

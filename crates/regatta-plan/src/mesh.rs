@@ -1,48 +1,43 @@
 //! Named axes of ranks (Shazeer et al. 2018, "Mesh-TensorFlow", section 3).
 
-use crate::PlanError;
+use crate::{Axis, AxisSet, PlanError};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// The axes that a mesh may have, from the slowest to the fastest with the rank: the one with most traffic, tensor,
-/// lies innermost and so inside a host; pipeline stages, which only hand activations on, lie far apart
-/// (Narayanan et al. 2021, section 3.4).
-pub const AXES: [&str; 4] = ["replica", "pipe", "data", "tensor"];
-
-/// Most ranks of a mesh: far more than a job has had, and few enough that every product of sizes can be counted.
+/// The most ranks that a mesh may have. The limit is far above the size of real jobs, and low enough that products of
+/// sizes do not overflow.
 pub const MAX_RANKS: usize = 1 << 16;
 
-/// Named axes and their sizes, in the order of [`AXES`]; their product is the world size. The last axis varies
-/// fastest with the rank.
+/// Named axes and their sizes, in the order of [`Axis::ALL`]. The product of the sizes is the number of ranks in the
+/// job. The last axis varies fastest with the rank.
 ///
 /// ```
 /// let mesh: regatta_plan::Mesh = "tensor=2,data=2".parse().unwrap();
 /// assert_eq!(mesh.to_string(), "data=2,tensor=2");
-/// assert_eq!((mesh.coordinate(3, "data"), mesh.coordinate(2, "tensor")), (1, 0));
+/// use regatta_plan::Axis;
+/// assert_eq!((mesh.coordinate(3, Axis::Data), mesh.coordinate(2, Axis::Tensor)), (1, 0));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<(String, usize)>")]
-pub struct Mesh(Vec<(String, usize)>);
+pub struct Mesh(Vec<(Axis, usize)>);
 
 impl Mesh {
-    /// One axis, `data`: every rank holds the whole model and sees its own part of the batch.
+    /// A mesh with the axis `data` alone: every rank holds the whole model and processes its own part of the batch.
     pub fn data(workers: usize) -> Self {
-        Self(vec![("data".into(), workers)])
+        Self(vec![(Axis::Data, workers)])
     }
 
-    /// A mesh of these axes, in any order.
+    /// A mesh of `axes`, which may be given in any order.
     ///
     /// # Errors
-    /// An axis that is not one of [`AXES`], given twice or of size 0; more than [`MAX_RANKS`] ranks.
-    pub fn new(axes: &[(&str, usize)]) -> Result<Self, PlanError> {
-        for (index, (name, size)) in axes.iter().enumerate() {
-            let problem = if !AXES.contains(name) {
-                format!("has no axis `{name}`; the axes are {}", AXES.join(", "))
-            } else if axes[..index].iter().any(|(other, _)| other == name) {
-                format!("names the axis `{name}` twice")
+    /// [`PlanError::Mesh`] if an axis is given twice or has size 0, or if there are more than [`MAX_RANKS`] ranks.
+    pub fn new(axes: &[(Axis, usize)]) -> Result<Self, PlanError> {
+        for (index, (axis, size)) in axes.iter().enumerate() {
+            let problem = if axes[..index].iter().any(|(other, _)| other == axis) {
+                format!("names the axis `{axis}` twice")
             } else if *size == 0 {
-                format!("axis `{name}` must be at least 1")
+                format!("axis `{axis}` must be at least 1")
             } else {
                 continue;
             };
@@ -56,19 +51,19 @@ impl Mesh {
                 sizes.join(",")
             )));
         }
-        let find = |name: &str| axes.iter().find(|(axis, _)| *axis == name);
-        let sorted = AXES.iter().filter_map(|name| find(name)).map(|(name, size)| (name.to_string(), *size));
-        Ok(Self(sorted.collect()))
+        let mut sorted = axes.to_vec();
+        sorted.sort_by_key(|(axis, _)| *axis);
+        Ok(Self(sorted))
     }
 
-    /// Names and sizes, slowest first.
-    pub fn axes(&self) -> &[(String, usize)] {
+    /// The axes and their sizes, slowest first.
+    pub fn axes(&self) -> &[(Axis, usize)] {
         &self.0
     }
 
-    /// Size of the named axis; 1 where the mesh does not have it.
-    pub fn axis(&self, name: &str) -> usize {
-        self.0.iter().find(|(axis, _)| axis == name).map_or(1, |(_, size)| *size)
+    /// The size of `axis`; 1 if the mesh does not have it.
+    pub fn axis(&self, axis: Axis) -> usize {
+        self.0.iter().find(|(other, _)| *other == axis).map_or(1, |(_, size)| *size)
     }
 
     /// Ranks in the mesh.
@@ -76,16 +71,16 @@ impl Mesh {
         self.0.iter().map(|(_, size)| size).product()
     }
 
-    /// Ranks that see different samples: those along `replica` and `data`.
+    /// The number of workers, which process different samples: the product of `replica` and `data`.
     pub fn workers(&self) -> usize {
-        self.axis("replica") * self.axis("data")
+        self.axis(Axis::Replica) * self.axis(Axis::Data)
     }
 
-    /// The place of `rank` along the named axis; 0 where the mesh does not have it.
-    pub fn coordinate(&self, rank: usize, name: &str) -> usize {
+    /// The index of `rank` along `axis`; 0 if the mesh does not have the axis.
+    pub fn coordinate(&self, rank: usize, axis: Axis) -> usize {
         let mut rest = rank;
-        for (axis, size) in self.0.iter().rev() {
-            if axis == name {
+        for (other, size) in self.0.iter().rev() {
+            if *other == axis {
                 return rest % size;
             }
             rest /= size;
@@ -93,24 +88,40 @@ impl Mesh {
         0
     }
 
-    /// Which worker `rank` belongs to: ranks of one worker see the same samples.
+    /// The worker that `rank` belongs to. Ranks of one worker process the same samples.
     pub fn worker(&self, rank: usize) -> usize {
-        self.coordinate(rank, "replica") * self.axis("data") + self.coordinate(rank, "data")
+        self.coordinate(rank, Axis::Replica) * self.axis(Axis::Data) + self.coordinate(rank, Axis::Data)
     }
 
-    /// Checks that the mesh is as large as the job.
+    /// The ranks whose coordinates differ from those of `rank` only along the axes `over`, in ascending order. `rank`
+    /// is one of them.
+    pub fn ranks_over(&self, rank: usize, over: AxisSet) -> Vec<usize> {
+        let fixed = AxisSet::ALL.without(over);
+        let same = |other: &usize| {
+            fixed.iter().all(|axis| self.coordinate(*other, axis) == self.coordinate(rank, axis))
+        };
+        (0..self.size()).filter(same).collect()
+    }
+
+    /// The axes of `set` whose size is more than 1.
+    pub fn longer_than_one(&self, set: AxisSet) -> AxisSet {
+        let axes: Vec<Axis> = set.iter().filter(|axis| self.axis(*axis) > 1).collect();
+        AxisSet::of(&axes)
+    }
+
+    /// Checks that the mesh has `world` ranks, as many as the job.
     ///
     /// # Errors
-    /// Another number of ranks, with what would do.
-    pub fn fits(&self, world: usize) -> Result<(), PlanError> {
+    /// [`PlanError::Mesh`] if it has another number; the error suggests a size that fits.
+    pub fn check_world(&self, world: usize) -> Result<(), PlanError> {
         let size = self.size();
         if size == world {
             return Ok(());
         }
-        let others = size / self.axis("data");
+        let others = size / self.axis(Axis::Data);
         let hint = if world.is_multiple_of(others) {
-            let axes = self.0.iter().filter(|(name, _)| name != "data");
-            let rest: String = axes.map(|(name, size)| format!(",{name}={size}")).collect();
+            let axes = self.0.iter().filter(|(axis, _)| *axis != Axis::Data);
+            let rest: String = axes.map(|(axis, size)| format!(",{axis}={size}")).collect();
             format!("use data={}{rest}, or start {size} ranks", world / others)
         } else {
             format!("start {size} ranks")
@@ -119,12 +130,18 @@ impl Mesh {
     }
 }
 
+/// The axis with this name, or an error that lists the axes.
+fn find_axis(name: &str) -> Result<Axis, PlanError> {
+    let unknown = || PlanError::Mesh(format!("has no axis `{name}`; the axes are {}", Axis::names()));
+    Axis::find(name).ok_or_else(unknown)
+}
+
 impl TryFrom<Vec<(String, usize)>> for Mesh {
     type Error = PlanError;
 
     fn try_from(axes: Vec<(String, usize)>) -> Result<Self, PlanError> {
-        let axes: Vec<(&str, usize)> = axes.iter().map(|(name, size)| (name.as_str(), *size)).collect();
-        Self::new(&axes)
+        let axes = axes.iter().map(|(name, size)| Ok((find_axis(name)?, *size)));
+        Self::new(&axes.collect::<Result<Vec<_>, PlanError>>()?)
     }
 }
 
@@ -136,9 +153,10 @@ impl FromStr for Mesh {
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             let parsed =
                 part.split_once('=').and_then(|(name, size)| Some((name.trim(), size.trim().parse().ok()?)));
-            axes.push(parsed.ok_or_else(|| {
+            let (name, size) = parsed.ok_or_else(|| {
                 PlanError::Mesh(format!("{part:?} is not NAME=SIZE, as in data=2,tensor=2"))
-            })?);
+            })?;
+            axes.push((find_axis(name)?, size));
         }
         if axes.is_empty() {
             return Err(PlanError::Mesh("names no axis: give NAME=SIZE, as in data=2,tensor=2".into()));
@@ -166,15 +184,20 @@ mod tests {
         assert_eq!(mesh.to_string(), "replica=2,pipe=3,data=2,tensor=2");
         let mut seen = std::collections::BTreeSet::new();
         for rank in 0..mesh.size() {
-            seen.insert(AXES.map(|axis| mesh.coordinate(rank, axis)));
+            seen.insert(Axis::ALL.map(|axis| mesh.coordinate(rank, axis)));
         }
         assert_eq!(seen.len(), 24);
-        assert_eq!(mesh.coordinate(1, "tensor"), 1);
+        assert_eq!(mesh.coordinate(1, Axis::Tensor), 1);
+        let over = |axes: &[Axis]| mesh.ranks_over(5, AxisSet::of(axes));
+        assert_eq!(over(&[Axis::Tensor]), [4, 5]);
+        assert_eq!(over(&[Axis::Pipe]), [1, 5, 9]);
+        assert_eq!(over(&[Axis::Replica, Axis::Data]), [5, 7, 17, 19]);
+        assert_eq!(over(&[]), [5]);
         assert_eq!((mesh.workers(), mesh.worker(23)), (4, 3));
     }
 
     #[test]
-    fn what_is_no_mesh_is_refused() {
+    fn invalid_meshes_are_refused() {
         for (text, wanted) in [
             ("date=2", "has no axis `date`"),
             ("data=2,data=2", "twice"),
@@ -187,8 +210,10 @@ mod tests {
             assert!(error.contains(wanted), "{text}: {error}");
         }
         let mesh: Mesh = "data=2,tensor=2".parse().unwrap();
-        assert!(mesh.fits(4).is_ok());
-        assert!(mesh.fits(8).unwrap_err().to_string().contains("use data=4,tensor=2, or start 4 ranks"));
-        assert!(mesh.fits(3).unwrap_err().to_string().contains("start 4 ranks"));
+        assert!(mesh.check_world(4).is_ok());
+        assert!(
+            mesh.check_world(8).unwrap_err().to_string().contains("use data=4,tensor=2, or start 4 ranks")
+        );
+        assert!(mesh.check_world(3).unwrap_err().to_string().contains("start 4 ranks"));
     }
 }

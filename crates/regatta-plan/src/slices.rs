@@ -1,18 +1,18 @@
-//! Parts of tensors, and copying between tensors that are cut in different ways.
+//! Parts of tensors, and copying between tensors that are split in different ways.
 //!
-//! Whatever the plan, what a rank owns of a tensor is a box of it (tensor parallelism), and of that box, read row
-//! by row, one range of elements (ZeRO). Both are runs of consecutive elements of the whole tensor, in ascending
-//! order, so what two cuts share is found by a merge of their runs.
+//! With any plan, the part of a tensor that a rank owns is a box (tensor parallelism), or one range of that box's
+//! elements in row-major order (ZeRO). Both consist of runs of consecutive elements of the whole tensor, in ascending
+//! order. So merging the runs of two pieces finds the elements that both have.
 
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Part of a tensor: of its box `ranges` (one range per logical dimension `dims`), the elements `flat` in row-major
-/// order of the box. Tensor parallelism makes the box, ZeRO the flat range.
+/// Part of a tensor: the elements `flat` of the box `ranges`. The box has one range per logical dimension in `dims`,
+/// and `flat` counts its elements in row-major order. Tensor parallelism determines the box, and ZeRO the flat range.
 ///
 /// ```
 /// use regatta_plan::{Piece, copy_pieces};
-/// // The right half of a 2 x 4 tensor, and of that the last three elements.
+/// // The last three elements of the right half of a 2 x 4 tensor.
 /// let part = Piece::boxed(&[2, 4], &[0..2, 2..4]).narrow(1..4);
 /// let mut whole = [0; 8];
 /// assert_eq!(copy_pieces(&part, &[1, 2, 3], &Piece::whole(&[2, 4]), &mut whole), 3);
@@ -20,74 +20,75 @@ use std::ops::Range;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Piece {
-    /// Sizes of the tensor's logical dimensions. They may be finer than its stored shape (heads within a width).
+    /// Sizes of the tensor's logical dimensions. One stored dimension may be several of these (as heads within a
+    /// width).
     pub dims: Vec<usize>,
     /// The box: one range per dimension.
     pub ranges: Vec<Range<usize>>,
-    /// Elements of the box, counted in row-major order.
+    /// The elements of the box that belong to the piece, counted in row-major order.
     pub flat: Range<usize>,
 }
 
 /// Consecutive elements of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
-    /// Place of the first one in the whole tensor.
+    /// Index of the first element in the whole tensor.
     pub global: usize,
-    /// Place of the first one in the piece.
+    /// Index of the first element in the piece.
     pub local: usize,
-    /// How many.
+    /// The number of elements.
     pub len: usize,
 }
 
 impl Run {
-    /// Place in the whole tensor behind the last one.
+    /// Index in the whole tensor after the last element.
     pub fn end(&self) -> usize {
         self.global + self.len
     }
 }
 
 impl Piece {
-    /// All of a tensor.
+    /// The whole tensor with these dimensions.
     pub fn whole(dims: &[usize]) -> Self {
         let ranges: Vec<_> = dims.iter().map(|&dim| 0..dim).collect();
         Self::boxed(dims, &ranges)
     }
 
-    /// A box of a tensor.
+    /// The box `ranges` of a tensor with the dimensions `dims`: one range per dimension.
     pub fn boxed(dims: &[usize], ranges: &[Range<usize>]) -> Self {
         let mut piece = Self { dims: dims.to_vec(), ranges: ranges.to_vec(), flat: 0..0 };
         piece.flat = 0..piece.box_len();
         piece
     }
 
-    /// The elements `flat` of this piece, counted from its first one.
+    /// The elements `flat` of this piece, counted from the piece's first element.
     pub fn narrow(&self, flat: Range<usize>) -> Self {
         let start = self.flat.start;
         Self { flat: start + flat.start..start + flat.end, ..self.clone() }
     }
 
-    /// Elements of the piece.
+    /// The number of elements of the piece.
     pub fn len(&self) -> usize {
         self.flat.len()
     }
 
-    /// Whether it has no element.
+    /// Whether the piece has no elements.
     pub fn is_empty(&self) -> bool {
         self.flat.is_empty()
     }
 
-    /// Elements of the box.
+    /// The number of elements of the box.
     pub fn box_len(&self) -> usize {
         self.ranges.iter().map(Range::len).product()
     }
 
-    /// Elements of the whole tensor.
+    /// The number of elements of the whole tensor.
     pub fn total(&self) -> usize {
         self.dims.iter().product()
     }
 
-    /// Whether the box lies in the tensor and the flat range in the box, and all can be counted. Everything else
-    /// here takes valid pieces; check those that come from a file.
+    /// Whether the box is within the tensor, the flat range is within the box, and the number of elements does not
+    /// overflow. The other functions expect valid pieces, so check a piece that was read from a file.
     pub fn is_valid(&self) -> bool {
         let count = self.dims.iter().try_fold(1usize, |count, &dim| count.checked_mul(dim.max(1)));
         let inside = |(range, &dim): (&Range<usize>, &usize)| range.start <= range.end && range.end <= dim;
@@ -98,9 +99,9 @@ impl Piece {
             && self.flat.end <= self.box_len()
     }
 
-    /// The piece as runs of consecutive elements, ascending, each as long as can be.
+    /// The piece as runs of consecutive elements, in ascending order and each as long as possible.
     pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
-        // Dimensions from `inner` on are there wholly, so one run goes through them and the range before them.
+        // Dimensions from `inner` on are whole, so one run covers them and the range of the dimension before them.
         let whole = |&i: &usize| self.ranges[i].len() == self.dims[i];
         let inner = (0..self.dims.len()).rev().take_while(whole).last().unwrap_or(self.dims.len());
         let cut = inner.saturating_sub(1);
@@ -130,7 +131,7 @@ impl Piece {
         })
     }
 
-    /// How many elements it shares with `other`.
+    /// The number of elements that this piece and `other` both have.
     pub fn shared(&self, other: &Self) -> usize {
         let mut shared = 0;
         merge(self, other, |_, _, len| shared += len);
@@ -138,14 +139,14 @@ impl Piece {
     }
 }
 
-/// Copies what `from` and `to` share, by a merge of their runs; returns how many elements were copied. Both are of
-/// one tensor, though they may factor its shape differently.
+/// Copies the elements that the pieces `from` and `to` both have, from `src` to `dst`. Returns how many were copied.
+/// Both are pieces of the same tensor, but their logical dimensions may factor its shape differently.
 ///
 /// # Panics
-/// When `src` or `dst` is not as long as its piece.
+/// If `src` or `dst` is not as long as its piece.
 pub fn copy<T: Copy>(from: &Piece, src: &[T], to: &Piece, dst: &mut [T]) -> usize {
-    assert_eq!(src.len(), from.len(), "the source is not as long as its piece");
-    assert_eq!(dst.len(), to.len(), "the target is not as long as its piece");
+    assert_eq!(src.len(), from.len(), "the source does not have the length of its piece");
+    assert_eq!(dst.len(), to.len(), "the target does not have the length of its piece");
     let mut copied = 0;
     merge(from, to, |read, write, len| {
         dst[write..write + len].copy_from_slice(&src[read..read + len]);
@@ -154,7 +155,7 @@ pub fn copy<T: Copy>(from: &Piece, src: &[T], to: &Piece, dst: &mut [T]) -> usiz
     copied
 }
 
-/// Calls `each(place in a, place in b, length)` for every run that both have.
+/// Calls `each(index in a, index in b, length)` for every run of elements that both pieces have.
 fn merge(a: &Piece, b: &Piece, mut each: impl FnMut(usize, usize, usize)) {
     let (mut left, mut right) = (a.runs(), b.runs());
     let (mut x, mut y) = (left.next(), right.next());
@@ -176,7 +177,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Where each element of `piece` is in the whole tensor, element by element.
+    /// The index of every element of `piece` in the whole tensor, computed element by element.
     fn places(piece: &Piece) -> Vec<usize> {
         let mut places = vec![];
         for global in 0..piece.total() {
@@ -194,7 +195,7 @@ mod tests {
     }
 
     fn sub_range(dim: usize) -> impl Strategy<Value = Range<usize>> {
-        // Whole ones often: they merge dimensions into longer runs.
+        // Often the whole dimension, because that merges dimensions into longer runs.
         prop_oneof![Just(0..dim), (0..=dim, 0..=dim).prop_map(|(a, b)| a.min(b)..a.max(b))]
     }
 
@@ -212,7 +213,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn runs_are_the_elements_in_order_and_as_long_as_can_be(piece in dims().prop_flat_map(piece)) {
+        fn runs_cover_the_elements_in_order_and_are_as_long_as_possible(piece in dims().prop_flat_map(piece)) {
             prop_assert!(piece.is_valid());
             let runs: Vec<_> = piece.runs().collect();
             let all: Vec<usize> = runs.iter().flat_map(|run| run.global..run.end()).collect();
@@ -230,7 +231,7 @@ mod tests {
         }
 
         #[test]
-        fn copies_agree_with_one_element_at_a_time(
+        fn copies_agree_with_copying_element_by_element(
             (from, to) in dims().prop_flat_map(|dims| (piece(dims.clone()), piece(dims))),
         ) {
             let src: Vec<usize> = places(&from);
@@ -247,10 +248,10 @@ mod tests {
         }
 
         #[test]
-        fn finer_dimensions_are_the_same_tensor(
+        fn finer_dimensions_describe_the_same_tensor(
             (rows, heads, width) in (1usize..5, 1usize..5, 1usize..5), parts in 1usize..4,
         ) {
-            // [rows, 3 * heads * width], cut by heads and stored as [rows, 3, heads, width].
+            // [rows, 3 * heads * width], split by heads with the logical dimensions [rows, 3, heads, width].
             let coarse = Piece::whole(&[rows, 3 * heads * width]);
             let dims = [rows, 3, heads, width];
             let src: Vec<usize> = (0..coarse.len()).collect();
@@ -266,12 +267,12 @@ mod tests {
         }
 
         #[test]
-        fn uneven_cuts_go_there_and_back(dims in dims(), box_parts in 1usize..4, flat_parts in 1usize..5) {
+        fn uneven_splits_are_copied_out_and_back(dims in dims(), box_parts in 1usize..4, flat_parts in 1usize..5) {
             let cut = |len: usize, part: usize, parts: usize| len * part / parts..len * (part + 1) / parts;
             let whole = Piece::whole(&dims);
             let src: Vec<usize> = (0..whole.len()).collect();
             let mut back = vec![usize::MAX; whole.len()];
-            // Along the last dimension, then flat ranges that cut rows.
+            // Boxes along the last dimension, then flat ranges that may end within a row.
             let box_parts = if dims.is_empty() { 1 } else { box_parts };
             for part in 0..box_parts {
                 let mut ranges = whole.ranges.clone();
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn by_hand() {
+    fn runs_of_small_pieces() {
         let scalar = Piece::whole(&[]);
         assert_eq!(scalar.runs().collect::<Vec<_>>(), [Run { global: 0, local: 0, len: 1 }]);
         let piece = Piece::boxed(&[3, 4], &[1..3, 1..3]).narrow(1..4);
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_pieces_are_told() {
+    fn invalid_pieces_are_detected() {
         let good = Piece::boxed(&[3, 4], &[1..3, 1..3]);
         assert!(good.is_valid());
         let bad = [

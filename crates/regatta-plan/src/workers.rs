@@ -1,17 +1,22 @@
-//! How many workers a machine serves best, and how many threads each has.
+//! The default number of workers on a machine, and of threads per worker.
 
-/// The number of workers for `cores` cores: one per core, because batches cut over processes scale better than
-/// matrix products cut over threads, up to eight, beyond which memory bandwidth and memory itself are the limit.
-/// It divides `batch` where that is given (the global batch).
+/// More workers than this are limited by memory bandwidth and memory size.
+const MOST_WORKERS: usize = 8;
+
+/// The number of workers for `cores` cores: one per core, at most eight.
+///
+/// Dividing the batch over processes scales better than dividing matrix products over threads. With more than eight
+/// workers, memory bandwidth and memory size become the limit. If the global batch `batch` is given, the result
+/// divides it.
 pub fn default_workers(cores: usize, batch: Option<usize>) -> usize {
-    let most = cores.clamp(1, 8);
+    let most = cores.clamp(1, MOST_WORKERS);
     match batch {
         Some(batch) => (1..=most).rev().find(|n| batch.is_multiple_of(*n)).unwrap_or(1),
         None => most,
     }
 }
 
-/// Each worker's share of the cores, at least one.
+/// Threads per worker: an equal share of the `cores`, at least one.
 pub fn threads_per_worker(cores: usize, workers: usize) -> usize {
     (cores / workers.max(1)).max(1)
 }

@@ -1,9 +1,9 @@
-//! All-reduce between hosts with slow links, against what the links allow.
+//! Measures all-reduce between hosts with slow links, and compares it with the lower bound for such links.
 //!
-//! `hosts [HOSTS] [RANKS_PER_HOST] [MBIT] [DELAY_US] [MIB] [ALGORITHMS] [ROUNDS]`; by default 4 hosts of one rank,
-//! 1000 Mbit/s, 1000 us from host to host, 64 MiB of f32, `ring`, 5 rounds. Algorithms are separated by commas; their rounds
-//! take turns. The bound is 2(n-1)/n * bytes / rate for n hosts: what any algorithm must send over a host's link.
-//! `REGATTA_TLS=off` leaves encryption out.
+//! Usage: `hosts [HOSTS] [RANKS_PER_HOST] [MBIT] [DELAY_US] [MIB] [ALGORITHMS] [ROUNDS]`. The defaults are 4 hosts
+//! with one rank each, 1000 Mbit/s, 1000 us from host to host, 64 MiB of f32, `ring`, 5 rounds. Algorithms are
+//! separated by commas, and take turns in each round. The bound is 2(n-1)/n * bytes / rate for n hosts, which any
+//! algorithm must send over the link of a host. `REGATTA_TLS=off` disables encryption.
 
 use regatta_comm::rendezvous::Secret;
 use regatta_comm::{Algorithm, Group, Options, ReduceOp};
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |place: usize, default: f64| match arguments.get(place) {
-        Some(text) => text.parse::<f64>().map_err(|_| format!("{text:?} is no number")),
+        Some(text) => text.parse::<f64>().map_err(|_| format!("{text:?} is not a number")),
         None => Ok(default),
     };
     let (count, each) = (number(0, 4.0)? as usize, number(1, 1.0)? as usize);
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         (number(2, 1000.0)?, number(3, 1000.0)?, number(4, 64.0)?, number(6, 5.0)?);
     let algorithms: Vec<String> =
         arguments.get(5).map_or("ring", String::as_str).split(',').map(String::from).collect();
-    // A cable at each end has half of the delay.
+    // A path has two cables, each with half of the delay.
     let link = Link {
         rate_bits: (mbit > 0.0).then_some((mbit * 1e6) as u64),
         delay: Duration::from_secs_f64(delay / 2e6),
@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Starts a job and returns the seconds that rank 0 has measured.
+/// Starts a job, and returns the seconds that rank 0 measured.
 fn job(hosts: &Hosts, each: usize, algorithm: &str, bytes: usize) -> Result<f64, Box<dyn Error>> {
     let (program, secret) = (std::env::current_exe()?, Secret::random()?);
     let size = hosts.len() * each;
@@ -74,7 +74,7 @@ fn job(hosts: &Hosts, each: usize, algorithm: &str, bytes: usize) -> Result<f64,
         Ok(command.envs(variables).stdout(Stdio::piped()).spawn()?)
     };
     let ranks: Vec<Child> = (0..size).map(start).collect::<Result<_, _>>()?;
-    let mut seconds = Err("no rank measured".into());
+    let mut seconds = Err("rank 0 did not measure".into());
     for (rank, child) in ranks.into_iter().enumerate() {
         let output = child.wait_with_output()?;
         if !output.status.success() {
@@ -87,14 +87,16 @@ fn job(hosts: &Hosts, each: usize, algorithm: &str, bytes: usize) -> Result<f64,
     seconds
 }
 
-/// Prints the median seconds of an operation.
+/// A rank of the job. Rank 0 prints the median seconds of an operation.
 fn rank() -> Result<(), Box<dyn Error>> {
     let group = Group::from_env(&Options::from_env()?)?;
     let bytes: usize = std::env::var("HOSTS_BYTES")?.parse()?;
     let wanted: Algorithm = std::env::var("REGATTA_ALGORITHM")?.parse()?;
     let used = group.algorithm(regatta_comm::Kind::AllReduce, bytes);
     if used != wanted {
-        return Err(format!("{wanted} cannot be used over {}: it would be {used}", group.transport()).into());
+        return Err(
+            format!("{wanted} cannot be used over {}: {used} would be used", group.transport()).into()
+        );
     }
     let mut data = vec![1.0f32; bytes / 4];
     let mut times = vec![];
@@ -103,7 +105,7 @@ fn rank() -> Result<(), Box<dyn Error>> {
         group.barrier()?;
         let begun = Instant::now();
         group.all_reduce(&mut data, ReduceOp::Sum)?;
-        // The first fills the windows of the connections.
+        // The first round is not counted, because the TCP windows grow in it.
         if round > 0 {
             times.push(begun.elapsed().as_secs_f64());
         }

@@ -1,8 +1,7 @@
-//! What a link between two hosts carries: sends MIB from one to the other over TCP and prints the rate, then
-//! the time of a round trip of one byte.
+//! Measures a link between two hosts: the round-trip time of one byte, and the rate at which MIB are sent over TCP.
 //!
-//! `link [MIB] [MBIT] [DELAY_US] [LOSS_PERCENT]`; without the link's numbers 1000 Mbit/s and 500 us, of which TCP
-//! can have 1448 bytes in frames of 1514, 956 Mbit/s. A rate of 0 is none.
+//! Usage: `link [MIB] [MBIT] [DELAY_US] [LOSS_PERCENT]`. The defaults are 1000 Mbit/s and 500 us per cable. TCP can
+//! use 956 Mbit/s of that: 1448 of the 1514 bytes of a frame. A rate of 0 means no limit.
 
 use regatta_testkit::{Hosts, Link};
 use std::error::Error;
@@ -11,6 +10,7 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+/// Round trips of which the median is printed.
 const ROUND_TRIPS: usize = 200;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -42,13 +42,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let ended = sender.wait()?.success() && receiver.wait()?.success();
     println!(
-        "{mib} MiB at {mbit} Mbit/s, {delay} us a cable, {loss_percent} % lost: {:.1?} in all",
+        "{mib} MiB at {mbit} Mbit/s, {delay} us per cable, {loss_percent} % lost: {:.1?} in total",
         begun.elapsed()
     );
-    if ended { Ok(()) } else { Err("a side failed".into()) }
+    if ended { Ok(()) } else { Err("the sender or the receiver failed".into()) }
 }
 
-/// Prints its address and then the rate at which the data came, from its first byte on.
+/// Receives: prints its address, and then the rate of the data, measured from the first byte on.
 fn receive() -> Result<(), Box<dyn Error>> {
     let own: IpAddr = std::env::var("REGATTA_IFACE_ADDR")?.parse()?;
     let listener = TcpListener::bind((own, 0))?;
@@ -74,6 +74,7 @@ fn receive() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Sends: measures round trips, then sends the data.
 fn send(address: &str) -> Result<(), Box<dyn Error>> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
@@ -86,7 +87,7 @@ fn send(address: &str) -> Result<(), Box<dyn Error>> {
     }
     times.sort_unstable();
     let (median, least) = (times[ROUND_TRIPS / 2].as_micros(), times[0].as_micros());
-    println!("{median} us a round trip (median; least {least} us)");
+    println!("{median} us per round trip (median; minimum {least} us)");
     let block = vec![0; 1 << 20];
     let mut left = (std::env::var("LINK_MIB")?.parse::<f64>()? * (1 << 20) as f64) as usize;
     while left > 0 {

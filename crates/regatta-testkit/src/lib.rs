@@ -1,8 +1,8 @@
-//! Several hosts on one machine, for tests and benchmarks: network namespaces of Linux, joined by a switch.
+//! Several hosts on one machine, for tests and benchmarks: Linux network namespaces that are connected by a switch.
 //!
-//! Each host has a network card `eth0` with an address of its own in 10.77.0.0/16. Nothing of the machine's own
-//! network is touched: the switch is a bridge in a namespace of its own. It needs root and iproute2; where they
-//! are missing, [`Hosts::or_skip`] says so and tests skip.
+//! Each host has a network card `eth0` with an address in 10.77.0.0/16. The machine's own network is not changed: the
+//! switch is a bridge in a separate namespace. The kit needs root and iproute2. If they are missing,
+//! [`Hosts::or_skip`] prints why, and tests skip.
 //!
 //! ```no_run
 //! use regatta_testkit::{Hosts, Link};
@@ -11,14 +11,14 @@
 //! let gigabit = Link { rate_bits: Some(1_000_000_000), delay: Duration::from_micros(500), ..Link::default() };
 //! let Some(hosts) = Hosts::or_skip(2, &gigabit) else { return };
 //! let server = hosts.command(0, "my-server").arg(hosts.address(0).to_string()).spawn();
-//! hosts.cut(0); // The cable is out: packets are lost, and nobody is told.
+//! hosts.cut(0); // The cable is unplugged: packets are lost, and neither side is notified.
 //! # drop(server);
 //! ```
 //!
-//! # What makes a link slow
-//! The rate is kept by the kernel (`tbf`). Delay and loss are the kernel's too (`netem`) where it has that; many
-//! small kernels do not. Then the cards are TAP devices and threads of this process are the switch, which hold
-//! every frame for the delay. That takes some of a processor: `examples/link.rs` measures what a link carries.
+//! # How links are slowed down
+//! The kernel limits the rate (`tbf`). Delay and loss are also simulated by the kernel if it has `netem`, which many
+//! small kernels lack. Without it the cards are TAP devices, and threads of this process are the switch and hold
+//! every frame for the delay. This takes processor time: `examples/link.rs` measures the rate that a link reaches.
 
 mod system;
 #[cfg(target_os = "linux")]
@@ -34,33 +34,42 @@ use std::time::Duration;
 use system::{PREFIX, ip, tc};
 use wire::Wire;
 
-/// Hosts made by this process so far: numbers of namespaces are not used twice.
-static MADE: AtomicUsize = AtomicUsize::new(0);
-/// Switches made by this process so far.
+/// The number of hosts that this process has made. Numbers of namespaces are not used twice.
+static HOSTS_MADE: AtomicUsize = AtomicUsize::new(0);
+/// The number of switches that this process has made.
 static SWITCHES: AtomicUsize = AtomicUsize::new(0);
-/// Addresses are 10.77.x.y with y from 1 to this.
+/// Addresses are 10.77.x.y, where y is 1 to this number.
 const HOSTS_A_BYTE: usize = 250;
-/// More would not fit the second byte of the card's address.
+/// The most hosts: x of the address must fit in a byte.
 const MOST_HOSTS: usize = HOSTS_A_BYTE * 250;
+/// Queue of a card that `netem` delays, in packets: long enough that none is dropped.
+const NETEM_PACKETS: &str = "200000";
+/// Queue of a TAP device, in packets.
+const TAP_PACKETS: &str = "10000";
+/// Bytes of the largest frame, with some room.
+const FRAME_BYTES: u64 = 1600;
+/// The shortest queue of a card with a rate, in bytes.
+const MIN_QUEUE_BYTES: u64 = 256 << 10;
 
-/// What every host's cable carries away from it.
+/// The properties of a host's cable, in the direction away from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Link {
-    /// Bits in a second, headers included; none: as fast as the machine can.
+    /// Bits per second, headers included. `None`: as fast as the machine can.
     pub rate_bits: Option<u64>,
-    /// From one end to the other. A round trip between two hosts takes both their delays.
+    /// The delay of a packet from the host to the switch. A round trip between two hosts takes the delays of both.
     pub delay: Duration,
-    /// How many in a hundred packets are lost.
+    /// The share of packets that are lost, in percent.
     pub loss_percent: f64,
 }
 
 impl Link {
-    fn late_or_lossy(&self) -> bool {
+    /// Whether packets are delayed or lost.
+    fn has_delay_or_loss(&self) -> bool {
         self.delay > Duration::ZERO || self.loss_percent > 0.0
     }
 }
 
-/// Why there are no hosts here, as a sentence.
+/// Why hosts cannot be made on this machine, as a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unavailable(String);
 
@@ -72,32 +81,31 @@ impl std::fmt::Display for Unavailable {
 
 impl std::error::Error for Unavailable {}
 
-/// What joins the hosts.
+/// What connects the hosts.
 enum Switch {
-    /// A bridge in this namespace. The kernel holds up and loses packets if it has `netem`.
+    /// A bridge in this namespace. The kernel delays and drops packets if it has `netem`.
     Bridge { namespace: String, netem: bool },
-    /// Threads of this process.
+    /// Threads of this process, and TAP devices.
     Wire(Wire),
 }
 
-/// Hosts that reach one another and nothing else, numbered from 0. Dropping them removes their namespaces, but
-/// ends no process.
+/// Hosts that can reach each other and nothing else. They are numbered from 0. Dropping this removes the namespaces,
+/// but ends no process.
 pub struct Hosts {
     names: Vec<String>,
     switch: Switch,
 }
 
 impl Hosts {
-    /// Makes `count` hosts with a `link` each. What kits of processes that are gone left behind is removed first.
+    /// Makes `count` hosts, each with a `link`. Before that it removes the namespaces that ended processes left
+    /// behind.
     ///
     /// # Errors
-    /// No root, no iproute2, or a kernel without what `link` needs.
+    /// If the process is not root, iproute2 is missing, `count` is too large, or the kernel does not support `link`.
     pub fn new(count: usize, link: &Link) -> Result<Self, Unavailable> {
         system::check()?;
         if count > MOST_HOSTS {
-            return Err(Unavailable(format!(
-                "{count} hosts are too many: there are addresses for {MOST_HOSTS}"
-            )));
+            return Err(Unavailable(format!("{count} hosts are too many: the most is {MOST_HOSTS}")));
         }
         system::remove_leftovers();
         let own = format!("{PREFIX}{}-", std::process::id());
@@ -107,10 +115,10 @@ impl Hosts {
         };
         let mut hosts =
             Self { names: vec![], switch: Switch::Bridge { namespace: namespace.clone(), netem: false } };
-        // From here on dropping `hosts` cleans up, also after an error.
+        // From here on, dropping `hosts` removes the namespaces, also after an error.
         system::add_namespace(&namespace)?;
         let netem = system::has_netem(&namespace);
-        if link.late_or_lossy() && !netem {
+        if link.has_delay_or_loss() && !netem {
             system::delete_namespace(&namespace);
             hosts.switch = Switch::Wire(Wire::new()?);
         } else {
@@ -119,7 +127,7 @@ impl Hosts {
             ip(&["-n", &namespace, "link", "set", "bridge0", "up"])?;
         }
         for _ in 0..count {
-            hosts.add(&format!("{own}{}", MADE.fetch_add(1, Ordering::Relaxed)))?;
+            hosts.add(&format!("{own}{}", HOSTS_MADE.fetch_add(1, Ordering::Relaxed)))?;
         }
         for host in 0..count {
             hosts.shape(host, link)?;
@@ -127,12 +135,13 @@ impl Hosts {
         Ok(hosts)
     }
 
-    /// As [`new`](Self::new), for tests: where there can be no hosts, says why on standard error.
+    /// As [`new`](Self::new), for tests: if hosts cannot be made, prints the reason to standard error and returns
+    /// `None`.
     pub fn or_skip(count: usize, link: &Link) -> Option<Self> {
         Self::new(count, link).inspect_err(|reason| eprintln!("skipped: {reason}")).ok()
     }
 
-    /// Adds the next host, with its card in the switch.
+    /// Adds the next host and connects its card to the switch.
     fn add(&mut self, name: &str) -> Result<(), Unavailable> {
         let host = self.names.len();
         system::add_namespace(name)?;
@@ -147,7 +156,7 @@ impl Hosts {
             Switch::Wire(wire) => {
                 wire.add(name)?;
                 let card = wire::card(host).map(|byte| format!("{byte:02x}")).join(":");
-                ip(&["-n", name, "link", "set", "eth0", "address", &card, "txqueuelen", "10000"])?;
+                ip(&["-n", name, "link", "set", "eth0", "address", &card, "txqueuelen", TAP_PACKETS])?;
             }
         }
         let address = format!("{}/16", self.address(host));
@@ -155,18 +164,18 @@ impl Hosts {
         ip(&["-n", name, "link", "set", "eth0", "up"])
     }
 
-    /// How many hosts there are.
-    #[expect(clippy::len_without_is_empty, reason = "nobody makes no hosts")]
+    /// The number of hosts.
+    #[expect(clippy::len_without_is_empty, reason = "a test always makes at least one host")]
     pub fn len(&self) -> usize {
         self.names.len()
     }
 
-    /// The address of `host`.
+    /// The IP address of `host`.
     pub fn address(&self, host: usize) -> Ipv4Addr {
         Ipv4Addr::new(10, 77, (host / HOSTS_A_BYTE) as u8, (host % HOSTS_A_BYTE + 1) as u8)
     }
 
-    /// The namespaces of these hosts, and of their switch where it has one.
+    /// The names of the namespaces of these hosts, and of the switch if it has one.
     pub fn namespaces(&self) -> Vec<String> {
         let switch = match &self.switch {
             Switch::Bridge { namespace, .. } => Some(namespace.clone()),
@@ -175,11 +184,12 @@ impl Hosts {
         self.names.iter().cloned().chain(switch).collect()
     }
 
-    /// `program`, to be run on `host`. Its environment tells Regatta which host it is on (`REGATTA_HOST`) and at
-    /// which address others reach it (`REGATTA_IFACE_ADDR`). The process that is spawned is the program itself.
+    /// A command that runs `program` on `host`. Its environment says which host it is on (`REGATTA_HOST`) and at
+    /// which address others reach it (`REGATTA_IFACE_ADDR`). The spawned process is the program itself, not a
+    /// wrapper.
     ///
     /// # Panics
-    /// When there is no such host.
+    /// If there is no such host.
     pub fn command(&self, host: usize, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.names[host]]).arg(program);
@@ -188,24 +198,25 @@ impl Hosts {
         command
     }
 
-    /// Takes the cable of `host` out: from now on packets from and to it are lost, without a word to either side.
+    /// Unplugs the cable of `host`: from now on packets from and to it are lost, and neither side is notified.
     ///
     /// # Panics
-    /// When there is no such host.
+    /// If there is no such host.
     pub fn cut(&self, host: usize) {
         self.plug(host, false);
     }
 
-    /// Puts the cable of `host` back in.
+    /// Plugs the cable of `host` in again.
     ///
     /// # Panics
-    /// When there is no such host.
+    /// If there is no such host.
     pub fn mend(&self, host: usize) {
         self.plug(host, true);
     }
 
+    /// Plugs the cable of `host` in, or unplugs it.
     fn plug(&self, host: usize, plugged: bool) {
-        assert!(host < self.len(), "there is no host {host} of {}", self.len());
+        assert!(host < self.len(), "there is no host {host}: there are {}", self.len());
         match &self.switch {
             Switch::Bridge { namespace, .. } => {
                 let state = if plugged { "up" } else { "down" };
@@ -216,49 +227,50 @@ impl Hosts {
         }
     }
 
-    /// Changes the link of `host` while it runs.
+    /// Changes the link of `host` while programs run on it.
     ///
     /// # Errors
-    /// A delay or loss, where the kernel has no `netem` and the hosts were made without either.
+    /// If `link` has a delay or loss, the kernel has no `netem`, and the hosts were made without delay and loss.
     ///
     /// # Panics
-    /// When there is no such host.
+    /// If there is no such host.
     pub fn shape(&self, host: usize, link: &Link) -> Result<(), Unavailable> {
         let name = &self.names[host];
-        // There may be nothing to remove.
+        // This fails if there is nothing to remove.
         let _ = tc(&["-n", name, "qdisc", "del", "dev", "eth0", "root"]);
-        let mut place = vec!["root", "handle", "1:"];
+        let mut position = vec!["root", "handle", "1:"];
         match &self.switch {
             Switch::Wire(wire) => wire.shape(host, link)?,
-            Switch::Bridge { netem: false, .. } if link.late_or_lossy() => {
+            Switch::Bridge { netem: false, .. } if link.has_delay_or_loss() => {
                 return Err(Unavailable(
-                    "this kernel has no netem (CONFIG_NET_SCH_NETEM): make the hosts with a delay at first"
+                    "this kernel has no netem (CONFIG_NET_SCH_NETEM): give the hosts a delay when you make them"
                         .into(),
                 ));
             }
-            Switch::Bridge { .. } if link.late_or_lossy() => {
+            Switch::Bridge { .. } if link.has_delay_or_loss() => {
                 let delay = format!("{}us", link.delay.as_micros());
                 let loss = format!("{}%", link.loss_percent);
-                let netem = ["netem", "limit", "200000", "delay", &delay, "loss", &loss];
-                tc(&[&["-n", name, "qdisc", "add", "dev", "eth0"], &place[..], &netem].concat())?;
-                place = vec!["parent", "1:1", "handle", "10:"];
+                let netem = ["netem", "limit", NETEM_PACKETS, "delay", &delay, "loss", &loss];
+                tc(&[&["-n", name, "qdisc", "add", "dev", "eth0"], &position[..], &netem].concat())?;
+                position = vec!["parent", "1:1", "handle", "10:"];
             }
             Switch::Bridge { .. } => {}
         }
         let Some(rate) = link.rate_bits else { return Ok(()) };
-        // A burst lasts a millisecond, the timer's tick, and holds two frames; the queue holds 50 ms, as a switch's.
-        let burst = (rate / 8 / 1000).max(2 * 1600);
-        let limit = (rate / 8 / 20).max(256 << 10) + burst;
+        // The burst is what the link sends in 1 ms (the tick of the timer), and at least two frames. The queue holds
+        // what the link sends in 50 ms, as that of a switch.
+        let burst = (rate / 8 / 1000).max(2 * FRAME_BYTES);
+        let limit = (rate / 8 / 20).max(MIN_QUEUE_BYTES) + burst;
         let (rate, burst, limit) = (format!("{rate}bit"), burst.to_string(), limit.to_string());
         let tbf = ["tbf", "rate", &rate, "burst", &burst, "limit", &limit];
-        tc(&[&["-n", name, "qdisc", "add", "dev", "eth0"], &place[..], &tbf].concat())
+        tc(&[&["-n", name, "qdisc", "add", "dev", "eth0"], &position[..], &tbf].concat())
     }
 }
 
 impl Drop for Hosts {
     fn drop(&mut self) {
         for name in self.namespaces() {
-            // The card goes first: the namespace itself may live on, in a process on the host.
+            // The card is removed first, because a process on the host may keep the namespace alive.
             let _ = ip(&["-n", &name, "link", "del", "eth0"]);
             system::delete_namespace(&name);
         }

@@ -1,4 +1,4 @@
-//! Where there are no TAP devices there are no hosts either: nothing here is reached.
+//! A replacement for systems without TAP devices. Hosts cannot be made there, so nothing here is called.
 
 use crate::{Link, Unavailable};
 
@@ -10,16 +10,16 @@ pub(crate) fn card(_: usize) -> [u8; 6] {
 
 impl Wire {
     pub(crate) fn new() -> Result<Self, Unavailable> {
-        Err(Unavailable("TAP devices are Linux's".into()))
+        Err(Unavailable("only Linux has TAP devices".into()))
     }
 
     pub(crate) fn add(&mut self, _: &str) -> Result<(), Unavailable> {
-        Err(Unavailable("TAP devices are Linux's".into()))
+        Err(Unavailable("only Linux has TAP devices".into()))
     }
 
     pub(crate) fn plug(&self, _: usize, _: bool) {}
 
     pub(crate) fn shape(&self, _: usize, _: &Link) -> Result<(), Unavailable> {
-        Err(Unavailable("TAP devices are Linux's".into()))
+        Err(Unavailable("only Linux has TAP devices".into()))
     }
 }

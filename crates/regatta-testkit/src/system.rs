@@ -1,18 +1,18 @@
-//! `ip` and `tc`, and the namespaces of this kit and of dead ones.
+//! Runs `ip` and `tc`, and manages the namespaces of this process and those that ended processes left behind.
 
 use crate::Unavailable;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What the names of namespaces begin with; the process id of their kit follows.
+/// The prefix of the names of namespaces. The id of the process that made them follows.
 pub(crate) const PREFIX: &str = "regatta-";
-/// Where iproute2 keeps the names.
+/// Where iproute2 keeps the names of namespaces.
 pub(crate) const FOLDER: &str = "/run/netns";
 
-/// Whether this process may and can make hosts at all.
+/// Checks that this process can make hosts: on Linux, as root, with iproute2.
 pub(crate) fn check() -> Result<(), Unavailable> {
     if !cfg!(target_os = "linux") {
-        return Err(Unavailable("hosts are network namespaces, which only Linux has".into()));
+        return Err(Unavailable("hosts need network namespaces, which only Linux has".into()));
     }
     #[cfg(unix)]
     if !rustix::process::geteuid().is_root() {
@@ -44,24 +44,25 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), Unavailable> {
     Err(Unavailable(format!("`{program} {}` failed: {}", arguments.join(" "), reason.trim())))
 }
 
-/// Makes the namespace `name`, with its loopback device up. One that is there is of an earlier process with our id.
+/// Makes the namespace `name` and activates its loopback device. If the name exists, it is from an earlier process
+/// with the same id, and is removed first.
 pub(crate) fn add_namespace(name: &str) -> Result<(), Unavailable> {
     delete_namespace(name);
     ip(&["netns", "add", name])?;
     ip(&["-n", name, "link", "set", "lo", "up"])
 }
 
-/// Removes the namespace `name`, if it is there.
+/// Removes the namespace `name` if it exists.
 pub(crate) fn delete_namespace(name: &str) {
     if Path::new(FOLDER).join(name).exists() {
-        // Another kit may be removing the same leftover.
+        // This fails if another process removes the same namespace at the same time.
         let _ = ip(&["netns", "del", name]);
     }
 }
 
-/// Removes the namespaces of kits whose process is gone.
+/// Removes the namespaces of processes that have ended.
 pub(crate) fn remove_leftovers() {
-    // Nobody has made a namespace yet where there is no such folder.
+    // The folder does not exist before the first namespace is made.
     for entry in std::fs::read_dir(FOLDER).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-')?.0.parse::<u32>().ok());
@@ -71,7 +72,7 @@ pub(crate) fn remove_leftovers() {
     }
 }
 
-/// Whether the kernel can hold up and lose packets; tried out in `namespace`.
+/// Whether the kernel can delay and drop packets. This is tested in `namespace`.
 pub(crate) fn has_netem(namespace: &str) -> bool {
     let tried = tc(&["-n", namespace, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]);
     tried.and_then(|()| tc(&["-n", namespace, "qdisc", "del", "dev", "lo", "root"])).is_ok()

@@ -1,9 +1,10 @@
-//! A switch in this process, for kernels without `netem`: every host's card is a TAP device, and threads carry the
+//! A switch in this process, for kernels without `netem`. Every host's card is a TAP device, and threads copy the
 //! frames from card to card after the delay.
 //!
-//! Two threads a host: one takes frames from its card and notes when they are due, one delivers them then. The
-//! kernel hands over segments of up to 64 KiB with a header that says how to cut them (`virtio_net_hdr`), so a
-//! gigabit is a few thousand frames a second. Where packets are to be lost, the kernel cuts first.
+//! Each host has two threads: one reads frames from the card and records when they are due, and the other delivers
+//! them at that time. The kernel passes segments of up to 64 KiB with a header that says how to divide them
+//! (`virtio_net_hdr`), so one gigabit per second is only a few thousand frames per second. If packets are to be lost,
+//! the kernel divides segments first.
 
 use crate::system::FOLDER;
 use crate::{Link, Unavailable};
@@ -20,15 +21,18 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-/// `struct virtio_net_hdr`, before every frame.
+/// Bytes of `struct virtio_net_hdr`, which precedes every frame.
 const HEADER: usize = 10;
-/// A segment that is not cut yet, with its headers.
+/// Bytes of the largest segment that is not divided yet, with its headers.
 const LARGEST: usize = HEADER + 18 + (64 << 10);
+// Constants of the kernel, from linux/if_tun.h.
 const TUN_F_CSUM: usize = 1;
 const TUN_F_TSO4: usize = 2;
 const IFF_TAP: u16 = 0x0002;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
+const TUNSETIFF: u8 = 202;
+const TUNSETOFFLOAD: u8 = 208;
 
 /// `struct ifreq`, as `TUNSETIFF` reads it.
 #[repr(C)]
@@ -43,15 +47,16 @@ pub(crate) struct Wire {
     cables: Arc<RwLock<Vec<Arc<Cable>>>>,
 }
 
+/// The card of a host, and the state of its link.
 struct Cable {
     card: File,
     plugged: AtomicBool,
     delay_ns: AtomicU64,
-    /// Bits of the share of frames that are lost, an `f64`.
+    /// The share of frames that are lost, as the bits of an `f64`.
     lost: AtomicU64,
 }
 
-/// The hardware address of the card of `host`: locally administered, the host in the last two bytes.
+/// The hardware address of the card of `host`: locally administered, with the host in the last two bytes.
 pub(crate) fn card(host: usize) -> [u8; 6] {
     [0x02, 0x77, 0, 0, (host >> 8) as u8, host as u8]
 }
@@ -60,7 +65,8 @@ impl Wire {
     pub(crate) fn new() -> Result<Self, Unavailable> {
         if !Path::new("/dev/net/tun").exists() {
             return Err(Unavailable(
-                "this kernel has neither netem (CONFIG_NET_SCH_NETEM) nor /dev/net/tun, so no link can be late or lossy"
+                "this kernel has neither netem (CONFIG_NET_SCH_NETEM) nor /dev/net/tun, so links cannot have a delay \
+                 or loss"
                     .into(),
             ));
         }
@@ -69,7 +75,7 @@ impl Wire {
 
     /// Makes `eth0` in the namespace `name`, the card of the next host.
     pub(crate) fn add(&mut self, name: &str) -> Result<(), Unavailable> {
-        // Entering the namespace changes the thread for good, so it is one of its own.
+        // A thread cannot leave the namespace that it has entered, so a new thread does this.
         let made = std::thread::scope(|scope| scope.spawn(|| tap(name)).join());
         let card = made
             .unwrap_or(Err(rustix::io::Errno::IO))
@@ -86,7 +92,7 @@ impl Wire {
         let own = cable.clone();
         let failed = |error| Unavailable(format!("cannot start a thread: {error}"));
         let thread = |name: &str| std::thread::Builder::new().name(format!("{name}{host}"));
-        thread("wire-out").spawn(move || take(&own, host as u64, &sender)).map_err(failed)?;
+        thread("wire-out").spawn(move || receive(&own, host as u64, &sender)).map_err(failed)?;
         thread("wire-in").spawn(move || deliver(&cable, host, &cables, &receiver)).map_err(failed)?;
         Ok(())
     }
@@ -111,12 +117,12 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        // The cards are gone by now, so the threads end; with this nobody holds the devices' namespaces.
+        // The cards have been removed, so the threads end. Without the files, nothing keeps the namespaces alive.
         self.cables.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
-/// The device `eth0` in the namespace `name`. Leaves the thread in that namespace.
+/// Makes the device `eth0` in the namespace `name`. The thread stays in that namespace.
 fn tap(name: &str) -> rustix::io::Result<File> {
     let namespace: OwnedFd =
         open(Path::new(FOLDER).join(name), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
@@ -124,30 +130,29 @@ fn tap(name: &str) -> rustix::io::Result<File> {
     let device = open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     let mut request = Request { name: [0; 16], flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, rest: [0; 22] };
     request.name[..4].copy_from_slice(b"eth0");
-    // SAFETY: TUNSETIFF reads a `struct ifreq`, 40 bytes with the name and the flags in front, and keeps no pointer.
-    unsafe { ioctl(&device, Setter::<{ opcode::write::<c_int>(b'T', 202) }, Request>::new(request)) }?;
+    // SAFETY: TUNSETIFF reads a `struct ifreq` (40 bytes that start with the name and the flags) and keeps no pointer.
+    unsafe { ioctl(&device, Setter::<{ opcode::write::<c_int>(b'T', TUNSETIFF) }, Request>::new(request)) }?;
     Ok(File::from(device))
 }
 
-/// Whether the kernel may hand over segments that it has not cut yet.
+/// Sets whether the kernel may pass segments that it has not divided yet.
 fn offload(card: &File, whole: bool) -> rustix::io::Result<()> {
     let flags = if whole { TUN_F_CSUM | TUN_F_TSO4 } else { 0 };
-    // SAFETY: TUNSETOFFLOAD takes its flags as the argument itself.
-    unsafe { ioctl(card, IntegerSetter::<{ opcode::write::<c_int>(b'T', 208) }>::new_usize(flags)) }
+    // SAFETY: TUNSETOFFLOAD takes the flags as its argument, not a pointer to them.
+    unsafe { ioctl(card, IntegerSetter::<{ opcode::write::<c_int>(b'T', TUNSETOFFLOAD) }>::new_usize(flags)) }
 }
 
-/// Takes frames from a host's card until the card is gone.
-fn take(cable: &Cable, seed: u64, due: &Sender<(Instant, Vec<u8>)>) {
+/// Reads frames from a host's card until the card is removed.
+fn receive(cable: &Cable, seed: u64, due: &Sender<(Instant, Vec<u8>)>) {
     let mut buffer = vec![0; LARGEST];
     let mut random = seed;
     loop {
         let count = match (&cable.card).read(&mut buffer) {
             Ok(count) => count,
-            // A card that is not up yet has no frames.
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(_) => return,
         };
-        // SplitMix64 (Steele, Lea & Flood 2014).
+        // A random number by SplitMix64 (Steele, Lea & Flood 2014).
         random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -163,14 +168,14 @@ fn take(cable: &Cable, seed: u64, due: &Sender<(Instant, Vec<u8>)>) {
     }
 }
 
-/// Delivers a host's frames when they are due.
+/// Delivers the frames that a host has sent, when they are due.
 fn deliver(
     cable: &Cable,
     host: usize,
     cables: &RwLock<Vec<Arc<Cable>>>,
     frames: &Receiver<(Instant, Vec<u8>)>,
 ) {
-    // Sleeps are up to 50 us too long otherwise, which is much of a short delay. Where it fails, they are.
+    // Otherwise sleeps are up to 50 us too long, which matters for short delays. If this fails, they are.
     let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
     for (due, frame) in frames {
         if let Some(early) = due.checked_duration_since(Instant::now()) {
@@ -181,9 +186,9 @@ fn deliver(
             continue;
         }
         for (other, cable) in cables.read().unwrap_or_else(PoisonError::into_inner).iter().enumerate() {
-            let meant = target[0] & 1 == 1 || target == card(other);
-            if other != host && meant && cable.plugged.load(Ordering::Relaxed) {
-                // A card that is down or gone takes no frames.
+            let is_receiver = target[0] & 1 == 1 || target == card(other);
+            if other != host && is_receiver && cable.plugged.load(Ordering::Relaxed) {
+                // This fails if the card is down or removed; then the frame is lost.
                 let _ = (&cable.card).write(&frame);
             }
         }

@@ -1,4 +1,4 @@
-//! Hosts reach each other, lose each other when a cable is out, and leave nothing behind.
+//! Hosts reach each other, cannot reach each other while a cable is unplugged, and leave nothing behind.
 
 use regatta_testkit::{Hosts, Link};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -6,13 +6,14 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Long enough for anything that happens at all.
+/// Longer than any answer takes.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// How long silence must last to be one.
+/// Time without an answer after which a host counts as unreachable.
 const SILENCE: Duration = Duration::from_millis(300);
 
-/// Not a test by itself: a program on a host, which the tests start. `echo` listens and sends back what comes;
-/// with an address, it sends a byte there for every line of its input and says what became of it.
+/// This is not a test, but a program that the tests start on a host. With the role `echo` it listens, and sends back
+/// what it receives. If the role is an address, it sends a byte there for every line of its input, and prints the
+/// result.
 #[test]
 fn program() {
     let Ok(role) = std::env::var("KIT_TEST_PROGRAM") else { return };
@@ -68,21 +69,22 @@ impl Program {
         Self { child, input, output }
     }
 
-    /// The next thing that it says. It keeps the deadline itself.
-    fn says(&mut self) -> String {
+    /// The next line that the program prints for the test. The program itself has a deadline.
+    fn read_answer(&mut self) -> String {
         let mut line = String::new();
         loop {
             line.clear();
             assert!(self.output.read_line(&mut line).unwrap() > 0, "the program ended");
-            if let Some((_, said)) = line.split_once("says ") {
-                return said.trim().into();
+            if let Some((_, answer)) = line.split_once("says ") {
+                return answer.trim().into();
             }
         }
     }
 
-    fn asked(&mut self, request: &str) -> String {
+    /// Sends a request and returns the answer.
+    fn ask(&mut self, request: &str) -> String {
         writeln!(self.input.as_ref().unwrap(), "{request}").unwrap();
-        self.says()
+        self.read_answer()
     }
 }
 
@@ -93,80 +95,81 @@ impl Drop for Program {
     }
 }
 
-/// A client on host 0 and the echo on host 1 that it is connected to.
+/// A client on host 0, and the echo program on host 1 that it is connected to.
 fn connected(hosts: &Hosts) -> (Program, Program) {
     let mut echo = Program::start(hosts, 1, "echo");
-    let address = echo.says();
+    let address = echo.read_answer();
     assert!(address.starts_with(&hosts.address(1).to_string()), "{address}");
     let mut client = Program::start(hosts, 0, &address);
-    assert_eq!(client.says(), "host0 true");
+    assert_eq!(client.read_answer(), "host0 true");
     (client, echo)
 }
 
-fn listed() -> String {
+/// The namespaces of the machine.
+fn namespaces() -> String {
     String::from_utf8(Command::new("ip").args(["netns", "list"]).output().unwrap().stdout).unwrap()
 }
 
-/// Every way in which hosts can be joined here: without a delay there is always a bridge.
-fn ways() -> [Link; 2] {
+/// Links for both kinds of switches: without a delay the switch is always a bridge.
+fn links() -> [Link; 2] {
     [Link::default(), Link { delay: Duration::from_millis(20), ..Link::default() }]
 }
 
-fn echo_time(said: &str) -> Duration {
-    let time = said.strip_prefix("echo after ").and_then(|rest| rest.strip_suffix(" us"));
-    Duration::from_micros(time.unwrap_or_else(|| panic!("no echo: {said}")).parse().unwrap())
+fn echo_time(answer: &str) -> Duration {
+    let time = answer.strip_prefix("echo after ").and_then(|rest| rest.strip_suffix(" us"));
+    Duration::from_micros(time.unwrap_or_else(|| panic!("no echo: {answer}")).parse().unwrap())
 }
 
 #[test]
 fn hosts_reach_each_other_after_the_delay() {
-    for link in ways() {
+    for link in links() {
         let Some(hosts) = Hosts::or_skip(2, &link) else { continue };
         let (mut client, _echo) = connected(&hosts);
-        let time = echo_time(&client.asked("ping"));
+        let time = echo_time(&client.ask("ping"));
         assert!(time >= 2 * link.delay, "{time:?}");
     }
 }
 
 #[test]
-fn a_cut_cable_is_silent_until_it_is_mended() {
-    for link in ways() {
+fn a_cut_cable_loses_packets_until_it_is_mended() {
+    for link in links() {
         let Some(hosts) = Hosts::or_skip(3, &link) else { continue };
         let (mut client, _echo) = connected(&hosts);
-        echo_time(&client.asked("ping"));
+        echo_time(&client.ask("ping"));
         for cut in [0, 1] {
             hosts.cut(cut);
-            assert_eq!(client.asked("try"), "nothing");
+            assert_eq!(client.ask("try"), "nothing");
             hosts.mend(cut);
-            echo_time(&client.asked("wait"));
+            echo_time(&client.ask("wait"));
         }
-        // Another host's cable does not matter.
+        // Cutting the cable of another host has no effect.
         hosts.cut(2);
-        echo_time(&client.asked("ping"));
+        echo_time(&client.ask("ping"));
     }
 }
 
 #[test]
 fn a_link_changes_while_it_runs() {
-    let Some(hosts) = Hosts::or_skip(2, &ways()[1]) else { return };
+    let Some(hosts) = Hosts::or_skip(2, &links()[1]) else { return };
     let (mut client, _echo) = connected(&hosts);
     let slow = Link { delay: Duration::from_millis(100), rate_bits: Some(10_000_000), ..Link::default() };
     hosts.shape(0, &slow).unwrap();
-    let time = echo_time(&client.asked("ping"));
+    let time = echo_time(&client.ask("ping"));
     assert!(time >= Duration::from_millis(120), "{time:?}");
     hosts.shape(0, &Link { loss_percent: 100.0, ..Link::default() }).unwrap();
-    assert_eq!(client.asked("try"), "nothing");
+    assert_eq!(client.ask("try"), "nothing");
     hosts.shape(0, &Link::default()).unwrap();
-    echo_time(&client.asked("wait"));
+    echo_time(&client.ask("wait"));
 }
 
 #[test]
 fn nothing_is_left_behind() {
-    for link in ways() {
+    for link in links() {
         let Some(hosts) = Hosts::or_skip(2, &link) else { continue };
         let names = hosts.namespaces();
-        assert!(names.len() >= 2 && names.iter().all(|name| listed().contains(name)), "{names:?}");
+        assert!(names.len() >= 2 && names.iter().all(|name| namespaces().contains(name)), "{names:?}");
         drop(hosts);
-        assert!(!names.iter().any(|name| listed().contains(name)), "{names:?}");
+        assert!(!names.iter().any(|name| namespaces().contains(name)), "{names:?}");
         let mut names = vec![];
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let hosts = Hosts::new(1, &link).unwrap();
@@ -174,12 +177,12 @@ fn nothing_is_left_behind() {
             panic!("on purpose");
         }));
         assert!(caught.is_err());
-        assert!(!names.is_empty() && !names.iter().any(|name| listed().contains(name)), "{names:?}");
+        assert!(!names.is_empty() && !names.iter().any(|name| namespaces().contains(name)), "{names:?}");
     }
 }
 
 #[test]
-fn what_a_dead_kit_left_is_removed() {
+fn namespaces_of_ended_processes_are_removed() {
     let Some(first) = Hosts::or_skip(1, &Link::default()) else { return };
     let mut child = Command::new("true").spawn().unwrap();
     child.wait().unwrap();
@@ -188,9 +191,9 @@ fn what_a_dead_kit_left_is_removed() {
         assert!(Command::new("ip").args(["netns", "add", name]).status().unwrap().success());
     }
     let second = Hosts::new(1, &Link::default()).unwrap();
-    let listed = listed();
+    let listed = namespaces();
     assert!(!left.iter().any(|name| listed.contains(name)), "{listed}");
-    // What belongs to the living stays.
+    // Namespaces of running processes stay.
     assert!(
         first.namespaces().iter().chain(&second.namespaces()).all(|name| listed.contains(name)),
         "{listed}"

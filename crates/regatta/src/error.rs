@@ -1,25 +1,33 @@
-//! What can go wrong, said so that the user can act on it: what, where, and what to do.
+//! Errors. Each says what is wrong, where, and what to do.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The engine's result.
+/// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error of the engine. Each prints as one or two sentences: what is wrong, where, what to do.
+/// An error of this crate. It displays as one or two sentences: what is wrong, where, and what to do.
+///
+/// ```
+/// use regatta::{Error, config::Config};
+/// let error = Config::parse("[model]\nkind = 'gtp'\n", "run.toml", &[]).unwrap_err();
+/// assert!(matches!(error, Error::Config { .. }));
+/// assert_eq!(error.to_string(), "run.toml: `model.kind`: unknown kind `gtp`; did you mean `gpt`?");
+/// ```
 #[derive(thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// A key of the configuration is unknown, missing or out of range.
     #[error("{origin}: `{key}`: {problem}")]
     Config {
-        /// The configuration file, or the flag that carried the value.
+        /// The configuration file, or the flag or variable that set the value.
         origin: String,
         /// Dotted path of the key, as in `train.batch`.
         key: String,
         /// What is wrong and what is allowed.
         problem: String,
     },
-    /// Training data that is missing, unreadable, malformed or too small.
+    /// Data is missing, unreadable, malformed or too small.
     #[error("data {path}: {problem}")]
     Data {
         /// The file or folder.
@@ -27,10 +35,10 @@ pub enum Error {
         /// What is wrong and what to do.
         problem: String,
     },
-    /// A checkpoint that is missing, truncated, foreign or of another model.
+    /// A checkpoint is missing, damaged, not Regatta's, or of another model.
     #[error("checkpoint {path}: {problem}")]
     Checkpoint {
-        /// The checkpoint's folder or file.
+        /// The checkpoint's folder, file or URL.
         path: PathBuf,
         /// What is wrong and what to do.
         problem: String,
@@ -40,7 +48,7 @@ pub enum Error {
     Io {
         /// What was attempted, as in "read" or "create".
         action: &'static str,
-        /// On which file or folder.
+        /// The file or folder.
         path: PathBuf,
         /// The operating system's reason.
         source: std::io::Error,
@@ -48,15 +56,18 @@ pub enum Error {
     /// The ranks could not communicate: a peer died, stalled or disagreed.
     #[error(transparent)]
     Comm(#[from] regatta_comm::Error),
-    /// A function of the Horovod-shaped face was called out of order.
+    /// A plan is invalid, or the model does not support it.
+    #[error(transparent)]
+    Plan(#[from] regatta_plan::PlanError),
+    /// A call is out of order, arguments are invalid, or ranks differ.
     #[error("{0}")]
     Usage(String),
-    /// The numbers went wrong: a loss or gradient that is not finite, ranks that differ.
+    /// A numeric problem: a loss or a gradient is not finite, or the ranks' parameters differ.
     #[error("{0}")]
     Numeric(String),
 }
 
-/// The sentence, as [`Display`](fmt::Display) prints it: Rust prints an error that `main` returns this way.
+/// The same text as [`Display`](fmt::Display), because Rust prints an error that `main` returns by its `Debug`.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -64,17 +75,17 @@ impl fmt::Debug for Error {
 }
 
 impl Error {
-    /// A problem with data at `path`.
+    /// An error about the data at `path`.
     pub fn data(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
         Self::Data { path: path.as_ref().into(), problem: problem.into() }
     }
 
-    /// A problem with the checkpoint at `path`.
+    /// An error about the checkpoint at `path`.
     pub fn checkpoint(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
         Self::Checkpoint { path: path.as_ref().into(), problem: problem.into() }
     }
 
-    /// A failed file operation; use as `.map_err(Error::io("read", path))`.
+    /// Converts the error of a file operation, as in `.map_err(Error::io("read", path))`.
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { action, path, source }

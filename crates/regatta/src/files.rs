@@ -1,29 +1,59 @@
-//! Locks on files, also for file systems that have none, and files of lines that grow.
+//! Atomic writes of files, locks on files, and files to which lines are appended.
 
+use crate::error::{Error, Result};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::Path;
 
-/// What became of an attempt to lock a file.
+/// Writes `bytes` to `path` atomically: to a temporary file in the same folder, which is synced and renamed.
+///
+/// # Errors
+/// A step fails. Then `path` is unchanged, and the temporary file is removed.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written = File::create(&temporary).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    });
+    if let Err(error) = written {
+        // The error of the write matters more.
+        let _ = fs::remove_file(&temporary);
+        return Err(Error::io("write", path)(error));
+    }
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Syncs `folder`, which makes renames in it durable.
+///
+/// # Errors
+/// The folder cannot be opened or synced.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    File::open(folder).and_then(|file| file.sync_all()).map_err(Error::io("sync", folder))
+}
+
+/// The result of an attempt to lock a file.
 #[derive(Debug)]
 pub(crate) enum Locked {
-    /// The lock is ours until the file is closed. The end of the process closes it too, however it ends.
+    /// This process has the lock until the file is closed, at the latest when the process ends.
     Ours(File),
-    /// Another process has it.
+    /// Another process has the lock.
     Taken,
-    /// No lock can be had here, as on file systems without locks; the system's reason.
+    /// The file cannot be locked, for example because the file system has no locks; with the system's reason.
     Unavailable(io::Error),
 }
 
-/// Tries to lock the file `path`, which is made where it is not there. Does not wait.
+/// Tries to lock the file `path`, which is created if it does not exist. Does not wait.
 ///
 /// # Errors
-/// A file that cannot be opened for writing.
+/// The file cannot be opened for writing.
 pub(crate) fn try_lock(path: &Path) -> io::Result<Locked> {
     loop {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         match file.try_lock() {
-            // Whoever had it may have removed the file in between: then the lock is on a file that nobody else finds.
+            // The process that had the lock may have removed the file meanwhile: then this lock excludes no other
+            // process.
             Ok(()) if !is_at(&file, path) => continue,
             Ok(()) => return Ok(Locked::Ours(file)),
             Err(TryLockError::WouldBlock) => return Ok(Locked::Taken),
@@ -32,6 +62,7 @@ pub(crate) fn try_lock(path: &Path) -> io::Result<Locked> {
     }
 }
 
+/// Whether `path` is the path of the open `file`.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -46,11 +77,11 @@ fn is_at(_: &File, path: &Path) -> bool {
     fs::exists(path).unwrap_or(false)
 }
 
-/// Opens a file of lines to append to it, cut before the first line that `keep` does not want or that is not whole.
-/// Returns it with the number of lines that stay.
+/// Opens a file of lines to append to it. Truncates it before the first line that is incomplete, not UTF-8, or for
+/// which `keep` is false. Returns the file and the number of lines that are kept.
 ///
 /// # Errors
-/// A file that cannot be opened, read or cut.
+/// The file cannot be opened, read or truncated.
 pub(crate) fn append_after(path: &Path, keep: impl Fn(&str) -> bool) -> io::Result<(File, usize)> {
     let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
     let (mut reader, mut line) = (BufReader::new(&file), vec![]);
@@ -74,7 +105,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn a_lock_is_had_once_and_given_back() {
+    fn a_lock_is_exclusive_until_it_is_dropped() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("lock");
         let held = try_lock(&path).unwrap();
@@ -86,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_on_a_file_that_was_removed_is_none() {
+    fn a_lock_on_a_removed_file_does_not_count() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("lock");
         let Locked::Ours(first) = try_lock(&path).unwrap() else { panic!("not locked") };
@@ -98,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_lines_goes_on_where_it_is_whole() {
+    fn lines_are_appended_after_the_last_complete_one() {
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("lines");
         let keep = |line: &str| line.parse::<u32>().is_ok_and(|number| number <= 3);

@@ -1,16 +1,19 @@
-//! What `fuzz/` feeds with arbitrary bytes: one function for each kind of file that is read from others. Each panics where
-//! something is wrong. The tests below feed them too, with inputs that are drawn anew each time.
+//! Targets of the fuzz tests in `fuzz/`: one function for each kind of foreign file that Regatta reads. Each takes
+//! arbitrary bytes and panics if it finds a bug. The tests below call them, too, with random inputs.
 
 use crate::checkpoint::Manifest;
 use crate::checkpoint::huggingface::examine;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{cifar10, decode, mnist, tokens};
-use crate::layers::Placement;
+use crate::params::Placement;
 use serde_json::{Map, Value, json};
 use std::sync::LazyLock;
 
-/// Values that are likely to be wrong in the place of others.
-fn unlikely(choice: u8) -> Value {
+/// Bytes of a record of CIFAR-10: a label, and three channels of 32 x 32 pixels.
+const CIFAR10_RECORD: usize = 3073;
+
+/// A value that is likely to be invalid in the place of another.
+fn invalid(choice: u8) -> Value {
     match choice % 20 {
         0 => Value::Null,
         1 => json!(0),
@@ -57,8 +60,8 @@ fn places(value: &Value) -> Vec<String> {
     found
 }
 
-/// `template` with changes that `bytes` choose, three bytes each: which value, and what becomes of it. A value that an
-/// earlier change has taken away stays away.
+/// `template` with changes that `bytes` determine. Three bytes are a change: two choose a value, and one chooses
+/// whether it is removed, repeated or replaced. A value that an earlier change has removed stays removed.
 fn changed(template: &Value, bytes: &[u8]) -> Value {
     let mut value = template.clone();
     let places = places(template);
@@ -67,15 +70,15 @@ fn changed(template: &Value, bytes: &[u8]) -> Value {
         let (parent, key) = place.rsplit_once('/').unwrap_or(("", ""));
         let key = key.replace("~1", "/").replace("~0", "~");
         match (change[2] >> 6, value.pointer_mut(parent)) {
-            // Away with it.
+            // Removes the value.
             (3, Some(Value::Object(items))) => drop(items.remove(&key)),
-            // Once more.
+            // Repeats the first item.
             (2, Some(Value::Array(items))) if !items.is_empty() && items.len() < 64 => {
                 items.push(items[0].clone())
             }
             _ => {
                 if let Some(slot) = value.pointer_mut(place) {
-                    *slot = unlikely(change[2]);
+                    *slot = invalid(change[2]);
                 }
             }
         }
@@ -83,8 +86,8 @@ fn changed(template: &Value, bytes: &[u8]) -> Value {
     value
 }
 
-/// `bytes` as they are, or as changes of `template`: the first one says which.
-fn drawn(template: &Value, bytes: &[u8]) -> String {
+/// `bytes` as text, or `template` with the changes that they determine; the first byte chooses which.
+fn text_from(template: &Value, bytes: &[u8]) -> String {
     match bytes.split_first() {
         Some((0, bytes)) => String::from_utf8_lossy(bytes).into_owned(),
         Some((_, bytes)) => changed(template, bytes).to_string(),
@@ -92,20 +95,20 @@ fn drawn(template: &Value, bytes: &[u8]) -> String {
     }
 }
 
-/// Manifests, under a right checksum.
+/// Parses a manifest with a right checksum.
 pub fn manifest(bytes: &[u8]) {
     let mut envelope = json!({ "format": "regatta checkpoint", "version": 2, "checksum": 0 });
     if let Some((1, changes)) = bytes.split_first() {
         envelope = changed(&envelope, &changes[..changes.len().min(3)]);
     }
-    let text = drawn(&A_MANIFEST, bytes);
+    let text = text_from(&A_MANIFEST, bytes);
     let checksum = crc32fast::hash(text.as_bytes());
     let envelope = envelope.to_string().replacen(":0", &format!(":{checksum}"), 1);
     let whole = format!("{},\"manifest\":{text}}}", envelope.trim_end_matches('}'));
     let Ok(manifest) = Manifest::parse(whole.as_bytes()) else { return };
-    // What is done with one before its tensors are looked at.
+    // The calls that a reader makes before it reads tensors.
     let state = &manifest.state;
-    state.config.model.describe(state.vocab, Placement::whole());
+    let _ = state.config.model.describe(state.vocab, Placement::whole());
     state.config.model.costs(state.vocab);
     let _ = (state.plan.global_batch(), state.plan.to_string());
     let elements: usize =
@@ -115,7 +118,7 @@ pub fn manifest(bytes: &[u8]) {
     }
 }
 
-/// Configurations, and what `--set` adds: a line each behind a byte 255.
+/// Parses a configuration and the changes of `--set`; each change follows a byte 255.
 pub fn configuration(bytes: &[u8]) {
     let mut parts = bytes.split(|&byte| byte == 255);
     let template = &A_MANIFEST["state"]["config"];
@@ -125,12 +128,9 @@ pub fn configuration(bytes: &[u8]) {
         _ => String::from_utf8_lossy(first).into_owned(),
     };
     let sets: Vec<String> = parts.map(|set| String::from_utf8_lossy(set).into_owned()).collect();
-    let Ok(config) = crate::train::Config::parse(&text, "fuzzing", &sets) else { return };
+    let Ok(config) = crate::config::Config::parse(&text, "fuzzing", &sets) else { return };
     let again = toml::to_string(&config).expect("TOML");
-    assert_eq!(
-        crate::train::Config::parse(&again, "fuzzing", &[]).expect("what was a configuration is one"),
-        config
-    );
+    assert_eq!(crate::config::Config::parse(&again, "fuzzing", &[]).expect("the same configuration"), config);
 }
 
 static A_MANIFEST: LazyLock<Value> = LazyLock::new(a_manifest);
@@ -138,38 +138,39 @@ static A_MANIFEST: LazyLock<Value> = LazyLock::new(a_manifest);
 fn a_manifest() -> Value {
     let text = "[model]\nkind = \"gpt\"\nlayers = 1\nheads = 2\nembed = 4\nblock = 4\n[data]\npath = \"x\"\n\
                 [train]\nbatch = 4\n";
-    let config = crate::train::Config::parse(text, "fuzzing", &[]).expect("a configuration");
+    let config = crate::config::Config::parse(text, "fuzzing", &[]).expect("a configuration");
     let plan = config.plan(2).expect("a plan");
-    let made = config.model.describe(5, Placement::whole());
+    let params = config.model.describe(5, Placement::whole()).expect("a model");
     let state = crate::checkpoint::State::new(3, config, plan, 5, Default::default(), Some(0.25), None, None);
-    let shapes = made.iter().map(|made| (made.spec.path.clone(), json!(made.spec.shape)));
+    let shapes = params.iter().map(|param| (param.spec.path.clone(), json!(param.spec.shape)));
     let tensors: Map<String, Value> = shapes.collect();
     let mut offset = 64;
     let mut parts = vec![];
-    for made in &made {
-        let piece = regatta_plan::Piece::whole(&made.spec.shape);
-        parts.push(json!({ "name": made.spec.path, "piece": piece, "checksum": 7, "offset": offset }));
+    for param in &params {
+        let piece = regatta_plan::Piece::whole(&param.spec.shape);
+        parts.push(json!({ "name": param.spec.path, "piece": piece, "checksum": 7, "offset": offset }));
         offset += 4 * piece.len();
     }
     let file = json!({ "file": "rank-00000.safetensors", "bytes": offset, "header": 9, "parts": parts });
     json!({ "state": state, "tensors": tensors, "files": [file] })
 }
 
-/// Hugging Face's `config.json` and the head of `model.safetensors`: changes of the one up to a byte 255, then of the other.
+/// Reads Hugging Face's `config.json` and the header of `model.safetensors`: changes of the first up to a byte 255,
+/// then of the second.
 pub fn huggingface(bytes: &[u8]) {
     let cut = bytes.iter().position(|&byte| byte == 255).unwrap_or(bytes.len());
     let (first, second) = (&bytes[..cut], bytes.get(cut + 1..).unwrap_or(&[]));
-    let config = drawn(&a_gpt2(), first);
+    let config = text_from(&a_gpt2(), first);
     if let Some((0, raw)) = second.split_first() {
         let _ = examine(&config, raw);
         return;
     }
     let mut end = 0;
-    let mut head = Map::new();
+    let mut header = Map::new();
     let mut add = |name: &str, shape: &[usize]| {
         let start = end;
         end += 4 * shape.iter().product::<usize>();
-        head.insert(name.into(), json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] }));
+        header.insert(name.into(), json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] }));
     };
     for (name, shape) in [
         ("transformer.wte.weight", &[5, 4][..]),
@@ -191,11 +192,11 @@ pub fn huggingface(bytes: &[u8]) {
     ] {
         add(name, shape);
     }
-    let head = drawn(&Value::Object(head), second);
-    let weights = [&(head.len() as u64).to_le_bytes()[..], head.as_bytes(), &vec![0; end]].concat();
+    let header = text_from(&Value::Object(header), second);
+    let weights = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &vec![0; end]].concat();
     let outcome = examine(&config, &weights);
     if first == [1] && second == [1] {
-        outcome.expect("the models that are not changed are whole");
+        outcome.expect("the unchanged model is valid");
     }
 }
 
@@ -207,7 +208,7 @@ fn a_gpt2() -> Value {
     })
 }
 
-/// Files of tokenizers: `tokenizer.json`, or a vocabulary and its merges.
+/// Reads files of a tokenizer: `tokenizer.json`, or a vocabulary and its merges.
 pub fn tokenizer(bytes: &[u8]) {
     let vocab: Map<String, Value> = ["a", "b", "Ġ", "ab", "<|endoftext|>"]
         .iter()
@@ -234,7 +235,7 @@ pub fn tokenizer(bytes: &[u8]) {
         Some((3, bytes)) => {
             Tokenizer::parse(&changed(&json!({ "regatta": "chars", "chars": "ab" }), bytes).to_string())
         }
-        _ => Tokenizer::parse(&drawn(&template, bytes)),
+        _ => Tokenizer::parse(&text_from(&template, bytes)),
     };
     let Ok(tokenizer) = read else { return };
     let most = tokenizer.vocab_size();
@@ -245,13 +246,13 @@ pub fn tokenizer(bytes: &[u8]) {
     }
     assert!(tokenizer.end_of_text().is_none_or(|id| tokenizer.has(id)));
     let _ = tokenizer.fits(usize::MAX);
-    // What was read can be kept and read again.
-    let kept = Tokenizer::parse(&tokenizer.to_json().expect("JSON")).expect("what was a tokenizer is one");
-    assert_eq!(kept.vocab_size(), most);
+    // A tokenizer that was read can be saved and read again.
+    let again = Tokenizer::parse(&tokenizer.to_json().expect("JSON")).expect("the same tokenizer");
+    assert_eq!(again.vocab_size(), most);
 }
 
-/// Pictures, text of any encoding, and heads of token files: the first byte says which.
-pub fn pictures(bytes: &[u8]) {
+/// Reads images, text of any encoding, or the header of a token file; the first byte chooses which.
+pub fn images(bytes: &[u8]) {
     let Some((&which, bytes)) = bytes.split_first() else { return };
     match which % 5 {
         0 => drop(mnist::parse_idx(bytes, &[mnist::SIDE, mnist::SIDE])),
@@ -261,8 +262,8 @@ pub fn pictures(bytes: &[u8]) {
             }
         }
         2 => {
-            // A record is long: a label and what else is drawn, again and again.
-            let records: Vec<u8> = bytes.iter().copied().cycle().take(bytes.len() * 3073).collect();
+            // A record is longer than the inputs, so they are repeated.
+            let records: Vec<u8> = bytes.iter().copied().cycle().take(bytes.len() * CIFAR10_RECORD).collect();
             let _ = (cifar10::check_records(&records), cifar10::check_records(bytes));
         }
         3 => drop(decode::text(bytes.to_vec())),
@@ -275,7 +276,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Changes, or bytes as they are.
+    /// Bytes that determine changes, or arbitrary bytes.
     fn input() -> impl Strategy<Value = Vec<u8>> {
         let changes = prop::collection::vec(any::<[u8; 3]>(), 0..6);
         let changes = (1u8..4, changes).prop_map(|(first, rest)| [vec![first], rest.concat()].concat());
@@ -286,33 +287,33 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(3000))]
 
         #[test]
-        fn manifests_of_others(bytes in input()) {
+        fn foreign_manifests(bytes in input()) {
             manifest(&bytes);
         }
 
         #[test]
-        fn configurations_of_others(bytes in input(), set in "[a-z]{0,6}[.][a-z_]{0,9}=[0-9a-z.\"-]{0,9}") {
+        fn foreign_configurations(bytes in input(), set in "[a-z]{0,6}[.][a-z_]{0,9}=[0-9a-z.\"-]{0,9}") {
             configuration(&[&bytes, &[255][..], set.as_bytes()].concat());
         }
 
         #[test]
-        fn models_of_others(config in input(), weights in input()) {
+        fn foreign_models(config in input(), weights in input()) {
             huggingface(&[config, vec![255], weights].concat());
         }
 
         #[test]
-        fn tokenizers_of_others(bytes in input()) {
+        fn foreign_tokenizers(bytes in input()) {
             tokenizer(&bytes);
         }
 
         #[test]
-        fn pictures_of_others(bytes in input()) {
-            pictures(&bytes);
+        fn foreign_images(bytes in input()) {
+            images(&bytes);
         }
     }
 
     #[test]
-    fn what_is_not_changed_is_read() {
+    fn unchanged_templates_are_read() {
         let text = A_MANIFEST.to_string();
         let checksum = crc32fast::hash(text.as_bytes());
         let whole = format!(

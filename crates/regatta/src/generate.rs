@@ -1,73 +1,87 @@
-//! Text from a trained language model, which may be spread over ranks by layer and by stage.
+//! Generates text with a trained language model, which may be distributed over ranks by tensor and pipeline
+//! parallelism.
 
 use crate::autograd::to_vec;
 use crate::checkpoint::{Checkpoint, Location, Which};
+use crate::config::{Config, SampleConfig};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::layers::Context;
-use crate::models::{Batch, Gpt, GptConfig, Model};
+use crate::models::Batch;
 use crate::parallel::Engine;
 use crate::random::Stream;
-use crate::train::{Config, ModelConfig, Rank, SampleConfig, check_model, load, open_to_read};
+use crate::setup::{self, check_model, load, open_to_read};
 use burn::tensor::{Int, Tensor, TensorData};
 use regatta_comm::{Group, ReduceOp};
-use regatta_plan::{Batch as Samples, Mesh, Piece, Plan, PlanError};
+use regatta_plan::{Axis, Batch as Samples, Mesh, Piece, Plan};
 use std::path::Path;
 
-/// A language model and its tokenizer, loaded from a run's folder; on several ranks, each has its part.
+/// Bucket size of a plan for generation, in bytes; without gradients it has no effect.
+const BUCKET_BYTES: usize = 25 << 20;
+
+/// A language model and its tokenizer, loaded from a run's folder. If there are several ranks, each has its part of
+/// the model.
+///
+/// ```no_run
+/// # fn main() -> regatta::Result<()> {
+/// use regatta::{Generator, checkpoint::Which, config::SampleConfig};
+/// let mut generator = Generator::load("runs/gpt".as_ref(), Which::Best)?;
+/// println!("{}", generator.text("fn main() {", &SampleConfig::default(), 7)?);
+/// # Ok(()) }
+/// ```
 pub struct Generator {
-    engine: Engine<Gpt>,
+    engine: Engine,
     tokenizer: Tokenizer,
-    block: usize,
+    /// The model's longest context in tokens.
+    context: usize,
     warnings: Vec<String>,
 }
 
 impl Generator {
-    /// Loads a checkpoint of the run folder `run`, wholly on this rank.
+    /// Loads a checkpoint of the run folder `run`. This rank has the whole model.
     ///
     /// # Errors
-    /// No checkpoint, a damaged one, or one of a model that does not generate text.
+    /// There is no checkpoint, it is damaged, or its model does not generate text.
     pub fn load(run: &Path, which: Which) -> Result<Self> {
         Self::load_on(run, which, &Group::solo(), Mesh::data(1))
     }
 
-    /// Checks that the model of `run` can be spread over `mesh`, without loading it.
+    /// Checks that the model of `run` can be distributed over `mesh`, without loading its parameters.
     ///
     /// # Errors
-    /// As [`load_on`](Self::load_on), but for what only the parameters themselves would show.
+    /// As [`load_on`](Self::load_on), except for damaged parameters.
     pub fn check(run: &Path, which: Which, mesh: &Mesh) -> Result<()> {
         let checkpoint = Checkpoint::find(&Location::of_run(run), which)?;
-        language_model(&checkpoint)?;
+        longest_text(&checkpoint)?;
         let state = checkpoint.state();
-        on_host(&state.config).check_plan(&plan(mesh.clone())?, state.vocab).map_err(usage)
+        Ok(on_host(&state.config).check_plan(&plan(mesh.clone())?, state.vocab)?)
     }
 
-    /// Loads a checkpoint of the run folder `run` onto the ranks of `group`, as `mesh` says. All of them call it.
+    /// Loads a checkpoint of the run folder `run`, distributed over the ranks of `group` by `mesh`. All of them call
+    /// it.
     ///
     /// # Errors
-    /// As [`load`](Self::load); a mesh of another size, or that the model cannot follow.
+    /// As [`load`](Self::load), or the mesh has another size or is not supported by the model.
     pub fn load_on(run: &Path, which: Which, group: &Group, mesh: Mesh) -> Result<Self> {
-        let fits = |checkpoint: &Checkpoint| language_model(checkpoint).map(drop);
-        let whole = |checkpoint: &Checkpoint| whole(checkpoint, group);
-        let (checkpoint, warnings) = open_to_read(group, &Location::of_run(run), which, fits, whole)?;
+        let fits = |checkpoint: &Checkpoint| longest_text(checkpoint).map(drop);
+        let intact = |checkpoint: &Checkpoint| check_parameters(checkpoint, group);
+        let (checkpoint, warnings) = open_to_read(group, &Location::of_run(run), which, fits, intact)?;
         let state = checkpoint.state();
-        let config = language_model(&checkpoint)?;
+        let context = longest_text(&checkpoint)?;
         let tokenizer = Tokenizer::load(&run.join("tokenizer.json"))?;
         if let Err(problem) = tokenizer.fits(state.vocab) {
-            let problem = format!("{problem}: tokenizer.json beside it is of another model");
+            let problem = format!("{problem}: tokenizer.json in the run's folder is of another model");
             return Err(Error::checkpoint(checkpoint.path(), problem));
         }
         check_model(&checkpoint, &state.config.model, state.vocab)?;
-        mesh.fits(group.size()).map_err(usage)?;
+        mesh.check_world(group.size())?;
         let plan = plan(mesh)?;
-        let rank = Rank::new(&on_host(&state.config), &plan, group, state.vocab)?;
-        let init = rank.init(0);
-        let mut engine = rank.engine(Gpt::new(config, state.vocab, &init), &init)?;
+        let mut engine = setup::engine(&on_host(&state.config), &plan, group, state.vocab, 0)?;
         load(&checkpoint, &mut engine, None)?;
-        Ok(Self { engine, tokenizer, block: config.block, warnings })
+        Ok(Self { engine, tokenizer, context, warnings })
     }
 
-    /// What should be said to the user about which checkpoint was taken; on rank 0.
+    /// Warnings for the user about the choice of the checkpoint. Only those of rank 0 are complete.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -75,23 +89,27 @@ impl Generator {
     /// The model's logits for `ids`, `[ids, vocab]` in row-major order; on all ranks.
     ///
     /// # Errors
-    /// More tokens than the model's context, or a failure of communication.
+    /// There are no tokens or more than the model's context, or communication fails.
     pub fn logits(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
-        if ids.is_empty() || ids.len() > self.block {
-            return Err(Error::Usage(format!("{} tokens; the model takes 1 to {}", ids.len(), self.block)));
+        if ids.is_empty() || ids.len() > self.context {
+            return Err(Error::Usage(format!(
+                "{} tokens are given, but the model takes 1 to {}",
+                ids.len(),
+                self.context
+            )));
         }
         logits(&mut self.engine, ids, &Context::eval(), 0)
     }
 
-    /// Goes on from `prompt`, handing each piece of text to `emit` as soon as it is complete. Stops early when
-    /// `emit` of rank 0 returns false, or at the tokenizer's end of text, which is not handed on. All ranks call it with
-    /// the same arguments.
+    /// Continues `prompt`, and calls `emit` with each piece of text as soon as it is complete; on other ranks than 0
+    /// `emit` is not called. Stops early when `emit` returns false, or at the tokenizer's end-of-text token, which is
+    /// not emitted. All ranks call it with the same arguments.
     ///
-    /// Keys and values of past tokens are kept, so each token costs one pass over itself alone. Positions count from the
-    /// beginning of the context: a full one begins anew with its second half, and goes on from there.
+    /// Keys and values of past tokens are cached, so each new token is one forward pass of a single token. When the
+    /// context is full, generation continues with its second half as the new context.
     ///
     /// # Errors
-    /// A prompt that the tokenizer cannot encode.
+    /// The tokenizer cannot encode the prompt, or communication fails.
     pub fn stream(
         &mut self,
         prompt: &str,
@@ -99,10 +117,10 @@ impl Generator {
         seed: u64,
         mut emit: impl FnMut(&str) -> bool,
     ) -> Result<()> {
-        stream(&mut self.engine, &self.tokenizer, self.block, prompt, options, seed, &mut emit)
+        stream(&mut self.engine, &self.tokenizer, self.context, prompt, options, seed, &mut emit)
     }
 
-    /// `prompt` and what follows it, as one string.
+    /// `prompt` and the generated text as one string; on other ranks than 0 only `prompt`.
     ///
     /// # Errors
     /// As for [`stream`](Self::stream).
@@ -116,61 +134,54 @@ impl Generator {
     }
 }
 
-/// To generate with: text comes token by token, which keeps no device busy.
+/// `config` with the host as the device, because single tokens do not make use of a GPU.
 fn on_host(config: &Config) -> Config {
     let mut config = config.clone();
     (config.train.device, config.train.precision) = Default::default();
     config
 }
 
-fn usage(error: PlanError) -> Error {
-    Error::Usage(error.to_string())
-}
-
-/// Checks that the model's parameters are undamaged, each rank its share of them.
-fn whole(checkpoint: &Checkpoint, group: &Group) -> Result<()> {
+/// Checks that the model's parameters are undamaged; each rank checks its share of them.
+fn check_parameters(checkpoint: &Checkpoint, group: &Group) -> Result<()> {
     let parameters = checkpoint.tensors().iter().filter(|(name, _)| !name.contains('/'));
     let parameters = parameters.skip(group.rank()).step_by(group.size());
     let pieces: Vec<_> = parameters.map(|(name, shape)| (name.as_str(), Piece::whole(shape))).collect();
     checkpoint.check(pieces.iter().map(|(name, piece)| (*name, piece)))
 }
 
-fn language_model(checkpoint: &Checkpoint) -> Result<&GptConfig> {
-    match &checkpoint.state().config.model {
-        ModelConfig::Gpt(config) => Ok(config),
-        _ => {
-            Err(Error::checkpoint(checkpoint.path(), "holds no language model: there is no text to generate"))
-        }
-    }
+/// The model's longest context in tokens.
+///
+/// # Errors
+/// The model does not generate text.
+fn longest_text(checkpoint: &Checkpoint) -> Result<usize> {
+    checkpoint.state().config.model.context().ok_or_else(|| {
+        Error::checkpoint(checkpoint.path(), "is not of a language model: it cannot generate text")
+    })
 }
 
-/// One sequence at a time over `mesh`.
+/// A plan for one sequence at a time on `mesh`.
 fn plan(mesh: Mesh) -> Result<Plan> {
-    Plan::new(mesh, Samples::per_worker(1, 1), 25 << 20).map_err(usage)
+    Ok(Plan::new(mesh, Samples::per_worker(1, 1), BUCKET_BYTES)?)
 }
 
-/// The logits of positions from `first` on, on all ranks: those of the last stage gather them, the others get them.
-fn logits<M: Model>(
-    engine: &mut Engine<M>,
-    ids: &[u32],
-    context: &Context,
-    first: usize,
-) -> Result<Vec<f32>> {
+/// The logits of positions from `first` on, on all ranks. The ranks of the last stage gather them and broadcast them
+/// to the others.
+fn logits(engine: &mut Engine, ids: &[u32], context: &Context, first: usize) -> Result<Vec<f32>> {
     let data: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
     let inputs =
         Tensor::<2, Int>::from_data(TensorData::new(data, [1, ids.len()]), &engine.compute().device());
     let batch = Batch::Text { inputs: inputs.clone(), targets: inputs };
-    let output = engine.evaluate(&batch, context)?;
+    let output = engine.evaluate(&batch, context, |_, output| output)?;
     context.advance(ids.len());
-    let axes = engine.axes().clone();
+    let groups = engine.groups().clone();
     let positions = ids.len() - first;
     let mut values = vec![];
     if let Some(output) = output {
         let output = output.three().narrow(1, first, positions);
-        let mine = to_vec(output).ok_or_else(|| Error::Numeric("the model's logits are not f32".into()))?;
-        values = match &axes.tensor {
+        let own = to_vec(output).ok_or_else(|| Error::Numeric("the model's logits are not f32".into()))?;
+        values = match groups.tensor() {
             Some(tensor) if engine.splits_vocabulary() => {
-                let parts = tensor.group().all_gather_vec(&mine)?;
+                let parts = tensor.group().all_gather_vec(&own)?;
                 let row = |position: usize| {
                     parts.iter().flat_map(move |part| {
                         let width = part.len() / positions;
@@ -179,55 +190,55 @@ fn logits<M: Model>(
                 };
                 (0..positions).flat_map(row).collect()
             }
-            _ => mine,
+            _ => own,
         };
     }
-    if axes.mesh.axis("pipe") > 1 {
-        let last = (0..axes.world.size())
-            .find(|&rank| axes.mesh.coordinate(rank, "pipe") + 1 == axes.mesh.axis("pipe"));
+    if groups.mesh().axis(Axis::Pipe) > 1 {
+        let last = (0..groups.world().size())
+            .find(|&rank| groups.mesh().coordinate(rank, Axis::Pipe) + 1 == groups.mesh().axis(Axis::Pipe));
         let root = last.unwrap_or(0);
         let mut len = [values.len() as i64];
-        axes.world.broadcast(&mut len, root)?;
+        groups.world().broadcast(&mut len, root)?;
         values.resize(len[0] as usize, 0.0);
-        axes.world.broadcast(&mut values, root)?;
+        groups.world().broadcast(&mut values, root)?;
     }
     Ok(values)
 }
 
-/// As [`Generator::stream`], with a model that is already there.
-pub(crate) fn stream<M: Model>(
-    engine: &mut Engine<M>,
+/// As [`Generator::stream`], with an engine that is already set up.
+pub(crate) fn stream(
+    engine: &mut Engine,
     tokenizer: &Tokenizer,
-    block: usize,
+    longest: usize,
     prompt: &str,
     options: &SampleConfig,
     seed: u64,
     emit: &mut dyn FnMut(&str) -> bool,
 ) -> Result<()> {
-    let world = engine.axes().world.clone();
+    let world = engine.groups().world().clone();
     let lead = world.rank() == 0;
     let mut ids = tokenizer.encode(prompt)?;
     if ids.is_empty() {
-        // Something to go on from: the first token, which for text is most often a line break.
+        // Without a prompt begin after a line break, or else after the first token of the vocabulary.
         ids.push(tokenizer.encode("\n").ok().and_then(|ids| ids.first().copied()).unwrap_or(0));
     }
     let noise = Stream::new(seed).named("sample");
     let mut decoder = tokenizer.stream();
-    // Ids below the largest that stand for no token.
-    let holes: Vec<usize> = (0..tokenizer.vocab_size()).filter(|&id| !tokenizer.has(id as u32)).collect();
+    // Ids below the largest that no token has.
+    let unused: Vec<usize> = (0..tokenizer.vocab_size()).filter(|&id| !tokenizer.has(id as u32)).collect();
     let context = Context::cached();
-    let mut new = ids.len().saturating_sub(block);
+    let mut new = ids.len().saturating_sub(longest);
     for n in 0..options.tokens {
-        if context.past() + ids.len() - new > block {
-            // Positions are counted from the beginning of the context: a full one begins anew with its second half.
+        if context.past() + ids.len() - new > longest {
+            // The context is full: its second half becomes the new context, with positions from 0 on.
             context.forget();
-            new = ids.len() - (block / 2).max(1);
+            new = ids.len() - (longest / 2).max(1);
         }
         let mut logits = logits(engine, &ids[new..], &context, ids.len() - new - 1)?;
         new = ids.len();
-        // What stands for no token is never said, nor are the rows that only pad the vocabulary.
+        // Ids that no token has, and those that only pad the vocabulary, are never generated.
         logits.truncate(tokenizer.vocab_size());
-        holes.iter().for_each(|&id| logits[id] = f32::NEG_INFINITY);
+        unused.iter().for_each(|&id| logits[id] = f32::NEG_INFINITY);
         let id = choose(&logits, options, noise.uniform(n as u64));
         if tokenizer.end_of_text() == Some(id) {
             break;
@@ -242,7 +253,7 @@ pub(crate) fn stream<M: Model>(
             return Ok(());
         }
     }
-    // The last token may have ended within a character.
+    // The last token may end within a character.
     let rest = decoder.finish();
     if lead && !rest.is_empty() {
         emit(&rest);
@@ -250,7 +261,7 @@ pub(crate) fn stream<M: Model>(
     Ok(())
 }
 
-/// Chooses a token by `logits`, with `uniform` in [0, 1) as the dice.
+/// Samples a token by its `logits`, with the random number `uniform` in [0, 1).
 fn choose(logits: &[f32], options: &SampleConfig, uniform: f32) -> u32 {
     let possible = |&id: &u32| logits[id as usize] != f32::NEG_INFINITY;
     let mut order: Vec<u32> = (0..logits.len() as u32).filter(possible).collect();
@@ -277,20 +288,17 @@ fn choose(logits: &[f32], options: &SampleConfig, uniform: f32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::Config;
 
-    /// A model of 2 layers and 8 tokens of context over `vocab` tokens, with large weights: what it says depends on all
-    /// that it sees.
-    fn engine(vocab: usize, mesh: &str, group: &Group) -> Engine<Gpt> {
+    /// A model of 2 layers and 8 tokens of context for `vocab` tokens. Its weights are large, so that its output
+    /// depends on the whole input.
+    fn engine(vocab: usize, mesh: &str, group: &Group) -> Engine {
         let text = "[model]\nkind = \"gpt\"\nlayers = 2\nheads = 2\nembed = 16\nblock = 8\n[data]\npath = \"x\"\n\
                     [train]\nbatch = 1\n";
         let config = Config::parse(text, "test", &[]).unwrap();
-        let ModelConfig::Gpt(shape) = &config.model else { panic!("no language model") };
-        let rank = Rank::new(&config, &plan(mesh.parse().unwrap()).unwrap(), group, vocab).unwrap();
-        let init = rank.init(7);
-        let mut engine = rank.engine(Gpt::new(shape, vocab, &init), &init).unwrap();
+        let plan = plan(mesh.parse().unwrap()).unwrap();
+        let mut engine = setup::engine(&config, &plan, group, vocab, 7).unwrap();
         for unit in 0..engine.units().units.len() {
-            engine.parameters.own_mut(unit).iter_mut().for_each(|weight| *weight *= 8.0);
+            engine.own_mut(unit).iter_mut().for_each(|weight| *weight *= 8.0);
         }
         engine
     }
@@ -301,17 +309,17 @@ mod tests {
     }
 
     #[test]
-    fn kept_keys_and_values_give_the_logits_of_all_tokens_at_once() {
+    fn cached_keys_and_values_give_the_logits_of_all_tokens_at_once() {
         let (vocab, ids) = (11, [3, 1, 4, 1, 5, 9, 2, 6]);
         let mut whole = engine(vocab, "data=1", &Group::solo());
         let at_once = logits(&mut whole, &ids, &Context::eval(), 0).unwrap();
-        assert!(at_once.iter().fold(0.0f32, |most, x| most.max(x.abs())) > 0.5, "the logits say nothing");
+        assert!(at_once.iter().fold(0.0f32, |most, x| most.max(x.abs())) > 0.5, "the logits are too small");
         for mesh in ["data=1", "tensor=2", "pipe=2", "tensor=2,pipe=2"] {
             let groups = Group::threads(mesh.parse::<Mesh>().unwrap().size());
             let on_rank = |group: &Group| {
                 let mut engine = engine(vocab, mesh, group);
                 let context = Context::cached();
-                // Three tokens at once, as of a prompt, and the others one by one.
+                // Three tokens at once, like a prompt, and the others one by one.
                 let mut all = logits(&mut engine, &ids[..3], &context, 0).unwrap();
                 for id in &ids[3..] {
                     all.extend(logits(&mut engine, &[*id], &context, 0).unwrap());
@@ -329,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_context_begins_anew_with_its_second_half() {
+    fn generation_continues_with_the_second_half_of_a_full_context() {
         let sample = "the quick brown fox jumps over the lazy dog\n";
         let tokenizer = Tokenizer::chars([sample].into_iter());
         let block = 8;
@@ -342,7 +350,7 @@ mod tests {
                 true
             };
             stream(&mut engine, &tokenizer, block, prompt, &options, 5, &mut emit).unwrap();
-            // The same without keeping anything: every token from all that the context holds.
+            // The same without a cache: every token from the whole context.
             let mut ids = tokenizer.encode(prompt).unwrap();
             let first = ids.len();
             let mut begin = ids.len().saturating_sub(block);

@@ -1,10 +1,11 @@
-//! Numbers in JSON files. JSON has no NaN and no infinity: they are the strings "NaN", "Infinity" and "-Infinity", which
-//! Python's `float` and JavaScript's `Number` read too. What is read has every bit of what was written.
+//! Floating-point numbers in JSON files. JSON has no NaN and no infinity: they are written as the strings "NaN",
+//! "Infinity" and "-Infinity", which Python's `float` and JavaScript's `Number` accept, too. A number that is read has
+//! the same bits as the one that was written.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 
-/// A number that may be anything.
+/// A number that need not be finite.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Float(pub f64);
 
@@ -20,20 +21,20 @@ impl Serialize for Float {
 
 impl<'de> Deserialize<'de> for Float {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        // As text, because `serde_json` reads numbers of many digits off by their last bit, and Rust does not.
+        // Parsed from its text by Rust, because `serde_json` may read the last bit of a long number wrong.
         let raw: Box<RawValue> = Deserialize::deserialize(input)?;
         let value = match raw.get() {
-            // As it was written once.
+            // Older versions wrote null.
             "null" | "\"NaN\"" => Some(f64::NAN),
             "\"Infinity\"" => Some(f64::INFINITY),
             "\"-Infinity\"" => Some(f64::NEG_INFINITY),
             text => text.parse().ok(),
         };
-        value.map(Self).ok_or_else(|| de::Error::custom(format!("{raw} is no number")))
+        value.map(Self).ok_or_else(|| de::Error::custom(format!("{raw} is not a number")))
     }
 }
 
-/// For fields of `f64`.
+/// Serialisation of `f64` fields.
 pub(crate) mod float {
     use super::*;
 
@@ -46,7 +47,27 @@ pub(crate) mod float {
     }
 }
 
-/// For fields of `Option<f64>`; nothing is `null`.
+/// Serialisation of `BTreeMap<String, f64>` fields.
+pub(crate) mod by_name {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    pub(crate) fn serialize<S: Serializer>(
+        values: &BTreeMap<String, f64>,
+        output: S,
+    ) -> Result<S::Ok, S::Error> {
+        output.collect_map(values.iter().map(|(name, value)| (name, Float(*value))))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        input: D,
+    ) -> Result<BTreeMap<String, f64>, D::Error> {
+        let values = BTreeMap::<String, Float>::deserialize(input)?;
+        Ok(values.into_iter().map(|(name, value)| (name, value.0)).collect())
+    }
+}
+
+/// Serialisation of `Option<f64>` fields; none is `null`.
 pub(crate) mod optional {
     use super::*;
 
@@ -59,7 +80,7 @@ pub(crate) mod optional {
     }
 }
 
-/// For fields of a number and a step.
+/// Serialisation of fields with a number and a step.
 pub(crate) mod at_step {
     use super::*;
 
@@ -94,14 +115,14 @@ mod tests {
         a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan())
     }
 
-    fn there_and_back(value: f64) {
+    fn round_trip(value: f64) {
         let all = All { one: value, maybe: Some(value), best: Some((value, 7)) };
         let text = serde_json::to_string(&all).unwrap();
         for back in [
             serde_json::from_str::<All>(&text).unwrap(),
             serde_json::from_value::<All>(serde_json::from_str(&text).unwrap()).unwrap(),
         ] {
-            // A `Value` has read the number already, with a few wrong last bits.
+            // `Value` has parsed the number, so its last bits may be wrong.
             let few = 8.0 * f64::EPSILON * value.abs().max(f64::MIN_POSITIVE);
             let close = |a: f64| same(a, value) || (a - value).abs() <= few;
             assert!(close(back.one) && close(back.maybe.unwrap()) && close(back.best.unwrap().0), "{text}");
@@ -112,9 +133,9 @@ mod tests {
     }
 
     #[test]
-    fn what_json_lacks_survives() {
+    fn numbers_that_json_lacks_are_kept() {
         let most = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0, f64::MAX, f64::MIN_POSITIVE, 5e-324];
-        most.into_iter().for_each(there_and_back);
+        most.into_iter().for_each(round_trip);
         let nothing: All = serde_json::from_str("{\"one\":1}").unwrap();
         assert_eq!((nothing.one, nothing.maybe, nothing.best), (1.0, None, None));
         let older: All = serde_json::from_str("{\"one\":null,\"best\":[null,3]}").unwrap();
@@ -126,8 +147,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_bit_survives(bits: u64) {
-            there_and_back(f64::from_bits(bits));
+        fn every_bit_is_kept(bits: u64) {
+            round_trip(f64::from_bits(bits));
         }
     }
 }

@@ -5,8 +5,8 @@ use regatta::checkpoint::{
     Checkpoint, FileEntry, Location, Part, ShardWriter, State, Which, abandon, commit, fresh_folder, inspect,
     verify,
 };
+use regatta::config::Config;
 use regatta::plan::{Batch, Mesh, Piece, Plan};
-use regatta::train::Config;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -196,7 +196,7 @@ fn a_writer_goes_on_while_its_caller_does() {
     // A complete checkpoint is not written over.
     begin(&mut writer, "step-00000003", &tensors, plan, 0);
     let error = writer.wait().unwrap_err().to_string();
-    assert!(error.contains("complete already"), "{error}");
+    assert!(error.contains("already complete"), "{error}");
     assert!(abandon(&location, "step-00000003").is_err());
     read_all(&Checkpoint::find(&location, Which::Last).unwrap(), &tensors).unwrap();
 }
@@ -234,7 +234,7 @@ fn what_the_ranks_did_not_save_once_is_refused() {
         let part = files[0].parts[0].clone();
         files[1].parts.push(part);
     });
-    assert!(error.contains("tokens: elements 0..12 are there twice"), "{error}");
+    assert!(error.contains("tokens: elements 0..12 occur twice"), "{error}");
     let error = refuse(4, &|files| {
         files[1].tensors.insert("tokens".into(), vec![4, 7]);
     });
@@ -476,7 +476,7 @@ fn there_may_be_none() {
     let place = tempfile::tempdir().unwrap();
     for target in [place.path().to_str().unwrap(), "/does/not/exist", "memory://nobody/none"] {
         let error = Checkpoint::locate(target, Which::Last).unwrap_err().to_string();
-        assert!(error.contains("there is none"), "{error}");
+        assert!(error.contains("there is no complete checkpoint"), "{error}");
         assert!(verify(target).is_err());
     }
     let older = place.path().join("checkpoints/step-00000001");
@@ -523,7 +523,7 @@ fn every_way_to_name_a_checkpoint() {
 #[test]
 fn urls_that_cannot_be() {
     for (url, wanted) in [
-        ("ftp://x/y", "no object store"),
+        ("ftp://x/y", "not supported as an object store"),
         ("s3://", "names no bucket"),
         ("file://host/x", "three slashes"),
         ("s3://bucket/x", "s3"),
@@ -576,5 +576,5 @@ fn a_store_of_choice() {
         assert_eq!(verify(&url).unwrap().checkpoints.len(), step.min(2));
     }
     let error = Checkpoint::locate(&format!("{url}/nothing"), Which::Last).unwrap_err().to_string();
-    assert!(error.contains("there is none"), "{error}");
+    assert!(error.contains("there is no complete checkpoint"), "{error}");
 }

@@ -1,8 +1,8 @@
 //! Which checkpoints stay when another one is complete.
 
 use regatta::checkpoint::{Checkpoint, Location, Part, ShardWriter, State, Which, commit, fresh_folder};
+use regatta::config::Config;
 use regatta::plan::{Batch, Mesh, Piece, Plan};
-use regatta::train::Config;
 use std::fs;
 
 fn state(step: usize, val_loss: Option<f64>, best: Option<(f64, usize)>, keep: &str) -> State {

@@ -5,8 +5,8 @@
 use regatta::checkpoint::{
     Checkpoint, FileEntry, Location, Part, ShardWriter, State, Which, commit, fresh_folder, verify,
 };
+use regatta::config::Config;
 use regatta::plan::{Batch, Mesh, Piece, Plan};
-use regatta::train::Config;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

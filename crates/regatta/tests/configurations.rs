@@ -1,8 +1,9 @@
 //! Any configuration and any change of it: an answer or an error, never a panic, an endless wait or memory without bound.
 
 use proptest::prelude::*;
-use regatta::plan::Mesh;
-use regatta::train::{Config, Outline};
+use regatta::config::Config;
+use regatta::plan::{Axis, Mesh};
+use regatta::train::Outline;
 
 /// Keys, and values that each may be given beside numbers.
 const KEYS: [(&str, &[&str]); 46] = [
@@ -120,16 +121,11 @@ fn look(config: &Config) -> Result<(), String> {
         let footprints = config.footprints(&plan, vocab).map_err(told)?;
         assert_eq!(footprints.len(), plan.stages());
         // A product that has wrapped would be small.
-        let whole: f64 = config
-            .model
-            .describe(vocab, regatta::layers::Placement::whole())
-            .iter()
-            .map(|made| made.spec.shape.iter().map(|size| *size as f64).product::<f64>())
-            .sum();
-        let held: f64 = footprints.iter().map(|of| of.start as f64).sum::<f64>();
+        let whole = config.model.num_params(vocab).unwrap() as f64;
+        let held: f64 = footprints.iter().map(|of| of.parameters as f64).sum::<f64>();
         assert!(
-            held * plan.mesh.axis("tensor") as f64 >= 8.0 * whole,
-            "{held} bytes at the start for {whole} numbers"
+            held * (plan.mesh.axis(Axis::Tensor) * plan.shards()) as f64 >= 4.0 * whole,
+            "{held} bytes for {whole} numbers"
         );
         let misfit = config.check_memory(&plan, vocab).map_err(|misfit| misfit.to_string());
         for rank in [0, world - 1] {

@@ -7,8 +7,13 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use regatta::DistributedOptimizer;
-use regatta::autograd::to_vec;
 use regatta::comm::Group;
+
+/// The numbers of a tensor.
+fn to_vec<const D: usize>(tensor: Tensor<D>) -> Option<Vec<f32>> {
+    let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
+    tensor.try_into_vec_as::<f32>().ok()
+}
 
 #[derive(Module, Debug)]
 struct Net {

@@ -2,21 +2,26 @@
 //! REGATTA_PYTHON names, or python3; where it lacks torch or transformers, those tests say so and pass.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Int, Tensor, TensorData};
-use regatta::autograd::{device, to_vec};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use regatta::checkpoint::huggingface::{export, import};
 use regatta::checkpoint::{
     Checkpoint, Location, Part, ShardWriter, State, Which, commit, fresh_folder, verify,
 };
+use regatta::config::{Config, ModelConfig};
 use regatta::data::tokenizer::Tokenizer;
-use regatta::layers::Init;
+use regatta::layers::ParamBuilder;
 use regatta::models::{ActivationFunction, Gpt, GptConfig};
 use regatta::plan::{Batch, Mesh, Piece, Plan};
-use regatta::train::{Config, ModelConfig};
 use safetensors::{Dtype, tensor::TensorView};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+
+/// The numbers of a tensor.
+fn to_vec<const D: usize>(tensor: Tensor<D>) -> Option<Vec<f32>> {
+    let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
+    tensor.try_into_vec_as::<f32>().ok()
+}
 
 const VOCAB: usize = 31;
 const IDS: [i64; 12] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 30];
@@ -73,7 +78,7 @@ fn torch(what: &str, folder: &Path, options: &str) -> Vec<f32> {
 }
 
 fn logits(model: &Gpt) -> Vec<f32> {
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(IDS.to_vec(), [1, IDS.len()]), &device());
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(IDS.to_vec(), [1, IDS.len()]), &Device::flex());
     to_vec(model.clone().valid().logits(ids)).unwrap()
 }
 
@@ -129,19 +134,19 @@ impl ModuleMapper for Restore<'_> {
 
 fn load(run: &Path) -> (Gpt, GptConfig) {
     let checkpoint = Checkpoint::find(&Location::of_run(run), Which::Last).unwrap();
-    let ModelConfig::Gpt(config) = checkpoint.state().config.model.clone() else { panic!() };
-    let model = Gpt::new(&config, checkpoint.state().vocab, &Init::new(99));
+    let config = checkpoint.state().config.model.get::<GptConfig>().unwrap().clone();
+    let model = Gpt::new(&config, checkpoint.state().vocab, &ParamBuilder::new(99));
     (model.map(&mut Restore { path: vec![], checkpoint: &checkpoint }), config)
 }
 
 /// A checkpoint of a random model of ours.
 fn save(run: &Path, gpt: &GptConfig) -> Gpt {
-    let model = Gpt::new(gpt, VOCAB, &Init::new(5));
+    let model = Gpt::new(gpt, VOCAB, &ParamBuilder::new(5));
     let mut collect = Collect::default();
     model.visit(&mut collect);
     let text = "[model]\nkind = \"gpt\"\n[data]\npath = \"x\"\n[train]\nbatch = 1";
     let mut config = Config::parse(text, "test", &[]).unwrap();
-    config.model = ModelConfig::Gpt(gpt.clone());
+    config.model = ModelConfig::new(gpt.clone());
     let plan = Plan::new(Mesh::data(1), Batch::global(1, 1), 1 << 20).unwrap();
     let state = State::new(4, config, plan, VOCAB, Default::default(), None, None, None);
     let location = Location::of_run(run);
@@ -163,7 +168,7 @@ fn gpt(bias: bool, tied: bool, activation: ActivationFunction) -> GptConfig {
         layers: 2,
         heads: 3,
         embed: 24,
-        block: 16,
+        context: 16,
         dropout: 0.0,
         bias,
         tied,
@@ -319,7 +324,7 @@ fn foreign_models_are_refused() {
     fs::remove_file(from.join("model.safetensors")).unwrap();
     assert!(import(&from, &back).unwrap_err().to_string().contains("save_pretrained"));
     fs::write(from.join("model.safetensors.index.json"), "{\"weight_map\": {\"a\": \"../x\"}}").unwrap();
-    assert!(import(&from, &back).unwrap_err().to_string().contains("no file beside it"));
+    assert!(import(&from, &back).unwrap_err().to_string().contains("not a file in the same folder"));
 }
 
 #[test]

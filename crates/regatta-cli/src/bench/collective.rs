@@ -1,11 +1,11 @@
 //! `regatta bench collective`: times operations, algorithms, transports and sizes, and checks the results.
 
 use super::jobs::{self, Role};
-use super::list::{Choice, bytes, choice, named, whole};
-use super::measure::{Manner, MemoryKind, memory_bound, sample};
+use super::list::{Choice, bytes, check_sizes, choice, names};
+use super::measure::{MemoryKind, Method, memory_bound, sample};
 use super::op::Op;
 use super::plot;
-use super::row::{Row, over_rounds};
+use super::row::{Row, merge_rounds};
 use crate::error::Result;
 use crate::out::{self, say, show};
 use clap::Args;
@@ -22,14 +22,14 @@ pub struct CollectiveArgs {
     /// Numbers of ranks, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "2")]
     workers: Vec<usize>,
-    /// `thread`, `shm`, `tcp` or `mpi`, separated by commas, each as a job of its own; left out: the fastest that works.
+    /// `thread`, `shm`, `tcp` or `mpi`, separated by commas, each as a job of its own; default: the fastest that works.
     #[arg(long, value_delimiter = ',')]
     transport: Vec<TransportKind>,
-    /// The algorithms, separated by commas, or `all` that offer the operation; left out: what the tuning table says.
+    /// The algorithms, separated by commas, or `all` that support the operation; default: the tuning table's choice.
     #[arg(long, value_delimiter = ',', value_parser = choice::<Algorithm>)]
     algorithm: Vec<Choice<Algorithm>>,
-    /// Bytes of data on the larger side of each rank, separated by commas; K, M and G multiply by 1024. Operations in
-    /// parts round down to whole parts.
+    /// Bytes of data on the larger side of each rank, separated by commas; K, M and G multiply by 1024. Operations with
+    /// a part for each rank round down to whole parts.
     #[arg(long, value_delimiter = ',', value_parser = bytes, default_value = "4,1K,16K,256K,4M,16M,64M")]
     sizes: Vec<usize>,
     /// Type of the numbers: f32, f16, bf16, f64 or i32.
@@ -41,7 +41,7 @@ pub struct CollectiveArgs {
     /// How often everything is repeated; medians over the rounds are shown.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// One JSON object a line.
+    /// Print one JSON object per line.
     #[arg(long)]
     json: bool,
     /// Draw bandwidths and times into this SVG file.
@@ -56,7 +56,7 @@ fn dtype(text: &str) -> Result<DType, String> {
 }
 
 pub fn run(args: &CollectiveArgs) -> Result<ExitCode> {
-    whole(&args.sizes, args.dtype)?;
+    check_sizes(&args.sizes, args.dtype)?;
     match jobs::role()? {
         Role::Starter => starter(args),
         Role::Ours(world) => {
@@ -69,7 +69,7 @@ pub fn run(args: &CollectiveArgs) -> Result<ExitCode> {
             match args.transport[..] {
                 [] => {}
                 [transport] => options.transport = Some(transport),
-                _ => return Err("a launcher has started this job: it has one --transport".into()),
+                _ => return Err("a job that a launcher has started can have only one --transport".into()),
             }
             let group = Group::connect(&world, &options)?;
             let measure = |_| measure(args, &group, args.rounds == 1);
@@ -79,14 +79,14 @@ pub fn run(args: &CollectiveArgs) -> Result<ExitCode> {
     }
 }
 
-/// Begins the jobs, and shows what they found.
+/// Starts the jobs and shows their results.
 fn starter(args: &CollectiveArgs) -> Result<ExitCode> {
     let transports: Vec<_> = match args.transport[..] {
         [] => vec![Options::from_env()?.transport],
         _ => args.transport.iter().copied().map(Some).collect(),
     };
     for transport in &transports {
-        // Without a choice it is shm, or tcp, which has the same algorithms or fewer.
+        // The default is shm or tcp; tcp has no algorithms that shm lacks.
         cases(args, transport.unwrap_or(TransportKind::Shm))?;
     }
     let mut rounds = vec![];
@@ -107,13 +107,13 @@ fn starter(args: &CollectiveArgs) -> Result<ExitCode> {
     finish(args, &rounds)
 }
 
-/// Shows what has not been shown, and draws it.
+/// Shows the rows that have not been shown yet, and draws them.
 fn finish(args: &CollectiveArgs, rounds: &[Vec<Row>]) -> Result<ExitCode> {
-    let rows = over_rounds(rounds);
+    let rows = merge_rounds(rounds);
     if args.rounds > 1 {
         let mut place = String::new();
         for row in &rows {
-            // One heading a job.
+            // One heading for each job.
             if row.place() != place {
                 place = row.place();
                 heading(args, row);
@@ -130,7 +130,7 @@ fn finish(args: &CollectiveArgs, rounds: &[Vec<Row>]) -> Result<ExitCode> {
         );
         std::fs::write(path, plot::draw(&title, &rows))
             .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-        say!("drawn in {}", path.display());
+        say!("plot written to {}", path.display());
     }
     let wrong: Vec<&Row> = rows.iter().filter(|row| row.errors > 0).collect();
     for row in &wrong {
@@ -155,9 +155,9 @@ fn show(args: &CollectiveArgs, row: &Row) -> Result<()> {
     Ok(())
 }
 
-/// One rank's part; rank 0 shows its rows as they come where `live`.
+/// Measures on one rank. If `live`, rank 0 shows each row at once.
 fn measure(args: &CollectiveArgs, group: &Group, live: bool) -> Result<Vec<Row>> {
-    let manner = Manner { dtype: args.dtype, memory: args.memory, together: false };
+    let method = Method { dtype: args.dtype, memory: args.memory, together: false };
     let mut groups: Vec<(Algorithm, Group)> = vec![];
     let mut rows: Vec<Row> = vec![];
     for (op, asked) in cases(args, group.transport())? {
@@ -175,14 +175,14 @@ fn measure(args: &CollectiveArgs, group: &Group, live: bool) -> Result<Vec<Row>>
                 &groups[index].1
             }
         };
-        let nothing = [0];
-        let sizes = if op == Op::Barrier { &nothing[..] } else { &args.sizes };
+        let no_data = [0];
+        let sizes = if op == Op::Barrier { &no_data[..] } else { &args.sizes };
         for &bytes in sizes {
             let bound = match (op, group.transport()) {
                 (Op::AllReduce, TransportKind::Shm) => memory_bound(group, bytes)?,
                 _ => None,
             };
-            let sample = sample(manner, op, group, bytes)?;
+            let sample = sample(method, op, group, bytes)?;
             let row = Row::new(group, (op, asked), (args.dtype, args.memory), &sample, bound);
             if live && group.rank() == 0 {
                 if rows.is_empty() {
@@ -192,7 +192,7 @@ fn measure(args: &CollectiveArgs, group: &Group, live: bool) -> Result<Vec<Row>>
             }
             rows.push(row);
             if live {
-                // Nobody reads on: all ranks stop here.
+                // All ranks stop if the reader of rank 0's output has gone.
                 let mut closed = [u8::from(out::closed())];
                 group.broadcast(&mut closed, 0)?;
                 if closed[0] != 0 {
@@ -208,29 +208,29 @@ fn cases(args: &CollectiveArgs, link: TransportKind) -> Result<Vec<(Op, Option<A
     combine(&args.op, &args.algorithm, link)
 }
 
-/// Which operation is carried out by which algorithm (none: the tuning table's).
+/// The pairs of operation and algorithm to measure (`None` stands for the tuning table's choice).
 ///
 /// # Errors
-/// An algorithm that was named for an operation that was named, and cannot carry it out over `link`; or any operation.
+/// A named algorithm does not support a named operation over `link`, or does not support any operation.
 fn combine(
     ops: &[Choice<Op>],
     algorithms: &[Choice<Algorithm>],
     link: TransportKind,
 ) -> Result<Vec<(Op, Option<Algorithm>)>> {
-    let all_ops = named(ops);
+    let all_ops = names(ops);
     let ops = all_ops.clone().unwrap_or(Op::ALL.to_vec());
     if algorithms.is_empty() {
         return Ok(ops.into_iter().map(|op| (op, None)).collect());
     }
     let works = |op: Op, algorithm: Algorithm| algorithm.works_over(link, op.kind());
-    let Some(algorithms) = named(algorithms) else {
-        let of = |op: Op| {
+    let Some(algorithms) = names(algorithms) else {
+        let supported = |op: Op| {
             let found: Vec<_> =
                 Algorithm::ALL.into_iter().filter(|&algorithm| works(op, algorithm)).map(Some).collect();
-            // A message from one rank to another is carried out in one way.
+            // Messages between two ranks have no choice of algorithms.
             if found.is_empty() { vec![(op, None)] } else { found.into_iter().map(|a| (op, a)).collect() }
         };
-        return Ok(ops.into_iter().flat_map(of).collect());
+        return Ok(ops.into_iter().flat_map(supported).collect());
     };
     let mut cases = vec![];
     for &op in &ops {
@@ -238,7 +238,7 @@ fn combine(
             if works(op, algorithm) {
                 cases.push((op, Some(algorithm)));
             } else if all_ops.is_some() {
-                return Err(cannot(op, algorithm, link).into());
+                return Err(unsupported(op, algorithm, link).into());
             }
         }
     }
@@ -250,7 +250,7 @@ fn combine(
     Ok(cases)
 }
 
-fn cannot(op: Op, algorithm: Algorithm, link: TransportKind) -> String {
+fn unsupported(op: Op, algorithm: Algorithm, link: TransportKind) -> String {
     let others: Vec<&str> = Algorithm::ALL
         .into_iter()
         .filter(|other| other.works_over(link, op.kind()))

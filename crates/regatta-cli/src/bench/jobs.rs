@@ -1,4 +1,4 @@
-//! Runs a measurement as a job of its own, and hands back what rank 0 found.
+//! Runs a measurement as a job of its own and returns the results of rank 0.
 
 use super::row::Row;
 use crate::error::Result;
@@ -12,23 +12,23 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The file that rank 0 of a job of ours leaves its rows in.
+/// The file into which rank 0 writes its rows, in a job that `regatta bench` has started.
 const RESULTS: &str = "REGATTA_BENCH_RESULTS";
 
-/// What a rank does; rank 0's rows count.
+/// The measurement on one rank; only rank 0's rows are used.
 pub type Measure<'a> = &'a (dyn Fn(&Group) -> Result<Vec<Row>> + Sync);
 
-/// Who this process is.
+/// The role of this process.
 pub enum Role {
-    /// It was not started as a rank: it starts jobs.
+    /// It is not a rank: it starts jobs.
     Starter,
-    /// A rank of a job that a starter began, which collects rows.
+    /// A rank of a job that a starter has started, and whose rows the starter collects.
     Ours(World),
-    /// A rank of a job that somebody else began: mpirun, torchrun, srun, `regatta launch`.
+    /// A rank of a job that another launcher has started: mpirun, torchrun, srun, `regatta launch`.
     Foreign(World),
 }
 
-/// Who this process is.
+/// Finds out the role of this process.
 pub fn role() -> Result<Role> {
     Ok(match World::from_env()? {
         None => Role::Starter,
@@ -37,7 +37,7 @@ pub fn role() -> Result<Role> {
     })
 }
 
-/// This rank's part of a job that a starter began.
+/// Measures on this rank of a job that a starter has started.
 pub fn rank(world: &World, measure: Measure<'_>) -> Result<()> {
     let group = Group::connect(world, &Options::from_env()?)?;
     let rows = measure(&group)?;
@@ -53,7 +53,7 @@ pub fn rank(world: &World, measure: Measure<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Starts `workers` ranks over `transport` (none: the fastest that works), and waits for them.
+/// Starts `workers` ranks over `transport` (`None` stands for the fastest that works), and waits for them.
 pub fn start(
     transport: Option<TransportKind>,
     workers: usize,
@@ -66,7 +66,7 @@ pub fn start(
     if workers == 1 || transport == Some(TransportKind::Thread) {
         return in_threads(workers, measure);
     }
-    let folder = Folder::make()?;
+    let folder = Folder::create()?;
     let results = folder.0.join("rows.jsonl");
     let mut environment = environment.to_vec();
     environment.push((RESULTS.into(), results.clone().into()));
@@ -83,14 +83,15 @@ pub fn start(
             own: true,
         })?;
     }
-    let text = fs::read_to_string(&results).map_err(|error| format!("rank 0 left no results: {error}"))?;
+    let text =
+        fs::read_to_string(&results).map_err(|error| format!("cannot read rank 0's results: {error}"))?;
     text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
 }
 
 /// Ranks as threads of this process.
 fn in_threads(workers: usize, measure: Measure<'_>) -> Result<Vec<Row>> {
     let groups = Group::threads_with(workers, &Options::from_env()?)?;
-    // Without a word from a rank that fails, the others would wait for it.
+    // A rank that fails tells the others, which would wait for it.
     let on_rank = |group: &Group| measure(group).inspect_err(|error| group.abort(&error.to_string()));
     std::thread::scope(|scope| {
         let ranks: Vec<_> = groups.iter().map(|group| scope.spawn(move || on_rank(group))).collect();
@@ -109,7 +110,7 @@ fn mpirun(workers: usize, environment: &[(OsString, OsString)]) -> Result<()> {
         .args(["-n", &workers.to_string()])
         .arg(std::env::current_exe()?)
         .args(std::env::args_os().skip(1));
-    command.env("REGATTA_TRANSPORT", TransportKind::Mpi.to_string()).env(launcher::SHARE, "1");
+    command.env("REGATTA_TRANSPORT", TransportKind::Mpi.to_string()).env(crate::cores::SHARE, "1");
     // More ranks than cores, in Open MPI 4 and 5; other implementations allow it anyway.
     command.env("OMPI_MCA_rmaps_base_oversubscribe", "1");
     command.env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe");
@@ -118,27 +119,27 @@ fn mpirun(workers: usize, environment: &[(OsString, OsString)]) -> Result<()> {
     if status.success() { Ok(()) } else { Err(format!("mpirun failed ({status})").into()) }
 }
 
-/// A folder of this process's own, removed in the end.
+/// A folder of this process's own, which is removed when this is dropped.
 struct Folder(PathBuf);
 
 impl Folder {
-    fn make() -> Result<Self> {
-        static MADE: AtomicUsize = AtomicUsize::new(0);
+    fn create() -> Result<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
-        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("regatta-bench-{}-{now}-{number}", std::process::id()));
         let mut builder = fs::DirBuilder::new();
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        // It fails where somebody else has made it.
-        builder.create(&path).map_err(|error| format!("cannot make {}: {error}", path.display()))?;
+        // This fails if the folder exists: nobody else can have created it.
+        builder.create(&path).map_err(|error| format!("cannot create {}: {error}", path.display()))?;
         Ok(Self(path))
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What is left in a temporary folder goes with it.
+        // If this fails, the system removes the folder with other temporary files.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

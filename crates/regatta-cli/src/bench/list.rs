@@ -1,10 +1,10 @@
-//! Lists on the command line: sizes, and names of which `all` is one.
+//! Lists on the command line: sizes, and names or `all`.
 
 use regatta_comm::DType;
 use std::fmt::Display;
 use std::str::FromStr;
 
-/// A name, or all there are.
+/// A name, or all names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice<T> {
     All,
@@ -19,17 +19,17 @@ pub fn choice<T: FromStr<Err: Display>>(text: &str) -> Result<Choice<T>, String>
     }
 }
 
-/// The names of a list, each once; none where `all` is among them.
-pub fn named<T: Copy + PartialEq>(choices: &[Choice<T>]) -> Option<Vec<T>> {
-    let mut names = vec![];
+/// The names of a list without repetitions; `None` if `all` is among them.
+pub fn names<T: Copy + PartialEq>(choices: &[Choice<T>]) -> Option<Vec<T>> {
+    let mut found = vec![];
     for choice in choices {
         match choice {
             Choice::All => return None,
-            Choice::One(name) if names.contains(name) => {}
-            Choice::One(name) => names.push(*name),
+            Choice::One(name) if found.contains(name) => {}
+            Choice::One(name) => found.push(*name),
         }
     }
-    Some(names)
+    Some(found)
 }
 
 /// Reads a number of bytes; K, M and G multiply by 1024.
@@ -41,15 +41,16 @@ pub fn bytes(text: &str) -> Result<usize, String> {
         Some((end, 'G')) => (&text[..end], 1 << 30),
         _ => (text, 1usize),
     };
-    let count: usize = digits.parse().map_err(|_| format!("{text:?} is no size; write 4096, 16K, 4M"))?;
-    count.checked_mul(factor).ok_or_else(|| format!("{text} is more than memory has addresses for"))
+    let count: usize =
+        digits.parse().map_err(|_| format!("{text:?} is not a size; write 4096, 16K or 4M"))?;
+    count.checked_mul(factor).ok_or_else(|| format!("{text} is more than memory can be"))
 }
 
-/// That every size is a whole number of elements.
-pub fn whole(sizes: &[usize], dtype: DType) -> Result<(), String> {
+/// Checks that every size is a whole number of elements.
+pub fn check_sizes(sizes: &[usize], dtype: DType) -> Result<(), String> {
     let each = dtype.bytes();
     match sizes.iter().find(|size| !size.is_multiple_of(each)) {
-        Some(size) => Err(format!("size {size}: {dtype} data is a multiple of {each} bytes")),
+        Some(size) => Err(format!("size {size}: must be a multiple of {each} bytes for {dtype} data")),
         None => Ok(()),
     }
 }
@@ -69,9 +70,9 @@ mod tests {
         for bad in ["", "K", "4k", "-1", "1.5M", "4T", "é", "99999999999999G"] {
             assert!(bytes(bad).is_err(), "{bad}");
         }
-        assert_eq!(whole(&[4, 8], DType::F32), Ok(()));
-        assert!(whole(&[4, 6], DType::F32).unwrap_err().contains("size 6: f32 data is a multiple of 4"));
-        assert_eq!(whole(&[6], DType::BF16), Ok(()));
+        assert_eq!(check_sizes(&[4, 8], DType::F32), Ok(()));
+        assert!(check_sizes(&[4, 6], DType::F32).unwrap_err().contains("size 6: must be a multiple of 4"));
+        assert_eq!(check_sizes(&[6], DType::BF16), Ok(()));
     }
 
     #[test]
@@ -79,7 +80,7 @@ mod tests {
         assert_eq!(choice::<Op>("all"), Ok(Choice::All));
         assert_eq!(choice("send_recv"), Ok(Choice::One(Op::SendRecv)));
         assert!(choice::<Op>("fly").unwrap_err().contains("all_to_all"));
-        assert_eq!(named(&[Choice::One(1), Choice::One(2), Choice::One(1)]), Some(vec![1, 2]));
-        assert_eq!(named(&[Choice::One(1), Choice::All]), None);
+        assert_eq!(names(&[Choice::One(1), Choice::One(2), Choice::One(1)]), Some(vec![1, 2]));
+        assert_eq!(names(&[Choice::One(1), Choice::All]), None);
     }
 }

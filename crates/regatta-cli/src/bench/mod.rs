@@ -1,4 +1,4 @@
-//! `regatta bench`: measures collectives, training steps, and which algorithm is the fastest where.
+//! `regatta bench`: measures collectives and training steps, and writes tuning tables.
 
 mod collective;
 mod jobs;
@@ -27,7 +27,7 @@ enum What {
     Collective(collective::CollectiveArgs),
     /// Time training steps, operation by operation.
     Step(step::StepArgs),
-    /// Measure which algorithm is the fastest where, and write a tuning table.
+    /// Measure which algorithm is the fastest for what, and write a tuning table.
     Tune(tune::TuneArgs),
 }
 

@@ -1,11 +1,11 @@
-//! The operations that are measured: what they move, how they are called, and what must come out.
+//! The operations that are measured: what they move, how they are called, and their correct results.
 
 use regatta_comm::{Element, Group, Kind, ReduceOp, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// An operation; where it has a root, that is rank 0.
+/// An operation. Its root, if it has one, is rank 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
@@ -55,13 +55,14 @@ impl Op {
         if self == Self::SendRecv { "send_recv" } else { self.kind().name() }
     }
 
-    /// Whether one side of it has a part for each rank.
+    /// Whether one of its buffers has a part for each rank.
     pub fn in_parts(self) -> bool {
         use Op::{AllGather, AllToAll, Gather, ReduceScatter, Scatter};
         matches!(self, ReduceScatter | AllGather | Gather | Scatter | AllToAll)
     }
 
-    /// Elements of the larger side for `wanted` ones on `ranks` ranks: whole parts, none of them empty.
+    /// Elements of the larger side on `ranks` ranks, close to `wanted`: a whole number of equal parts that are not
+    /// empty.
     pub fn elements(self, wanted: usize, ranks: usize) -> usize {
         match self {
             Self::Barrier => 0,
@@ -97,17 +98,17 @@ impl FromStr for Op {
     }
 }
 
-/// The memory of one rank for one operation.
-pub struct Sides<'a, T> {
-    /// The larger side.
+/// The buffers of one rank for one operation.
+pub struct Buffers<'a, T> {
+    /// The larger buffer.
     pub whole: &'a mut [T],
-    /// The smaller side, of operations in parts.
+    /// The smaller buffer, for operations in parts.
     pub part: &'a mut [T],
-    /// The other large side, of all_to_all.
+    /// The output of all_to_all, as large as `whole`.
     pub other: &'a mut [T],
 }
 
-impl<T: Element> Sides<'_, T> {
+impl<T: Element> Buffers<'_, T> {
     /// Carries out `op` once.
     pub fn run(&mut self, op: Op, group: &Group) -> Result<()> {
         let Self { whole, part, other } = self;
@@ -128,7 +129,7 @@ impl<T: Element> Sides<'_, T> {
         }
     }
 
-    /// Fills in numbers whose outcome [`wrong`](Self::wrong) knows.
+    /// Fills in the inputs for which [`wrong`](Self::wrong) knows the results.
     pub fn fill(&mut self, rank: usize) {
         for side in [&mut *self.whole, &mut *self.part] {
             side.iter_mut().enumerate().for_each(|(index, x)| *x = T::from_f64(value(rank, index)));
@@ -136,7 +137,7 @@ impl<T: Element> Sides<'_, T> {
         self.other.fill(T::zeroed());
     }
 
-    /// How many numbers are not what `op` must make of those of [`fill`](Self::fill).
+    /// How many numbers differ from the correct result of `op` on the inputs of [`fill`](Self::fill).
     pub fn wrong(&self, op: Op, rank: usize, ranks: usize) -> usize {
         let share = self.part.len().max(1);
         let sum = |index| (0..ranks).map(|rank| value(rank, index)).sum();
@@ -154,14 +155,14 @@ impl<T: Element> Sides<'_, T> {
             Op::Broadcast => count(self.whole, &|index| value(0, index)),
             Op::AllToAll => count(self.other, &|index| value(index / share, rank * share + index % share)),
             Op::SendRecv if !rank.is_multiple_of(2) => count(self.whole, &|index| value(rank - 1, index)),
-            // What is not its output keeps its numbers.
+            // Ranks without an output keep their inputs.
             Op::Reduce | Op::Gather | Op::SendRecv => count(self.whole, &|index| value(rank, index)),
             Op::Barrier => 0,
         }
     }
 }
 
-/// Small integers: sums of them are exact in every type, up to rounding once at the end.
+/// Small integers: their sums are exact in every type, except for one rounding at the end.
 fn value(rank: usize, index: usize) -> f64 {
     // Multiplicative hashing (Knuth, volume 3): neighbours in either direction differ.
     let mixed =
@@ -186,13 +187,15 @@ mod tests {
         let groups = Group::threads(3);
         let count = |group: &Group, op: Op, spoil: bool| {
             let (mut whole, mut part, mut other) = ([0f32; 12], [0f32; 4], [0f32; 12]);
-            let mut sides = Sides { whole: &mut whole, part: &mut part, other: &mut other };
-            sides.fill(group.rank());
-            sides.run(op, group).unwrap();
+            let mut buffers = Buffers { whole: &mut whole, part: &mut part, other: &mut other };
+            buffers.fill(group.rank());
+            buffers.run(op, group).unwrap();
             if spoil {
-                [&mut *sides.whole, sides.part, sides.other].into_iter().for_each(|side| side[2] += 1.0);
+                [&mut *buffers.whole, buffers.part, buffers.other]
+                    .into_iter()
+                    .for_each(|side| side[2] += 1.0);
             }
-            sides.wrong(op, group.rank(), 3)
+            buffers.wrong(op, group.rank(), 3)
         };
         std::thread::scope(|scope| {
             for group in &groups {

@@ -1,23 +1,23 @@
-//! Draws rows as an SVG picture: bandwidth and time against bytes, both axes logarithmic.
+//! Draws rows as an SVG plot: bandwidth and time against bytes, on logarithmic axes.
 
 use super::op::Op;
 use super::row::Row;
 use std::fmt::Write as _;
 
-/// Pixels.
+// All lengths are in pixels.
 const WIDTH: f64 = 1240.0;
 const TOP: f64 = 64.0;
 const LEFT: [f64; 2] = [76.0, 696.0];
 const PANEL_WIDTH: f64 = 520.0;
-/// Of the panels of one operation; less where there are several.
+/// Of a panel: in a plot of one operation, and in a plot of several.
 const PANEL_HEIGHTS: [f64; 2] = [400.0, 280.0];
-/// Above a panel, for the operation's name, and below it, for the axis.
+/// Space above a panel for the operation's name, and below it for the axis.
 const HEAD: f64 = 34.0;
 const FOOT: f64 = 66.0;
 const LEGEND_LINE: f64 = 21.0;
-/// Of a character, about.
-const CHARACTER: f64 = 6.9;
-/// Told apart by people with any colour vision (Tol 2021, "Colour Schemes", bright and muted).
+/// Approximate width of a character.
+const CHARACTER_WIDTH: f64 = 6.9;
+/// People with any colour vision can distinguish these (Tol 2021, "Colour Schemes", bright and muted).
 const COLOURS: [&str; 10] = [
     "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#e08214", "#555555", "#332288",
     "#999933",
@@ -27,7 +27,7 @@ const DASHES: [&str; 4] = ["", "7 4", "2 3", "9 3 2 3"];
 /// The points of one line: bytes, GB/s and microseconds.
 type Points = Vec<[f64; 3]>;
 
-/// One line; its colour is for the algorithm, its dashes for the transport, its markers for the number of ranks.
+/// One line. Its colour stands for the algorithm, its dashes for the transport, its markers for the number of ranks.
 #[derive(Debug)]
 struct Line {
     name: String,
@@ -37,11 +37,11 @@ struct Line {
     shape: usize,
 }
 
-/// The picture as SVG: for each operation, bandwidths and times.
+/// The plot as SVG: bandwidths and times for each operation.
 pub fn draw(title: &str, rows: &[Row]) -> String {
     let ops = distinct(rows.iter().map(|row| row.op));
     let x = Axis::of(rows.iter().map(|row| row.bytes as f64).filter(|&bytes| bytes > 0.0), 2.0);
-    let panel = PANEL_HEIGHTS[usize::from(ops.len() > 1)];
+    let height = PANEL_HEIGHTS[usize::from(ops.len() > 1)];
     let (mut body, mut top) = (String::new(), TOP);
     for op in ops {
         let lines = lines(rows, op);
@@ -52,11 +52,11 @@ pub fn draw(title: &str, rows: &[Row]) -> String {
         let shown = panels.into_iter().filter(|panel| values(&lines, panel.0).next().is_some());
         for (left, (value, what, label)) in LEFT.into_iter().zip(shown) {
             let y = Axis::of(values(&lines, value), 10.0);
-            let place = Place { left, top: top + HEAD, height: panel, x: &x, y: &y };
-            place.frame(&mut body, &format!("{op}: {what}"), label);
-            lines.iter().for_each(|line| place.curve(&mut body, line, value));
+            let panel = Panel { left, top: top + HEAD, height, x: &x, y: &y };
+            panel.frame(&mut body, &format!("{op}: {what}"), label);
+            lines.iter().for_each(|line| panel.curve(&mut body, line, value));
         }
-        top = legend(&mut body, &lines, top + HEAD + panel + FOOT) + 18.0;
+        top = legend(&mut body, &lines, top + HEAD + height + FOOT) + 18.0;
     }
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{top:.0}\" \
@@ -69,10 +69,10 @@ pub fn draw(title: &str, rows: &[Row]) -> String {
     )
 }
 
-/// Names the lines; where the legend ends.
+/// Draws the legend. Returns where it ends.
 fn legend(svg: &mut String, lines: &[Line], top: f64) -> f64 {
     let longest = lines.iter().map(|line| line.name.chars().count()).max().unwrap_or(0);
-    let columns = (((WIDTH - 100.0) / (longest as f64 * CHARACTER + 56.0)) as usize).clamp(1, 4);
+    let columns = (((WIDTH - 100.0) / (longest as f64 * CHARACTER_WIDTH + 56.0)) as usize).clamp(1, 4);
     for (index, line) in lines.iter().enumerate() {
         let (column, row) = (index % columns, index / columns);
         let left = LEFT[0] + column as f64 * (WIDTH - 100.0) / columns as f64;
@@ -96,9 +96,9 @@ fn legend(svg: &mut String, lines: &[Line], top: f64) -> f64 {
     top + lines.len().div_ceil(columns) as f64 * LEGEND_LINE
 }
 
-/// A line for each transport, algorithm and number of ranks. What has no bytes is a level line.
+/// A line for each transport, algorithm and number of ranks. An operation without data is a horizontal line.
 fn lines(rows: &[Row], op: Op) -> Vec<Line> {
-    // Over all operations, so that one algorithm has one colour.
+    // From the rows of all operations, so that an algorithm has the same colour everywhere.
     let algorithms = distinct(rows.iter().map(Row::by));
     let transports = distinct(rows.iter().map(|row| row.transport.as_str()));
     let worlds = distinct(rows.iter().map(|row| row.world));
@@ -110,9 +110,9 @@ fn lines(rows: &[Row], op: Op) -> Vec<Line> {
             None => lines.push(Line {
                 name,
                 points: vec![point],
-                colour: COLOURS[place(&algorithms, &row.by()) % COLOURS.len()],
-                dashes: DASHES[place(&transports, &row.transport.as_str()) % DASHES.len()],
-                shape: place(&worlds, &row.world),
+                colour: COLOURS[position(&algorithms, &row.by()) % COLOURS.len()],
+                dashes: DASHES[position(&transports, &row.transport.as_str()) % DASHES.len()],
+                shape: position(&worlds, &row.world),
             }),
         }
     }
@@ -126,7 +126,7 @@ fn lines(rows: &[Row], op: Op) -> Vec<Line> {
     lines
 }
 
-/// Each once, in their order.
+/// The values without repetitions, in their order.
 fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
     let mut found = vec![];
     for value in values {
@@ -137,11 +137,11 @@ fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
     found
 }
 
-fn place<T: PartialEq>(list: &[T], value: &T) -> usize {
+fn position<T: PartialEq>(list: &[T], value: &T) -> usize {
     list.iter().position(|known| known == value).unwrap_or(0)
 }
 
-/// What can be shown on a logarithmic axis.
+/// The values that can be shown on a logarithmic axis.
 fn values(lines: &[Line], which: usize) -> impl Iterator<Item = f64> {
     lines.iter().flat_map(|line| &line.points).map(move |point| point[which]).filter(|&value| value > 0.0)
 }
@@ -157,18 +157,18 @@ impl Axis {
     fn of(values: impl Iterator<Item = f64>, base: f64) -> Self {
         let (least, most) = values.fold((f64::INFINITY, 0f64), |(low, high), x| (low.min(x), high.max(x)));
         let (least, most) = if least <= most { (least, most) } else { (1.0, base) };
-        // A little less than a whole power is that power: 4.000001 / 4.
+        // A value that differs from a whole power only by rounding counts as that power.
         let low = (least.ln() / base.ln() + 1e-9).floor();
         let high = (most.ln() / base.ln() - 1e-9).ceil();
         Self { base, low, high: high.max(low + 1.0) }
     }
 
-    /// Where `value` lies, 0 to 1.
-    fn place(&self, value: f64) -> f64 {
+    /// The position of `value` on the axis, 0 to 1.
+    fn position(&self, value: f64) -> f64 {
         (value.ln() / self.base.ln() - self.low) / (self.high - self.low)
     }
 
-    /// The exponents that are named: not too many.
+    /// The exponents that get a label.
     fn ticks(&self, at_most: usize) -> impl Iterator<Item = f64> {
         let powers = (self.high - self.low) as usize;
         let step = (powers / at_most.max(1) + 1).max(1);
@@ -176,8 +176,8 @@ impl Axis {
     }
 }
 
-/// Where a panel is, and its axes.
-struct Place<'a> {
+/// The position and the axes of a panel.
+struct Panel<'a> {
     left: f64,
     top: f64,
     height: f64,
@@ -185,13 +185,13 @@ struct Place<'a> {
     y: &'a Axis,
 }
 
-impl Place<'_> {
+impl Panel<'_> {
     fn across(&self, value: f64) -> f64 {
-        self.left + self.x.place(value) * PANEL_WIDTH
+        self.left + self.x.position(value) * PANEL_WIDTH
     }
 
     fn up(&self, value: f64) -> f64 {
-        self.top + (1.0 - self.y.place(value)) * self.height
+        self.top + (1.0 - self.y.position(value)) * self.height
     }
 
     fn frame(&self, svg: &mut String, name: &str, label: fn(f64) -> String) {
@@ -241,14 +241,14 @@ impl Place<'_> {
 
     fn curve(&self, svg: &mut String, line: &Line, value: usize) {
         let shown = line.points.iter().filter(|point| point[0] > 0.0 && point[value] > 0.0);
-        let places: Vec<(f64, f64)> =
+        let points: Vec<(f64, f64)> =
             shown.map(|point| (self.across(point[0]), self.up(point[value]))).collect();
-        if places.is_empty() {
+        if points.is_empty() {
             return;
         }
-        let list: Vec<String> = places.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        let list: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
         let _ = writeln!(svg, "<polyline points=\"{}\" fill=\"none\" {}/>", list.join(" "), line.stroke());
-        for (x, y) in places {
+        for (x, y) in points {
             line.marker(svg, x, y);
         }
     }
@@ -312,7 +312,7 @@ mod tests {
     use super::super::row::tests::row;
     use super::*;
 
-    /// That every element is closed in its order, and no attribute is a number that is none.
+    /// Checks that every element is closed in order, and that no attribute is NaN or infinite.
     fn well_formed(svg: &str) {
         let mut open = vec![];
         for tag in svg.split('<').skip(1) {
@@ -339,7 +339,7 @@ mod tests {
         let points = |line: &str| line.split('"').nth(1).unwrap().split(' ').count();
         let counts: Vec<usize> =
             svg.lines().filter(|line| line.starts_with("<polyline")).map(points).collect();
-        // The barrier's level; then three in both panels.
+        // The barrier's horizontal line, then three lines in each of the two panels.
         assert_eq!(counts, [2, 4, 4, 4, 4, 4, 4]);
         for text in ["64 MiB", "bus bandwidth (GB/s)", "10 us", "a&lt;b&amp;c", "Sizes &amp; &lt;times&gt;"] {
             assert!(svg.contains(text), "{text} in {svg}");
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_much_is_drawn_too() {
+    fn few_rows_are_drawn() {
         well_formed(&draw("none", &[]));
         well_formed(&draw("barrier", &[row(Op::Barrier, "direct", 0, 1.0)]));
         well_formed(&draw("one", &[row(Op::AllReduce, "ring", 4, 1.0)]));

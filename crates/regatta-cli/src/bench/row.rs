@@ -1,23 +1,23 @@
-//! What was measured, as a row of a table or a line of JSON.
+//! A measurement as a row of a table or a line of JSON.
 
 use super::measure::{MemoryKind, Sample, median};
 use super::op::Op;
 use regatta_comm::{Algorithm, DType, Group};
 use serde::{Deserialize, Serialize};
 
-/// One operation at one size. Times are medians over rounds of what was found in each.
+/// One operation at one size. Times are medians over the rounds, except for the minimum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     pub op: Op,
     pub transport: String,
-    /// `-` where there is no choice.
+    /// `-` if there is no choice.
     pub algorithm: String,
-    /// Whether the algorithm was asked for; else the tuning table chose it.
+    /// Whether the user chose the algorithm, and not the tuning table.
     pub asked: bool,
     pub memory: MemoryKind,
     pub dtype: String,
     pub world: usize,
-    /// Of the larger side of a rank.
+    /// Bytes of the larger side of a rank.
     pub bytes: usize,
     pub elements: usize,
     /// On rank 0.
@@ -28,15 +28,16 @@ pub struct Row {
     pub slowest_us: f64,
     pub algbw_gbs: f64,
     pub busbw_gbs: f64,
-    /// What memory allows, and how close it came (1 is there).
+    /// The time that the memory's bandwidth allows.
     pub bound_us: Option<f64>,
+    /// That time divided by the median: 1 is the optimum.
     pub of_bound: Option<f64>,
-    /// Wrong numbers on all ranks.
+    /// Wrong numbers in the results of all ranks.
     pub errors: u64,
 }
 
 impl Row {
-    /// The row of a sample; `bound` is what memory allows, in seconds.
+    /// The row of a sample; `bound` is the time that the memory's bandwidth allows, in seconds.
     pub fn new(
         group: &Group,
         (op, asked): (Op, Option<Algorithm>),
@@ -60,7 +61,7 @@ impl Row {
             bytes,
             elements: sample.elements,
             median_us: sample.median * 1e6,
-            min_us: sample.least * 1e6,
+            min_us: sample.minimum * 1e6,
             slowest_us: sample.slowest * 1e6,
             algbw_gbs: 0.0,
             busbw_gbs: 0.0,
@@ -72,7 +73,7 @@ impl Row {
         row
     }
 
-    /// What follows from the times.
+    /// Sets the values that follow from the times.
     fn derive(&mut self) {
         // A clock that did not move between two readings gives no bandwidth.
         let per_us = if self.median_us > 0.0 { self.bytes as f64 / self.median_us } else { 0.0 };
@@ -81,17 +82,17 @@ impl Row {
         self.of_bound = self.bound_us.filter(|_| self.median_us > 0.0).map(|bound| bound / self.median_us);
     }
 
-    /// What does not differ from round to round.
+    /// The values that identify a row in every round.
     fn key(&self) -> (Op, &str, &str, bool, usize, usize) {
         (self.op, &self.transport, &self.algorithm, self.asked, self.world, self.bytes)
     }
 
-    /// What carries it out, as it was asked for.
+    /// The algorithm as the user chose it.
     pub fn by(&self) -> &str {
         if self.asked || self.op == Op::SendRecv { &self.algorithm } else { "as tuned" }
     }
 
-    /// The name of what it is one size of.
+    /// The name of the series to which this row belongs: it has a row for each size.
     pub fn line(&self) -> String {
         let by = if self.by() == "-" { "one way" } else { self.by() };
         format!("{by}, {}, {} ranks", self.transport, self.world)
@@ -115,13 +116,13 @@ impl Row {
         )
     }
 
-    /// Where the row was measured.
+    /// The transport, ranks and memory that the row was measured with.
     pub fn place(&self) -> String {
         let memory = if self.memory == MemoryKind::Private { "private" } else { "registered" };
         format!("# {}, {} ranks, {memory} memory", self.transport, self.world)
     }
 
-    /// As a row below [`heading`](Self::heading).
+    /// The row as text below [`heading`](Self::heading).
     pub fn cells(&self) -> String {
         let share = self.of_bound.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share));
         format!(
@@ -140,8 +141,8 @@ impl Row {
     }
 }
 
-/// One row for the same row of each round, in the order of the first.
-pub fn over_rounds(rounds: &[Vec<Row>]) -> Vec<Row> {
+/// Merges equal rows of all rounds into one, in the order of the first round.
+pub fn merge_rounds(rounds: &[Vec<Row>]) -> Vec<Row> {
     let mut merged: Vec<Vec<&Row>> = vec![];
     for row in rounds.iter().flatten() {
         match merged.iter_mut().find(|rows| rows[0].key() == row.key()) {
@@ -201,7 +202,7 @@ pub mod tests {
             let all_reduce = Row { bound_us: Some(5.0), errors: 1, ..row(Op::AllReduce, "ring", 4000, us) };
             vec![all_reduce, row(Op::Barrier, "dissemination", 0, us)]
         };
-        let merged = over_rounds(&[round(30.0), round(10.0), round(20.0)]);
+        let merged = merge_rounds(&[round(30.0), round(10.0), round(20.0)]);
         assert_eq!(merged.len(), 2);
         let first = &merged[0];
         assert_eq!((first.median_us, first.min_us, first.errors), (20.0, 10.0, 3));

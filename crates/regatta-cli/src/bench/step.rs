@@ -1,11 +1,12 @@
-//! `regatta bench step`: where the time of a training step goes.
+//! `regatta bench step`: measures the operations of a training step.
 
 use crate::error::Result;
 use crate::flags::PlanFlags;
 use crate::out::{self, show};
 use crate::train::{TrainArgs, train_as};
 use clap::Args;
-use regatta::train::{Override, Profile, Row, Summary};
+use regatta::config::Override;
+use regatta::train::{Profile, Row, Summary};
 use regatta_comm::{TransportKind, rendezvous::World};
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -17,13 +18,13 @@ use std::time::Instant;
 pub struct StepArgs {
     #[command(flatten)]
     plan: PlanFlags,
-    /// Optimizer steps; the medians leave the first five out.
+    /// Optimizer steps; the medians ignore the first five.
     #[arg(long, default_value_t = 25)]
     steps: usize,
-    /// Write what each rank did when into this file, for Chrome's and Perfetto's trace viewers.
+    /// Write a timeline of all ranks into this file, for the trace viewers of Chrome and Perfetto.
     #[arg(long)]
     trace: Option<PathBuf>,
-    /// `thread` (ranks in one process), `shm` or `tcp`; left out: the fastest that works.
+    /// `thread` (ranks in one process), `shm` or `tcp`; default: the fastest that works.
     #[arg(long)]
     transport: Option<TransportKind>,
     /// Print the profiles of all ranks as JSON instead of rank 0's as a table.
@@ -33,10 +34,10 @@ pub struct StepArgs {
 
 pub fn run(args: StepArgs, started: Instant) -> Result<ExitCode> {
     let steps = format!("train.steps={}", args.steps);
-    let own = [
+    let overrides = [
         "train.profile=true",
         "train.eval_every=0",
-        // As little as can be at the end, which is not timed.
+        // As little as possible after the last step, which is not timed.
         "train.eval_batches=1",
         "train.checkpoint_every=0",
         "train.checkpoint_minutes=0",
@@ -44,14 +45,14 @@ pub fn run(args: StepArgs, started: Instant) -> Result<ExitCode> {
         "sample.tokens=0",
     ];
     let mut changes = vec![Override::flag("--steps", steps)];
-    changes.extend(own.map(Override::program));
+    changes.extend(overrides.map(Override::program));
     let transport = args.transport.map(|transport| format!("parallel.transport={transport}"));
     changes.extend(transport.map(|transport| Override::flag("--transport", transport)));
     let mut loaded = args.plan.load(changes)?;
     if let Some(trace) = &args.trace {
         loaded.config.train.trace = Some(trace.clone());
     }
-    // Ranks that we started are told where the run is.
+    // Ranks that our launcher starts get the folder from it.
     let folder = std::env::temp_dir().join(format!("regatta-bench-step-{}", std::process::id()));
     let train = TrainArgs {
         plan: args.plan,
@@ -85,7 +86,7 @@ pub fn run(args: StepArgs, started: Instant) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Rank 0's profile, and what the run was.
+/// Rank 0's profile, and a summary of the run.
 fn table(summary: &Summary) -> String {
     let mut text = String::new();
     let Some(profile) = summary.profile.first() else { return text };
@@ -97,7 +98,7 @@ fn table(summary: &Summary) -> String {
     }
     let mut line = |cells: [&str; 9]| {
         let cell = |(column, (cell, width)): (usize, (&str, &usize))| match column {
-            // Words begin on one line, numbers end on one.
+            // Words are aligned to the left, numbers to the right.
             0 | 1 => format!("{cell:<width$}"),
             _ => format!("{cell:>width$}"),
         };
@@ -129,20 +130,20 @@ fn table(summary: &Summary) -> String {
     text
 }
 
-/// Whether most of an operation are products of matrices.
+/// Whether an operation consists mostly of matrix products.
 fn is_product(row: &Row) -> bool {
     matches!(row.name.as_str(), "linear" | "attention" | "convolution")
 }
 
 fn cells(row: &Row, profile: &Profile) -> [String; 9] {
-    let a_second = |amount: f64| if row.ms > 0.0 { amount / (row.ms * 1e-3) } else { 0.0 };
+    let per_second = |amount: f64| if row.ms > 0.0 { amount / (row.ms * 1e-3) } else { 0.0 };
     let rate = |amount: f64| match amount {
         0.0 => String::new(),
-        amount => format!("{:.1}", a_second(amount) * 1e-9),
+        amount => format!("{:.1}", per_second(amount) * 1e-9),
     };
     let share = |amount: f64, peak: f64| match amount {
         0.0 => String::new(),
-        amount => format!("{:.0} %", 100.0 * a_second(amount) / peak),
+        amount => format!("{:.0} %", 100.0 * per_second(amount) / peak),
     };
     [
         row.name.clone(),

@@ -1,11 +1,11 @@
-//! `regatta bench tune`: measures which algorithm is the fastest for each operation, link, number of ranks and size,
-//! and writes the table that groups choose by.
+//! `regatta bench tune`: measures which algorithm is the fastest for each operation, transport, number of ranks and
+//! size, and writes the table by which groups choose.
 
 use super::jobs::{self, Role};
-use super::list::{Choice, bytes, choice, named};
-use super::measure::{Manner, MemoryKind, sample};
+use super::list::{Choice, bytes, choice, names};
+use super::measure::{MemoryKind, Method, sample};
 use super::op::Op;
-use super::row::{Row, over_rounds};
+use super::row::{Row, merge_rounds};
 use crate::error::Result;
 use crate::out::{self, say, show};
 use clap::Args;
@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The variable that names the table that groups choose by.
+/// The variable that names the table by which groups choose.
 const TUNING: &str = "REGATTA_TUNING";
-/// How much of the time of the algorithm for the size below another may take to be worth a row: less is noise.
-const WORTH: f64 = 0.95;
+const SECONDS_PER_DAY: u64 = 86_400;
+/// Another algorithm gets a row only if it takes less than this share of the time: smaller differences are noise.
+const CLEARLY_FASTER: f64 = 0.95;
 
 #[derive(Args)]
 pub struct TuneArgs {
@@ -27,16 +28,16 @@ pub struct TuneArgs {
     /// Numbers of ranks, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "2,4")]
     workers: Vec<usize>,
-    /// `shm`, `tcp` or `mpi`, separated by commas. Threads use what is measured for shm.
+    /// `shm`, `tcp` or `mpi`, separated by commas. Threads use the rows of shm.
     #[arg(long, value_delimiter = ',', default_value = "shm,tcp")]
     transport: Vec<TransportKind>,
     /// Bytes of data on the larger side of each rank, separated by commas; K, M and G multiply by 1024.
     #[arg(long, value_delimiter = ',', value_parser = bytes, default_value = "1K,4K,16K,64K,256K,1M,4M,16M")]
     sizes: Vec<usize>,
-    /// How often each algorithm is measured, in turn with the others; medians count.
+    /// How often each algorithm is measured, in turn with the others; the medians count.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// The file to write; left out: what REGATTA_TUNING names, or tuning.txt.
+    /// The file to write; default: the file that REGATTA_TUNING names, or tuning.txt.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -60,19 +61,16 @@ fn starter(args: &TuneArgs) -> Result<ExitCode> {
         .iter()
         .find(|kind| !matches!(kind, TransportKind::Shm | TransportKind::Tcp | TransportKind::Mpi))
     {
-        return Err(format!("{transport} has no rows of its own: give shm, tcp or mpi").into());
+        return Err(format!("the tuning table has no rows for {transport}: use shm, tcp or mpi").into());
     }
     if args.workers.iter().any(|&workers| workers < 2) {
-        return Err("one rank alone has nothing to choose: give 2 or more --workers".into());
+        return Err("a single rank does not communicate: give 2 or more --workers".into());
     }
     let variable = std::env::var_os(TUNING).filter(|path| !path.is_empty()).map(PathBuf::from);
     let out = args.out.clone().or_else(|| variable.clone()).unwrap_or_else(|| "tuning.txt".into());
-    // Now, not after minutes; and a file that the variable names is read when the jobs begin.
+    // Before minutes of measurement, to find errors early. Jobs read the file that the variable names when they start.
     for path in [Some(&out), variable.as_ref()].into_iter().flatten().filter(|path| !path.exists()) {
-        write(
-            path,
-            &format!("# The table that ships: nothing has been measured yet.\n{}", Table::default()),
-        )?;
+        write(path, &format!("# The built-in table: nothing has been measured yet.\n{}", Table::default()))?;
     }
     let mut rows = vec![];
     for &transport in &args.transport {
@@ -85,7 +83,7 @@ fn starter(args: &TuneArgs) -> Result<ExitCode> {
     Table::parse(&text)?;
     write(&out, &text)?;
     out::write(format_args!("{text}"));
-    show!("Written to {0}. Use it with {TUNING}={0}; rank 0's counts for all ranks.", out.display());
+    show!("Written to {0}. Use it with {TUNING}={0}; all ranks use the table of rank 0.", out.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -93,11 +91,11 @@ fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text).map_err(|error| format!("cannot write {}: {error}", path.display()).into())
 }
 
-/// One rank's part: every possible algorithm in turn.
+/// Measures on one rank, with every possible algorithm in turn.
 fn measure(args: &TuneArgs, group: &Group) -> Result<Vec<Row>> {
     let dtype = DType::F32;
-    // What counts is when the last rank is done.
-    let manner = Manner { dtype, memory: MemoryKind::Private, together: true };
+    // An operation takes until the last rank is done.
+    let method = Method { dtype, memory: MemoryKind::Private, together: true };
     let link = group.transport();
     let mut groups: Vec<(Algorithm, Group)> = vec![];
     for algorithm in Algorithm::ALL {
@@ -106,19 +104,19 @@ fn measure(args: &TuneArgs, group: &Group) -> Result<Vec<Row>> {
         }
     }
     let mut rounds = vec![];
-    for op in named(&args.op).unwrap_or(Op::ALL.to_vec()) {
+    for op in names(&args.op).unwrap_or(Op::ALL.to_vec()) {
         let possible: Vec<_> =
             groups.iter().filter(|(algorithm, _)| algorithm.works_over(link, op.kind())).collect();
         if possible.len() < 2 {
             continue;
         }
-        let nothing = [0];
-        let sizes = if op == Op::Barrier { &nothing[..] } else { &args.sizes };
+        let no_data = [0];
+        let sizes = if op == Op::Barrier { &no_data[..] } else { &args.sizes };
         for &bytes in sizes {
             for _ in 0..args.rounds {
                 for (algorithm, group) in &possible {
-                    let sample = sample(manner, op, group, bytes / 4 * 4)?;
-                    let row = Row::new(group, (op, Some(*algorithm)), (dtype, manner.memory), &sample, None);
+                    let sample = sample(method, op, group, bytes / dtype.bytes() * dtype.bytes())?;
+                    let row = Row::new(group, (op, Some(*algorithm)), (dtype, method.memory), &sample, None);
                     if row.errors > 0 {
                         return Err(format!(
                             "{} wrong numbers in {op} of {bytes} bytes ({})",
@@ -132,10 +130,10 @@ fn measure(args: &TuneArgs, group: &Group) -> Result<Vec<Row>> {
             }
         }
     }
-    Ok(over_rounds(&rounds))
+    Ok(merge_rounds(&rounds))
 }
 
-/// The table: what was measured, and of the one that ships what was not.
+/// The table as text: rows for what was measured, and the built-in rows for the rest.
 fn table(rows: &[Row], host: &str, cores: usize) -> String {
     let mut text = format!(
         "# Measured by `regatta bench tune` on {host} ({cores} cores), {}.\n# operation link ranks bytes algorithm\n",
@@ -159,21 +157,21 @@ fn table(rows: &[Row], host: &str, cores: usize) -> String {
             text.push_str(&format!("{} {} {} {most} {algorithm}\n", row.op, row.transport, row.world));
         }
     }
-    let shipped = Table::default().to_string();
+    let built_in = Table::default().to_string();
     let measured = |line: &&str| {
         let mut words = line.split(' ');
         let (op, link) = (words.next(), words.next());
         done.iter().any(|key| Some(key.0.name()) == op && Some(key.1) == link)
     };
-    for line in shipped.lines().filter(|line| !measured(line)) {
+    for line in built_in.lines().filter(|line| !measured(line)) {
         text.push_str(line);
         text.push('\n');
     }
     text
 }
 
-/// The fastest algorithm up to how many bytes (none: for all above), from (bytes, algorithm, microseconds). One takes
-/// over from that for the size below only if it is clearly faster.
+/// Makes rows of times (bytes, algorithm, microseconds): up to how many bytes which algorithm is the fastest; `None`
+/// stands for no limit. An algorithm replaces that of the next smaller size only if it is clearly faster.
 fn merge<'a>(times: &[(usize, &'a str, f64)]) -> Vec<(Option<usize>, &'a str)> {
     let mut sizes: Vec<usize> = times.iter().map(|time| time.0).collect();
     sizes.sort_unstable();
@@ -187,8 +185,8 @@ fn merge<'a>(times: &[(usize, &'a str, f64)]) -> Vec<(Option<usize>, &'a str)> {
             None => rows.push((None, best.1)),
             Some((most, current)) => {
                 let now = of_size().find(|time| time.1 == *current).map_or(f64::INFINITY, |time| time.2);
-                if best.2 < WORTH * now {
-                    // It was not measured where between the two sizes it takes over: half-way on a logarithmic scale.
+                if best.2 < CLEARLY_FASTER * now {
+                    // Sizes between the two were not measured: change half-way on a logarithmic scale.
                     *most = Some((below as f64 * bytes as f64).sqrt() as usize);
                     rows.push((None, best.1));
                 }
@@ -199,10 +197,10 @@ fn merge<'a>(times: &[(usize, &'a str, f64)]) -> Vec<(Option<usize>, &'a str)> {
     rows
 }
 
-/// The date, universal time (Hinnant, "chrono-compatible low-level date algorithms", civil_from_days).
+/// Today's date in UTC (Hinnant, "chrono-compatible low-level date algorithms", civil_from_days).
 fn today() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    date((since.as_secs() / 86_400) as i64)
+    date((since.as_secs() / SECONDS_PER_DAY) as i64)
 }
 
 fn date(days_since_1970: i64) -> String {
@@ -256,13 +254,13 @@ mod tests {
         assert!(text.starts_with("# Measured by `regatta bench tune` on here (2 cores), 2"), "{text}");
         let expected = "all_reduce shm 4 2048 tree\nall_reduce shm 4 - ring\nbarrier shm 4 - direct\n";
         assert!(text.contains(expected), "{text}");
-        // What ships for links that were not measured stays.
+        // Built-in rows for transports that were not measured stay.
         assert!(text.contains("all_reduce mixed 4 - hierarchical"), "{text}");
         Table::parse(&text).unwrap();
     }
 
     #[test]
-    fn days_have_dates() {
+    fn days_become_dates() {
         assert_eq!(
             [date(0), date(59), date(11_016), date(20_777)],
             ["1970-01-01", "1970-03-01", "2000-02-29", "2026-11-20"]

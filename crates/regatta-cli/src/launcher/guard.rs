@@ -1,5 +1,5 @@
-//! Ends the ranks when their launcher is gone without a word, as after `kill -9`: a process of its own, which reads the
-//! launcher's end of a pipe until that closes.
+//! Ends the ranks when their launcher dies without ending them, as after `kill -9`. The guard is a process of its own;
+//! it reads from a pipe that closes when the launcher dies.
 
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use std::io::{BufRead, Write};
@@ -7,14 +7,16 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-/// The hidden command that runs it.
+/// The hidden command that runs the guard.
 pub const COMMAND: &str = "end-ranks-without-launcher";
-/// What it reads when there is nothing left to end.
+/// The launcher sends this line when nothing is left to end.
 const DISMISSED: &str = "done";
-/// How long ranks may take to end by themselves.
+/// How long ranks may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
+/// How often to look whether ranks have ended.
+const POLL: Duration = Duration::from_millis(20);
 
-/// The launcher's end.
+/// The launcher's handle of its guard.
 pub struct Guard {
     child: Child,
 }
@@ -28,28 +30,28 @@ impl Guard {
         Ok(Self { child: command.spawn()? })
     }
 
-    /// Entrusts it with one more process group.
+    /// Adds a process group, which the guard ends if the launcher dies.
     pub fn add(&mut self, group: Pid) {
         self.write(&group.as_raw_nonzero().to_string());
     }
 
-    /// There is nothing left to end.
+    /// Ends the guard: nothing is left for it to do.
     pub fn dismiss(mut self) {
         self.write(DISMISSED);
         drop(self.child.stdin.take());
-        // It may have been ended by somebody; then there is nothing to wait for.
+        // It does not matter how the guard ended.
         let _ = self.child.wait();
     }
 
     fn write(&mut self, line: &str) {
         if let Some(pipe) = &mut self.child.stdin {
-            // A guard that somebody has ended guards nothing; the job goes on without.
+            // Writing fails if the guard was killed; the job goes on without it.
             let _ = writeln!(pipe, "{line}");
         }
     }
 }
 
-/// Runs as the guard: until the launcher is gone.
+/// Runs the guard until the launcher dies or dismisses it.
 pub fn run() -> ExitCode {
     let mut groups: Vec<Pid> = vec![];
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
@@ -60,7 +62,7 @@ pub fn run() -> ExitCode {
     }
     for signal in [Signal::TERM, Signal::KILL] {
         for &group in &groups {
-            // They may have ended; and a stopped process takes its signals when it goes on.
+            // The processes may have ended. A stopped process handles the signal only after SIGCONT.
             let _ = kill_process_group(group, signal);
             let _ = kill_process_group(group, Signal::CONT);
         }
@@ -69,7 +71,7 @@ pub fn run() -> ExitCode {
             if begun.elapsed() >= GRACE {
                 break;
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(POLL);
         }
         groups.retain(|&group| test_kill_process_group(group).is_ok());
     }

@@ -1,13 +1,13 @@
-//! One rank: its process group, what it says, and how it ends.
+//! One rank: its process group, its output, and its end.
 
 use super::activity::Activity;
-use super::watch::Event;
-use super::{Job, SHARE};
+use super::event::{End, Event};
+use super::job::Job;
+use crate::cores::{self, SHARE};
 use crate::signals;
 use regatta_comm::rendezvous::{Security, StoreServer};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 use std::collections::VecDeque;
-use std::fmt;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -16,54 +16,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Lines of a rank's standard error that are kept to be shown again at the end.
+/// Last lines of a rank's standard error that the error of a failed job repeats.
 const KEPT_LINES: usize = 20;
 /// Longest reason of a failure that is read, in bytes.
-const LONGEST_REASON: u64 = 64 << 10;
-/// How long what a rank has started may take to end when the rank has ended.
+const MAX_REASON_BYTES: u64 = 64 << 10;
+/// How long child processes of a rank may take to end after the rank and after each signal.
 const GRACE_FOR_CHILDREN: Duration = Duration::from_secs(5);
-/// How long output is waited for that may be on its way when all processes have ended.
+/// How long to wait for the rest of the output when all processes have ended.
 const GRACE_FOR_OUTPUT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(10);
 
-/// How a rank has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// By itself, with this exit code.
-    Code(i32),
-    /// By a signal.
-    Signal(i32),
-}
-
-impl End {
-    /// The exit code that says the same of the launcher.
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Self::Code(code) => u8::try_from(code).unwrap_or(1),
-            Self::Signal(signal) => signals::exit_code(signal),
-        }
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Signal(9) => f.write_str("was killed (signal 9)"),
-            Self::Signal(signal) => write!(f, "was ended by signal {signal}"),
-            Self::Code(code) => write!(f, "failed with exit code {code}"),
-        }
-    }
-}
-
-/// What a rank said last.
-pub struct Said {
-    /// Why it failed, in its own words.
+/// What a rank wrote last.
+pub struct LastOutput {
+    /// Why it failed, as reported by the rank itself.
     pub reason: Option<String>,
     /// The last lines of its standard error.
     pub tail: Vec<String>,
 }
 
-/// A rank that was started. Its process is not waited for until the job has ended, so its id stays its own, and its group's.
+/// A rank that was started. Its process is waited for only when the job has ended: until then the system cannot give
+/// its process id and group id to another process.
 pub struct Rank {
     child: Child,
     pid: Pid,
@@ -79,7 +51,7 @@ impl Rank {
         store: &StoreServer,
         security: &Security,
         sender: &Sender<Event>,
-        alone: bool,
+        idle: bool,
     ) -> std::io::Result<Self> {
         let mut command = Command::new(&job.program);
         command.args(&job.arguments).process_group(0).stdin(Stdio::null());
@@ -105,7 +77,7 @@ impl Rank {
         command.envs(job.environment.iter().map(|(key, value)| (key, value)));
         let mut reason = None;
         if job.own {
-            // Our own ranks read nothing; on their standard input they say why they fail.
+            // Our own ranks read no input. Their standard input is a pipe into which they write why they fail.
             let (reader, writer) = std::io::pipe()?;
             rustix::io::ioctl_fionbio(&reader, true)?;
             command.stdin(writer);
@@ -116,7 +88,7 @@ impl Rank {
         }
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
-        crate::cores::bind(child.id(), rank, job.workers, job.threads, alone);
+        cores::bind(child.id(), rank, job.workers, job.threads, idle);
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let mut readers = vec![];
         if let Some(out) = child.stdout.take() {
@@ -135,67 +107,67 @@ impl Rank {
         Ok(Self { child, pid, reason, readers, tail })
     }
 
-    /// The process group that it leads.
+    /// The process group that the rank leads.
     pub fn group(&self) -> Pid {
         self.pid
     }
 
-    /// Signals the rank and all that it has started, as a terminal would.
+    /// Signals the rank and its child processes, as a terminal would.
     pub fn signal_group(&self, signal: Signal) {
-        // They may have ended.
+        // The processes may have ended.
         let _ = kill_process_group(self.pid, signal);
     }
 
-    /// Signals the rank alone: what it has started may not know the signal, and would end.
+    /// Signals only the rank: a child process that does not handle the signal would end.
     pub fn signal(&self, signal: Signal) {
         let _ = kill_process(self.pid, signal);
     }
 
     /// Waits for its process, which has ended, and for the rest of its output.
-    pub fn finish(mut self) -> Said {
+    pub fn finish(mut self) -> LastOutput {
         let _ = self.child.wait();
         let begun = Instant::now();
         for reader in self.readers {
-            // A process that has left the group may hold the pipe for ever.
+            // A process that has left the group may keep the pipe open for ever.
             while !reader.is_finished() && begun.elapsed() < GRACE_FOR_OUTPUT {
                 std::thread::sleep(POLL);
             }
             if reader.is_finished() {
-                // A thread that panicked has nothing more to say.
+                // A reader that panicked has no more output.
                 let _ = reader.join();
             }
         }
         let mut reason = vec![];
         if let Some(pipe) = self.reason {
-            // What was read stays, also where the pipe is still open elsewhere.
-            let _ = pipe.take(LONGEST_REASON).read_to_end(&mut reason);
+            // After an error, as when another process still has the pipe open, what was read before counts.
+            let _ = pipe.take(MAX_REASON_BYTES).read_to_end(&mut reason);
         }
         let reason = String::from_utf8_lossy(&reason).trim().to_string();
         let tail = std::mem::take(&mut *self.tail.lock().unwrap_or_else(PoisonError::into_inner)).into();
-        Said { reason: Some(reason).filter(|reason| !reason.is_empty()), tail }
+        LastOutput { reason: Some(reason).filter(|reason| !reason.is_empty()), tail }
     }
 }
 
-/// Ends what ranks, which have ended themselves or cannot be waited for, have left running.
+/// Ends all processes that still run in the groups of `ranks`.
 pub fn end_groups(ranks: &[Rank]) {
     let groups: Vec<Pid> = ranks.iter().map(Rank::group).collect();
     for signal in [Signal::TERM, Signal::KILL] {
-        if !Activity::of(&groups).lives() {
+        if !Activity::of(&groups).is_alive() {
             return;
         }
         for rank in ranks {
             rank.signal_group(signal);
-            // A stopped process takes its signals when it goes on.
+            // A stopped process handles the signal only after SIGCONT.
             rank.signal_group(Signal::CONT);
         }
         let begun = Instant::now();
-        while Activity::of(&groups).lives() && begun.elapsed() < GRACE_FOR_CHILDREN {
+        while Activity::of(&groups).is_alive() && begun.elapsed() < GRACE_FOR_CHILDREN {
             std::thread::sleep(POLL);
         }
     }
 }
 
-/// Waits for the end of a process without taking it away: its id stays its own.
+/// Waits for the end of a process without reaping it: its id stays reserved.
 fn wait(pid: Pid) -> Option<End> {
     loop {
         match waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
@@ -209,7 +181,7 @@ fn wait(pid: Pid) -> Option<End> {
     }
 }
 
-/// Passes lines on with the rank before them.
+/// Copies lines from a rank to the launcher's output, each after the number of the rank; `tail` gets the last ones.
 fn forward(
     rank: usize,
     from: impl Read + Send + 'static,
@@ -222,7 +194,7 @@ fn forward(
         while reader.read_until(b'\n', &mut bytes).is_ok_and(|read| read > 0) {
             let line = String::from_utf8_lossy(&bytes);
             let line = line.trim_end_matches(['\n', '\r']);
-            // Our own output may be closed (a pager that ended): go on reading, so that the rank is not blocked.
+            // Our own output may be closed (a pager that ended). Reading goes on, so that the rank is not blocked.
             let _ = to.write_all(format!("[{rank}] {line}\n").as_bytes());
             if let Some(tail) = &tail {
                 let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);

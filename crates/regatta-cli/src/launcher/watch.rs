@@ -1,10 +1,11 @@
-//! What the launcher does while its ranks run: it waits for their ends and for signals.
+//! The launcher's loop while its ranks run: it waits for signals and for the ends of ranks.
 
-use super::Job;
 use super::activity::Activity;
-use super::rank::{End, Rank};
+use super::event::{End, Event};
+use super::job::Job;
+use super::rank::Rank;
 use crate::out;
-use crate::signals::{self, Received, STOPS, Stops, USER, Wish};
+use crate::signals::{self, Received, Request, STOPS, StopRequests, USER};
 use regatta_comm::rendezvous::StoreServer;
 use rustix::process::{Pid, Signal};
 use signal_hook::consts::{SIGCONT, SIGTSTP};
@@ -13,23 +14,19 @@ use std::time::{Duration, Instant};
 
 /// How long ranks may take to end by themselves after one has failed.
 const GRACE_AFTER_FAILURE: Duration = Duration::from_secs(5);
-/// How long ranks that a signal asks to stop may do nothing at all.
+/// How long ranks may make no progress after a signal has asked them to stop.
 const GRACE_AFTER_SIGNAL: Duration = Duration::from_secs(60);
-/// How often the launcher looks at the clock, where it has something to wait for.
+/// How often the launcher updates a grace period.
 const TICK: Duration = Duration::from_millis(50);
-/// How often it looks whether ranks still do something.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// What the launcher hears of.
-pub enum Event {
-    Signal(Received),
-    Ended(usize, End),
-}
+/// The most that one update takes off: more time has passed only if the launcher itself was stopped.
+const LONGEST_TICK: Duration = Duration::from_millis(200);
+/// How often it looks whether ranks make progress.
+const ACTIVITY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How a job has ended.
 pub enum Outcome {
     Success,
-    /// A signal has stopped it, as it should.
+    /// A signal has stopped it, as requested.
     Stopped(i32),
     Failed(usize, End),
 }
@@ -38,17 +35,17 @@ pub struct Watch<'a> {
     job: &'a Job,
     ranks: &'a [Rank],
     store: &'a StoreServer,
-    stops: Stops,
-    /// The signal that asked to stop.
-    asked: Option<i32>,
-    /// A second one has ended all ranks.
-    ended: bool,
-    /// The signal of the first rank that one has stopped.
-    stopped: Option<i32>,
-    /// A rank was ended by a signal before it could save: others cannot save without it.
+    stops: StopRequests,
+    /// The first signal that asked to stop.
+    requested: Option<i32>,
+    /// A second signal has ended all ranks.
+    killed: bool,
+    /// The signal that stopped the first of the stopped ranks.
+    stopped_by: Option<i32>,
+    /// A signal ended a rank before it could save; the others cannot save without it.
     cut_short: bool,
     failed: Option<(usize, End)>,
-    patience: Option<Patience>,
+    grace: Option<GracePeriod>,
     running: usize,
 }
 
@@ -58,13 +55,13 @@ impl<'a> Watch<'a> {
             job,
             ranks,
             store,
-            stops: Stops::default(),
-            asked: None,
-            ended: false,
-            stopped: None,
+            stops: StopRequests::default(),
+            requested: None,
+            killed: false,
+            stopped_by: None,
             cut_short: false,
             failed: None,
-            patience: None,
+            grace: None,
             running: ranks.len(),
         }
     }
@@ -72,7 +69,7 @@ impl<'a> Watch<'a> {
     /// Waits for all ranks.
     pub fn run(mut self, events: &Receiver<Event>) -> Outcome {
         while self.running > 0 {
-            let event = match &self.patience {
+            let event = match &self.grace {
                 None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(_) => events.recv_timeout(TICK),
             };
@@ -82,19 +79,19 @@ impl<'a> Watch<'a> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            if self.patience.as_mut().is_some_and(Patience::is_over) {
+            if self.grace.as_mut().is_some_and(GracePeriod::is_over) {
                 self.kill();
             }
         }
-        match (self.failed, self.stopped) {
+        match (self.failed, self.stopped_by) {
             (Some((rank, end)), _) => Outcome::Failed(rank, end),
-            (None, Some(signal)) => Outcome::Stopped(self.asked.unwrap_or(signal)),
+            (None, Some(signal)) => Outcome::Stopped(self.requested.unwrap_or(signal)),
             (None, None) => Outcome::Success,
         }
     }
 
     fn kill(&mut self) {
-        self.patience = Some(Patience::new(GRACE_AFTER_FAILURE, vec![]));
+        self.grace = Some(GracePeriod::new(GRACE_AFTER_FAILURE, vec![]));
         self.ranks.iter().for_each(|rank| rank.signal_group(Signal::KILL));
     }
 
@@ -103,18 +100,18 @@ impl<'a> Watch<'a> {
         match received.signal {
             SIGTSTP => {
                 self.ranks.iter().for_each(|rank| rank.signal_group(Signal::TSTP));
-                // Now this process, as the terminal wanted. It goes on here at SIGCONT.
+                // Then this process itself, as the terminal asked. It goes on here after SIGCONT.
                 let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::STOP);
             }
             SIGCONT => self.ranks.iter().for_each(|rank| rank.signal_group(Signal::CONT)),
             user if USER.contains(&user) => self.ranks.iter().for_each(|rank| rank.signal(signal)),
-            stop if STOPS.contains(&stop) => match self.stops.count(received, Instant::now()) {
-                Wish::Stop => self.stop(stop, signal),
-                Wish::Copy => {}
-                Wish::End => {
-                    self.ended = true;
+            stop if STOPS.contains(&stop) => match self.stops.classify(received, Instant::now()) {
+                Request::Stop => self.stop(stop, signal),
+                Request::Duplicate => {}
+                Request::End => {
+                    self.killed = true;
                     if self.failed.is_none() {
-                        self.stopped.get_or_insert(stop);
+                        self.stopped_by.get_or_insert(stop);
                     }
                     self.kill();
                 }
@@ -125,19 +122,21 @@ impl<'a> Watch<'a> {
 
     /// Asks all ranks to save and stop.
     fn stop(&mut self, number: i32, signal: Signal) {
-        self.asked = Some(number);
+        self.requested = Some(number);
         if !self.job.own {
             let name = signals::name(number);
             let ranks = self.running;
-            out::aside(format!("{name} is passed on to {ranks} rank(s); a second signal ends them at once"));
+            out::note_in_background(format!(
+                "{name} was passed on to {ranks} rank(s); a second signal ends them at once"
+            ));
         }
-        if self.patience.is_none() {
+        if self.grace.is_none() {
             let groups = self.ranks.iter().map(Rank::group).collect();
-            self.patience = Some(Patience::new(GRACE_AFTER_SIGNAL, groups));
+            self.grace = Some(GracePeriod::new(GRACE_AFTER_SIGNAL, groups));
         }
         for rank in self.ranks {
             rank.signal_group(signal);
-            // A rank that is stopped saves when it goes on.
+            // A stopped rank handles the signal only after SIGCONT.
             rank.signal_group(Signal::CONT);
         }
     }
@@ -146,9 +145,9 @@ impl<'a> Watch<'a> {
         self.running -= 1;
         let by_signal = self.by_signal(end);
         if let Some(signal) = by_signal {
-            self.stopped.get_or_insert(signal);
+            self.stopped_by.get_or_insert(signal);
         }
-        if end == End::Code(0) || (by_signal.is_some() && matches!(end, End::Code(_))) || self.ended {
+        if end == End::Code(0) || (by_signal.is_some() && matches!(end, End::Code(_))) || self.killed {
             return;
         }
         if self.failed.is_none() && (by_signal.is_some() || self.cut_short) {
@@ -159,59 +158,58 @@ impl<'a> Watch<'a> {
         let first = self.store.first_failure().and_then(|(rank, _)| rank);
         if self.failed.is_some() {
             if first == Some(rank) {
-                // Others may end faster than the one that failed first is found dead.
+                // The end of another rank may be noticed before the end of the one that failed first.
                 self.failed = Some((rank, end));
             }
             return;
         }
         self.failed = Some((rank, end));
-        // It may have ended without a word to the others.
+        // The rank may have ended without telling the others.
         self.store.abort(Some(rank), &format!("rank {rank} {end}"));
-        self.patience = Some(Patience::new(GRACE_AFTER_FAILURE, vec![]));
+        self.grace = Some(GracePeriod::new(GRACE_AFTER_FAILURE, vec![]));
         if !self.job.own && self.running > 0 {
-            out::aside(format!("rank {rank} {end}; the others are ended"));
+            out::note_in_background(format!("rank {rank} {end}; the others are ended"));
         }
     }
 
-    /// The signal that has ended a rank in the way that signals are meant to: one that the launcher has passed on, or one
-    /// that a rank of our own says it was stopped by.
+    /// The signal that has stopped a rank as intended: one that the launcher has passed on, or one that a rank of our
+    /// own reports by its exit code.
     fn by_signal(&self, end: End) -> Option<i32> {
         match end {
-            End::Code(code) if self.asked.is_some() || self.job.own => signals::of_exit_code(code),
-            End::Signal(signal) if self.asked.is_some() && STOPS.contains(&signal) => Some(signal),
+            End::Code(code) if self.requested.is_some() || self.job.own => signals::of_exit_code(code),
+            End::Signal(signal) if self.requested.is_some() && STOPS.contains(&signal) => Some(signal),
             _ => None,
         }
     }
 }
 
-/// How long ranks are given to end. Time in which they do something does not count where `groups` are watched, nor does
-/// time in which the launcher itself was stopped.
-struct Patience {
+/// A period in which ranks may end by themselves. It starts again whenever a process of `groups` makes progress. Time
+/// in which the launcher itself was stopped does not count.
+struct GracePeriod {
     full: Duration,
     left: Duration,
-    looked: Instant,
+    updated: Instant,
     groups: Vec<Pid>,
     before: Activity,
-    last_look: Instant,
+    measured: Instant,
 }
 
-impl Patience {
+impl GracePeriod {
     fn new(full: Duration, groups: Vec<Pid>) -> Self {
         let now = Instant::now();
         let before = Activity::of(&groups);
-        Self { full, left: full, looked: now, groups, before, last_look: now }
+        Self { full, left: full, updated: now, groups, before, measured: now }
     }
 
     fn is_over(&mut self) -> bool {
-        // Longer than a few ticks only where the launcher was stopped.
-        self.left = self.left.saturating_sub(self.looked.elapsed().min(4 * TICK));
-        self.looked = Instant::now();
-        if !self.groups.is_empty() && self.last_look.elapsed() >= LOOK {
+        self.left = self.left.saturating_sub(self.updated.elapsed().min(LONGEST_TICK));
+        self.updated = Instant::now();
+        if !self.groups.is_empty() && self.measured.elapsed() >= ACTIVITY_INTERVAL {
             let now = Activity::of(&self.groups);
-            if now.moved_since(&self.before, self.last_look.elapsed()) {
+            if now.progressed_since(&self.before, self.measured.elapsed()) {
                 self.left = self.full;
             }
-            (self.before, self.last_look) = (now, Instant::now());
+            (self.before, self.measured) = (now, Instant::now());
         }
         self.left.is_zero()
     }

@@ -1,4 +1,4 @@
-//! `regatta plan`: a plan on paper. What every rank would hold, do and communicate, before anything runs.
+//! `regatta plan`: shows what every rank would hold, do and communicate, before anything runs.
 
 mod show;
 mod table;
@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::flags::{PlanFlags, check, plan, workers};
 use crate::out;
 use clap::{Args, Subcommand};
-use regatta::train::Datasets;
+use regatta::datasets::Datasets;
 use std::process::ExitCode;
 
 #[derive(Args)]
@@ -26,7 +26,7 @@ enum PlanCommand {
 struct ShowArgs {
     #[command(flatten)]
     plan: PlanFlags,
-    /// Only this rank; left out: all of them.
+    /// Show only this rank; default: all ranks.
     #[arg(long)]
     rank: Option<usize>,
 }
@@ -51,7 +51,7 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     for warning in loaded.warnings(&plan) {
         out::say!("warning: {warning}");
     }
-    // Rank by rank: a large mesh makes a long text.
+    // Written rank by rank: the text of a large mesh is long.
     out::write(format_args!("{}", show::head(config, &plan, vocab)?));
     for rank in ranks {
         out::write(format_args!("{}", show::rank(config, &plan, vocab, rank)?));

@@ -2,9 +2,9 @@
 
 use super::table::{row, table};
 use crate::error::Result;
-use regatta::parallel::Share;
-use regatta::plan::{AXES, Plan};
-use regatta::train::{Collective, Config, Outline};
+use regatta::config::Config;
+use regatta::plan::{Axis, Plan};
+use regatta::train::{Collective, Outline};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -35,8 +35,7 @@ pub fn rank(config: &Config, plan: &Plan, vocab: usize, rank: usize) -> Result<S
     Ok(text)
 }
 
-/// What a rank of each stage takes, by kind. The start comes before the others: a rank makes its parameters whole, and
-/// shards them then.
+/// What a rank of each stage takes, by kind.
 fn memory(config: &Config, plan: &Plan, vocab: usize) -> Result<String> {
     let mut rows = vec![row([
         &"stage",
@@ -45,14 +44,12 @@ fn memory(config: &Config, plan: &Plan, vocab: usize) -> Result<String> {
         &"optimizer",
         &"buffers",
         &"activations",
-        &"in training",
-        &"at the start",
+        &"together",
     ])];
     for (stage, of) in config.footprints(plan, vocab)?.iter().enumerate() {
-        let kinds =
-            [of.parameters, of.gradients, of.optimizer, of.working, of.activations, of.training(), of.start];
-        let [a, b, c, d, e, f, g] = kinds.map(|bytes| format!("{:.2}", bytes as f64 / f64::from(1 << 20)));
-        rows.push(row([&stage, &a, &b, &c, &d, &e, &f, &g]));
+        let kinds = [of.parameters, of.gradients, of.optimizer, of.working, of.activations, of.total()];
+        let [a, b, c, d, e, f] = kinds.map(|bytes| format!("{:.2}", bytes as f64 / f64::from(1 << 20)));
+        rows.push(row([&stage, &a, &b, &c, &d, &e, &f]));
     }
     let columns: Vec<usize> = (0..rows[0].len()).collect();
     Ok(format!(
@@ -77,14 +74,18 @@ fn stages(config: &Config, plan: &Plan, vocab: usize) -> Result<String> {
             _ => format!("{} to {}", costs[blocks.start].name, costs[blocks.end - 1].name),
         };
         let blocks: Vec<String> = chunks.iter().map(of_chunk).collect();
-        let at = (0..plan.world()).filter(|&rank| plan.mesh.coordinate(rank, "pipe") == stage);
+        let at = (0..plan.world()).filter(|&rank| plan.mesh.coordinate(rank, Axis::Pipe) == stage);
         let ranks: Vec<String> = at.map(|rank| rank.to_string()).collect();
         rows.push(row([&stage, &ranks.join(","), &share, &blocks.join("; ")]));
     }
     let mut text = format!("\n{}", table(&rows, &[0, 2], 0));
     if schedule.stages > 1 {
-        let (kind, micros, bubble) = (schedule.kind, schedule.micros, 100.0 * schedule.bubble());
-        writeln!(text, "schedule {kind}: {micros} micro-batches, the stages wait {bubble:.1} % of the time")?;
+        let (kind, micro_batches, bubble) =
+            (schedule.kind, schedule.micro_batches, 100.0 * schedule.bubble());
+        writeln!(
+            text,
+            "schedule {kind}: {micro_batches} micro-batches, the stages wait {bubble:.1} % of the time"
+        )?;
         if let Some(warning) = schedule.warning() {
             writeln!(text, "warning: {warning}")?;
         }
@@ -94,44 +95,43 @@ fn stages(config: &Config, plan: &Plan, vocab: usize) -> Result<String> {
 
 /// A rank's place in the mesh, and how much it holds.
 fn heading(plan: &Plan, outline: &Outline<'_>) -> String {
-    let units = &outline.share.units;
-    let place = |axis: &&str| plan.mesh.axis(axis) > 1;
-    let places: Vec<String> = AXES
-        .iter()
-        .filter(|axis| place(axis))
+    let place = |axis: &Axis| plan.mesh.axis(*axis) > 1;
+    let places: Vec<String> = Axis::ALL
+        .into_iter()
+        .filter(place)
         .map(|axis| format!("{axis} {}", plan.mesh.coordinate(outline.rank, axis)))
         .collect();
     let at = if places.is_empty() { String::new() } else { format!(" at {}", places.join(", ")) };
-    let owned = match outline.share.zero {
+    let owned = match sharded(plan) {
         0 => String::new(),
         zero => {
-            let own: usize = units.units.iter().map(|unit| unit.len / units.shards).sum();
+            let own = outline.owned();
             let what = ["", "the optimizer's state", "gradients and the optimizer's state", "parameters"];
             format!(", keeps {} of {own} numbers, padding included", what[usize::from(zero.min(3))])
         }
     };
-    format!("rank {}{at}: {} parameters{owned}", outline.rank, units.num_params())
+    format!("rank {}{at}: {} parameters{owned}", outline.rank, outline.num_params())
+}
+
+/// What is sharded over data: 0 where nothing is.
+fn sharded(plan: &Plan) -> u8 {
+    plan.sharded().map_or(0, |_| plan.zero)
 }
 
 /// Every parameter: its shape in the whole model, and the part that the rank holds and updates.
 fn parameters(plan: &Plan, outline: &Outline<'_>) -> String {
-    let Share { units, stage, zero, .. } = &outline.share;
+    let zero = sharded(plan);
     let mut header = row([&"parameter", &"shape", &"slice", &"stage", &"unit"]);
-    if *zero > 0 {
+    if zero > 0 {
         header.push("shard".into());
     }
     let mut rows = vec![header];
-    let shard = if units.shards > 1 { plan.mesh.coordinate(outline.rank, "data") } else { 0 };
-    for (index, made) in units.params.iter().enumerate() {
-        let dims = made.spec.dims.iter().zip(&made.ranges);
-        let slice: Vec<String> =
-            dims.map(|(dim, range)| format!("{} {}..{}", dim.name, range.start, range.end)).collect();
-        let (unit, _) = units.place(index);
-        let shape = format!("{:?}", made.spec.shape);
-        let mut cells = row([&made.spec.path, &shape, &slice.join(", "), stage, &unit]);
-        if *zero > 0 {
-            let own = units.segments(unit, units.shard(unit, shard)).find(|segment| segment.param == index);
-            cells.push(own.map_or("none".into(), |own| format!("{}..{}", own.of.start, own.of.end)));
+    for param in outline.params() {
+        let slice = param.slice.iter().map(|(dim, range)| format!("{dim} {}..{}", range.start, range.end));
+        let (slice, shape) = (slice.collect::<Vec<_>>().join(", "), format!("{:?}", param.shape));
+        let mut cells = row([&param.path, &shape, &slice, &outline.stage(), &param.unit]);
+        if zero > 0 {
+            cells.push(param.shard.map_or("none".into(), |own| format!("{}..{}", own.start, own.end)));
         }
         rows.push(cells);
     }

@@ -1,7 +1,7 @@
-//! Columns of text.
+//! Text in columns.
 
-/// Rows of cells, each column as wide as its widest cell; those in `right` end at the right. Every line begins with
-/// `indent` spaces.
+/// Lays out rows of cells: each column is as wide as its widest cell, columns in `right` are aligned to the right, and
+/// every line begins with `indent` spaces.
 pub fn table(rows: &[Vec<String>], right: &[usize], indent: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let length = |cell: &String| cell.chars().count();
@@ -9,9 +9,9 @@ pub fn table(rows: &[Vec<String>], right: &[usize], indent: usize) -> String {
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
     for row in rows {
-        let cell = |(column, cell): (usize, &String)| match right.contains(&column) {
-            true => format!("{cell:>0$}", widths[column]),
-            false => format!("{cell:<0$}", widths[column]),
+        let cell = |(column, cell): (usize, &String)| {
+            let width = widths[column];
+            if right.contains(&column) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
         };
         let cells: Vec<String> = row.iter().enumerate().map(cell).collect();
         text.push_str(&" ".repeat(indent));

@@ -1,25 +1,25 @@
-//! Puts the ranks' operations together by their numbers: hosts' clocks may differ.
+//! Merges the ranks' operations by their numbers, because the clocks of hosts may differ.
 
 use super::read::{File, Operation};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What messages between two ranks are recorded as; they are numbered by themselves.
+/// The kind of messages between two ranks. They have their own numbers.
 const MESSAGE: &str = "send/recv";
 
-/// What became of an operation on a rank.
+/// The state of an operation on a rank.
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
-    /// Done, in so many microseconds, begun so many after the first rank.
+    /// Done: how long it took, and how much later than on the first rank it began.
     Done { took_us: i64, late_us: i64 },
-    /// Begun so many microseconds after the first rank, and not done when its file was written.
+    /// Not done when the rank's file was written; it began this much later than on the first rank.
     InProgress { late_us: i64 },
-    /// The rank's record ends before it.
+    /// The rank's record ends before this operation.
     NeverBegun,
-    /// The rank called something else instead.
+    /// The rank called another operation instead.
     Different { call: String },
-    /// The rank's record begins after it.
+    /// The rank's record begins after this operation: the recorder keeps only the last ones.
     Forgotten,
-    /// The rank wrote nothing about the group, or nothing that can be read here.
+    /// The rank's record does not exist or cannot be read here.
     Unknown,
 }
 
@@ -27,14 +27,14 @@ pub enum State {
 #[derive(Debug, Clone)]
 pub struct Row {
     pub sequence: u64,
-    /// As most ranks called it.
+    /// The call of most ranks.
     pub call: String,
-    /// By place in the group's members.
+    /// One for each member of the group, in the order of `members`.
     pub states: Vec<State>,
 }
 
 impl Row {
-    /// Whether a rank did not complete it, or called something else.
+    /// Whether a rank did not complete the operation or called another one.
     pub fn is_broken(&self) -> bool {
         let broken = |state: &State| !matches!(state, State::Done { .. } | State::Forgotten | State::Unknown);
         self.states.iter().any(broken)
@@ -45,13 +45,13 @@ impl Row {
 #[derive(Debug)]
 pub struct Group {
     pub id: String,
-    /// Ranks of the world.
+    /// The members, as ranks of the world.
     pub members: Vec<usize>,
-    /// Those of them that wrote nothing about the group.
-    pub silent: Vec<usize>,
-    /// By number.
+    /// Members without a record of the group.
+    pub missing: Vec<usize>,
+    /// Sorted by number.
     pub rows: Vec<Row>,
-    /// Messages between two ranks that were not done: the rank and the call.
+    /// Messages between two ranks that were not completed: the rank and the call.
     pub messages: Vec<(usize, String)>,
 }
 
@@ -59,7 +59,7 @@ pub struct Group {
 pub fn groups(files: &[File]) -> Vec<Group> {
     let mut by_group: BTreeMap<(usize, &str), Vec<&File>> = BTreeMap::new();
     for file in files {
-        let id = file.whose.group.as_str();
+        let id = file.header.group.as_str();
         by_group.entry((id.len(), id)).or_default().push(file);
     }
     by_group.into_iter().map(|((_, id), files)| Group::merge(id, &files)).collect()
@@ -67,26 +67,26 @@ pub fn groups(files: &[File]) -> Vec<Group> {
 
 impl Group {
     fn merge(id: &str, files: &[&File]) -> Self {
-        let mut members = files.first().map_or(vec![], |file| file.whose.members.clone());
-        // A file that says otherwise is shown all the same.
+        let mut members = files.first().map_or(vec![], |file| file.header.members.clone());
+        // A rank that this list lacks is shown as well.
         for file in files {
-            if !members.contains(&file.whose.rank) {
-                members.push(file.whose.rank);
+            if !members.contains(&file.header.rank) {
+                members.push(file.header.rank);
             }
         }
-        let of = |rank: usize| files.iter().find(|file| file.whose.rank == rank).copied();
+        let of = |rank: usize| files.iter().find(|file| file.header.rank == rank).copied();
         let records: Vec<Option<Record<'_>>> = members.iter().map(|&rank| of(rank).map(Record::of)).collect();
         let numbers: BTreeSet<u64> =
             records.iter().flatten().flat_map(|record| record.operations.keys().copied()).collect();
         let rows = numbers.into_iter().map(|sequence| row(sequence, &records)).collect();
         let unfinished = |file: &&File| {
-            let rank = file.whose.rank;
+            let rank = file.header.rank;
             let open = file.operations.iter().filter(|it| it.kind == MESSAGE && it.ended_us.is_none());
             open.map(|it| (rank, it.call.clone())).collect::<Vec<_>>()
         };
         Self {
             id: id.to_string(),
-            silent: members.iter().copied().filter(|&rank| of(rank).is_none()).collect(),
+            missing: members.iter().copied().filter(|&rank| of(rank).is_none()).collect(),
             messages: files.iter().flat_map(unfinished).collect(),
             members,
             rows,
@@ -98,7 +98,7 @@ impl Group {
         self.rows.iter().find(|row| row.is_broken())
     }
 
-    /// The last `count` rows; if the first broken one is earlier, that too.
+    /// The last `count` rows, and before them the first broken one if it is earlier.
     pub fn last(&self, count: usize) -> impl Iterator<Item = &Row> {
         let from = self.rows.len().saturating_sub(count);
         let broken = self.rows[..from].iter().find(|row| row.is_broken());
@@ -118,38 +118,39 @@ impl Group {
             if let Some((rank, call)) = self.messages.first() {
                 return format!("group {id}: rank {rank} did not complete {call}");
             }
-            let silent = match &self.silent[..] {
+            let missing = match &self.missing[..] {
                 [] => String::new(),
                 ranks => format!("; {} wrote nothing about it", name(ranks)),
             };
-            return format!("group {id}: all operations that were recorded were completed{silent}");
+            return format!("group {id}: all operations that were recorded were completed{missing}");
         };
         let which = |wanted: fn(&State) -> bool| self.which(row, wanted);
         let called = which(|state| matches!(state, State::Done { .. } | State::InProgress { .. }));
         let mut parts: Vec<String> = vec![];
         for (rank, state) in self.members.iter().zip(&row.states) {
             if let State::Different { call } = state {
-                let others = match parts.is_empty() {
-                    true => format!(", but {} called {}", name(&called), row.call),
-                    false => String::new(),
+                let others = if parts.is_empty() {
+                    format!(", but {} called {}", name(&called), row.call)
+                } else {
+                    String::new()
                 };
                 parts.push(format!("rank {rank} called {call}{others}"));
             }
         }
         let differ = !parts.is_empty();
-        let mut say = |ranks: &[usize], what: &str| {
+        let mut add = |ranks: &[usize], what: &str| {
             if !ranks.is_empty() {
                 let call = if parts.is_empty() { &row.call } else { "it" };
                 parts.push(format!("{} {what} {call}", name(ranks)));
             }
         };
-        say(&which(|state| *state == State::NeverBegun), "never began");
-        // Where ranks differ, all of them wait or fail, and who does is of no interest.
+        add(&which(|state| *state == State::NeverBegun), "never began");
+        // If ranks differ, all of them wait or fail: which of them do does not help.
         if !differ {
             let waiting = which(|state| matches!(state, State::InProgress { .. }));
-            say(&waiting, if waiting.len() == 1 { "has waited in" } else { "have waited in" });
-            say(&which(|state| *state == State::Unknown), "left no record of");
-            say(&which(|state| matches!(state, State::Done { .. })), "completed");
+            add(&waiting, if waiting.len() == 1 { "has waited in" } else { "have waited in" });
+            add(&which(|state| *state == State::Unknown), "left no record of");
+            add(&which(|state| matches!(state, State::Done { .. })), "completed");
         }
         format!("group {id}: {}", parts.join("; "))
     }
@@ -181,7 +182,7 @@ fn row(sequence: u64, records: &[Option<Record<'_>>]) -> Row {
         }
     }
     let most = votes.iter().map(|vote| vote.1).max();
-    // Of those as frequent, the lowest rank's.
+    // Among equally frequent calls, that of the lowest rank.
     let call = votes.iter().find(|vote| Some(vote.1) == most).map_or("", |vote| vote.0);
     let first = operations.iter().flatten().map(|operation| operation.begun_us).min().unwrap_or(0);
     let state = |(record, operation): (&Option<Record<'_>>, &Option<Operation>)| match (record, operation) {
@@ -259,11 +260,11 @@ mod tests {
     }
 
     #[test]
-    fn silent_and_torn_ranks_are_not_blamed() {
+    fn ranks_with_missing_or_torn_records_are_not_blamed() {
         let waits = file(0, 3, "x", &[("barrier #1", 1, Some(2)), (REDUCE, 3, None)]);
         let torn = file(1, 3, "x", &[("barrier #1", 1, Some(2))]) + "{\"sequence\":2,\"ki";
         let group = group(&[waits, torn]);
-        assert_eq!((group.silent.as_slice(), group.members.len()), (&[2][..], 3));
+        assert_eq!((group.missing.as_slice(), group.members.len()), (&[2][..], 3));
         assert_eq!(group.rows[1].states[1..], [State::Unknown, State::Unknown]);
         assert_eq!(
             group.summary(),

@@ -1,4 +1,4 @@
-//! `regatta trace`: what the ranks of a job that failed did last, put together from their flight recorders.
+//! `regatta trace`: shows the last operations of the ranks of a failed job, from their flight recorders.
 
 mod merge;
 mod read;
@@ -12,12 +12,12 @@ use std::process::ExitCode;
 
 #[derive(Args)]
 pub struct TraceArgs {
-    /// The folder with the files `rank-R-group-G.jsonl` of a job, or one that holds such folders: then the newest.
+    /// The folder with a job's files `rank-R-group-G.jsonl`, or a folder of such folders, of which the newest is read.
     folder: PathBuf,
-    /// Operations of each group to show.
+    /// Show this many operations of each group.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     last: u32,
-    /// One JSON object a line, for each operation of a group.
+    /// Print one JSON object per line for each operation of a group.
     #[arg(long)]
     json: bool,
 }

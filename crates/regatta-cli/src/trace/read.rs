@@ -1,4 +1,4 @@
-//! Reads what the ranks of a job have written, as far as it can be read.
+//! Reads the records of a job's ranks, and skips what cannot be read.
 
 use crate::error::Result;
 use serde::Deserialize;
@@ -6,40 +6,40 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// The first line of a file: whose it is.
+/// The first line of a file: which rank wrote it, and about which group.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Whose {
+pub struct Header {
     pub rank: usize,
     pub world: usize,
     pub group: String,
-    /// Ranks of the world.
+    /// The group's members, as ranks of the world.
     pub members: Vec<usize>,
     pub host: String,
     pub pid: u32,
-    /// Why it was written.
+    /// Why the file was written.
     pub failure: String,
 }
 
-/// An operation.
+/// An operation of a rank.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Operation {
-    /// Number in its group, from 1; of a message, between its two ranks.
+    /// Number in its group, from 1; messages are numbered between their two ranks.
     pub sequence: u64,
     pub kind: String,
-    /// As a person reads it.
+    /// The call as text.
     pub call: String,
-    /// Microseconds since 1970 by a clock that the ranks share.
+    /// Microseconds since 1970, by a clock that the ranks share.
     pub begun_us: i64,
-    /// None: it failed, or went on when the file was written.
+    /// `None` if the operation failed or was in progress when the file was written.
     pub ended_us: Option<i64>,
 }
 
 /// What one rank wrote about one group.
 #[derive(Debug, Clone)]
 pub struct File {
-    pub whose: Whose,
+    pub header: Header,
     pub operations: Vec<Operation>,
-    /// Some of it cannot be read, so what seems not to have happened may have.
+    /// Some lines cannot be read: an operation that is missing may have happened.
     pub torn: bool,
 }
 
@@ -56,7 +56,7 @@ impl Job {
     /// Reads the files in `folder`, or else in the newest of its folders that has any.
     ///
     /// # Errors
-    /// No folder, or nothing in it that can be read.
+    /// The folder does not exist, or nothing in it can be read.
     pub fn read(folder: &Path) -> Result<Self> {
         let own = files(folder).map_err(|error| format!("cannot read {}: {error}", folder.display()))?;
         let (folder, paths) = if own.is_empty() {
@@ -82,17 +82,17 @@ impl Job {
                 format!("no file in {} can be read: {}", folder.display(), problems.join("; ")).into()
             );
         }
-        read.sort_by(|a, b| (&a.whose.group, a.whose.rank).cmp(&(&b.whose.group, b.whose.rank)));
+        read.sort_by(|a, b| (&a.header.group, a.header.rank).cmp(&(&b.header.group, b.header.rank)));
         Ok(Self { folder, files: read, problems })
     }
 
-    /// Ranks in the world.
+    /// The number of ranks of the world.
     pub fn world(&self) -> usize {
-        self.files.iter().map(|file| file.whose.world).max().unwrap_or(0)
+        self.files.iter().map(|file| file.header.world).max().unwrap_or(0)
     }
 }
 
-/// The recorders' files in a folder, in order.
+/// The recorders' files in a folder, sorted.
 fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let recorded = |path: &PathBuf| {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -104,7 +104,7 @@ fn files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The folder in `folder` with the newest files, and these.
+/// Of the folders in `folder`, the one with the newest files, and these files.
 fn newest(folder: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
     let written = |path: &PathBuf| fs::metadata(path).and_then(|about| about.modified()).ok();
     let mut found: Option<(Option<SystemTime>, PathBuf, Vec<PathBuf>)> = None;
@@ -118,15 +118,15 @@ fn newest(folder: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
     found.map(|(_, folder, paths)| (folder, paths))
 }
 
-/// What can be read of a file; what cannot is added to `problems`.
+/// Reads a file as far as possible; adds what cannot be read to `problems`.
 fn parse(path: &Path, bytes: &[u8], problems: &mut Vec<String>) -> Option<File> {
     let text = String::from_utf8_lossy(bytes);
     let mut lines = text.lines().enumerate();
     let path = path.display();
-    let whose: Whose = match lines.next().map(|(_, line)| serde_json::from_str(line)) {
-        Some(Ok(whose)) => whose,
+    let header: Header = match lines.next().map(|(_, line)| serde_json::from_str(line)) {
+        Some(Ok(header)) => header,
         Some(Err(_)) => {
-            problems.push(format!("{path} is skipped: its first line does not say whose it is"));
+            problems.push(format!("{path} is skipped: its first line does not say which rank wrote it"));
             return None;
         }
         None => {
@@ -134,13 +134,13 @@ fn parse(path: &Path, bytes: &[u8], problems: &mut Vec<String>) -> Option<File> 
             return None;
         }
     };
-    let mut file = File { whose, operations: vec![], torn: false };
+    let mut file = File { header, operations: vec![], torn: false };
     for (index, line) in lines {
         match serde_json::from_str(line) {
             Ok(operation) => file.operations.push(operation),
             Err(_) => {
                 file.torn = true;
-                problems.push(format!("line {} of {path} is skipped: it is no operation", index + 1));
+                problems.push(format!("line {} of {path} is skipped: it is not an operation", index + 1));
             }
         }
     }
@@ -152,7 +152,7 @@ pub mod tests {
     use super::*;
     use std::fmt::Write as _;
 
-    /// The file of a rank of group 0 with these calls, each begun at a time and ended at another.
+    /// The file of a rank of group 0 with these calls, each with the times at which it began and ended.
     pub fn file(rank: usize, world: usize, failure: &str, calls: &[(&str, i64, Option<i64>)]) -> String {
         let members: Vec<usize> = (0..world).collect();
         let mut text = format!(
@@ -174,7 +174,7 @@ pub mod tests {
         text
     }
 
-    /// Reads such files.
+    /// Reads such files as a job.
     pub fn job(texts: &[String]) -> Job {
         let folder = tempfile::tempdir().unwrap();
         for (rank, text) in texts.iter().enumerate() {
@@ -219,6 +219,6 @@ pub mod tests {
         write("older", 200);
         fs::create_dir(parent.path().join("empty")).unwrap();
         let job = Job::read(parent.path()).unwrap();
-        assert_eq!((job.files[0].whose.failure.as_str(), job.folder), ("new", parent.path().join("new")));
+        assert_eq!((job.files[0].header.failure.as_str(), job.folder), ("new", parent.path().join("new")));
     }
 }

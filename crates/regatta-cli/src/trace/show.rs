@@ -1,11 +1,11 @@
-//! What a person or a program reads.
+//! Prints merged operations as text or as JSON.
 
 use super::merge::{Group, Row, State, name};
 use super::read::{File, Job};
 use serde::Serialize;
 use std::fmt::Write as _;
 
-/// Ranks by whose columns a line of a terminal is filled: more of them are listed by state.
+/// Up to this many ranks have a column each. More do not fit on a line of a terminal and are listed by state.
 const COLUMNS: usize = 8;
 
 /// One row as JSON.
@@ -14,7 +14,7 @@ pub struct Line<'a> {
     group: &'a str,
     sequence: u64,
     call: &'a str,
-    /// It is the first that not all ranks completed, or on which they differ.
+    /// Whether it is the first that not all ranks completed, or on which they differ.
     first_broken: bool,
     ranks: Vec<Cell<'a>>,
 }
@@ -27,7 +27,7 @@ struct Cell<'a> {
     took_us: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     late_us: Option<i64>,
-    /// What it called instead.
+    /// The call that the rank made instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     call: Option<&'a str>,
 }
@@ -59,25 +59,26 @@ fn is_first_broken(group: &Group, row: &Row) -> bool {
     group.broken().is_some_and(|broken| broken.sequence == row.sequence)
 }
 
-/// Everything for a person.
+/// The whole report as text.
 pub fn report(job: &Job, groups: &[Group], last: usize) -> String {
     // Writing into a string does not fail.
     let mut text = format!("{}: a job of {} ranks\n", job.folder.display(), job.world());
     let mut ranks: Vec<&File> = job.files.iter().collect();
-    ranks.sort_by_key(|file| file.whose.rank);
-    // A rank's files of several groups have one reason, or the reason and its echo.
-    ranks.dedup_by(|a, b| a.whose.rank == b.whose.rank && a.whose.failure == b.whose.failure);
+    ranks.sort_by_key(|file| file.header.rank);
+    // A rank's files of several groups often repeat one reason.
+    ranks.dedup_by(|a, b| a.header.rank == b.header.rank && a.header.failure == b.header.failure);
     for file in &ranks {
-        let whose = &file.whose;
-        let _ = writeln!(text, "rank {} ({}, pid {}): {}", whose.rank, whose.host, whose.pid, whose.failure);
+        let header = &file.header;
+        let _ =
+            writeln!(text, "rank {} ({}, pid {}): {}", header.rank, header.host, header.pid, header.failure);
     }
-    let silent: Vec<usize> =
-        (0..job.world()).filter(|&rank| ranks.iter().all(|file| file.whose.rank != rank)).collect();
-    if !silent.is_empty() {
+    let missing: Vec<usize> =
+        (0..job.world()).filter(|&rank| ranks.iter().all(|file| file.header.rank != rank)).collect();
+    if !missing.is_empty() {
         let _ = writeln!(
             text,
             "{} wrote nothing: killed, stopped, on another host, or never in a call that failed",
-            name(&silent)
+            name(&missing)
         );
     }
     for group in groups {
@@ -131,7 +132,7 @@ fn table(text: &mut String, group: &Group, last: usize) {
     }
 }
 
-/// Ends the line without blanks at its end.
+/// Removes blanks at the end of the line, and ends it.
 fn trim(text: &mut String) {
     text.truncate(text.trim_end_matches(' ').len());
     text.push('\n');
@@ -149,20 +150,20 @@ fn cell(state: &State) -> String {
     }
 }
 
-/// Ranks by state, and who was the latest.
+/// The ranks by state, and the rank that was last to begin.
 fn counts(group: &Group, row: &Row) -> String {
     let done = group.which(row, |state| matches!(state, State::Done { .. })).len();
     let mut parts = vec![format!("{done} of {} done", group.members.len())];
-    let mut say = |what: &str, wanted: fn(&State) -> bool| {
+    let mut add = |what: &str, wanted: fn(&State) -> bool| {
         let ranks = group.which(row, wanted);
         if !ranks.is_empty() {
             parts.push(format!("{what}: {}", name(&ranks)));
         }
     };
-    say("in progress", |state| matches!(state, State::InProgress { .. }));
-    say("never begun", |state| *state == State::NeverBegun);
-    say("DIFFERENT CALL", |state| matches!(state, State::Different { .. }));
-    say("no record", |state| matches!(state, State::Unknown | State::Forgotten));
+    add("in progress", |state| matches!(state, State::InProgress { .. }));
+    add("never begun", |state| *state == State::NeverBegun);
+    add("DIFFERENT CALL", |state| matches!(state, State::Different { .. }));
+    add("no record", |state| matches!(state, State::Unknown | State::Forgotten));
     let late = |state: &State| match state {
         State::Done { late_us, .. } | State::InProgress { late_us } => Some(*late_us),
         _ => None,
@@ -190,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_says_who_why_and_where() {
+    fn a_report_names_ranks_reasons_and_the_operation() {
         let calls = |last: &'static str, begun| [("barrier #1", 10, Some(1510)), (last, begun, None)];
         let (reduce, gather) = ("all_reduce #2 f32[8] sum", "all_gather #2 f32[8]");
         let job = job(&[

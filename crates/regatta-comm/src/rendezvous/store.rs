@@ -84,6 +84,8 @@ struct State {
     seats: BTreeMap<usize, String>,
     /// How many of them are told what happens, or have been.
     heard: usize,
+    /// Ranks that have said goodbye. Who comes later hears of them, too.
+    left: Vec<usize>,
 }
 
 impl State {
@@ -389,7 +391,13 @@ impl Served {
         super::keepalive(&**stream, SILENCE);
         {
             let mut watchers = self.watchers();
-            let failure = self.lock().failure.clone();
+            let (failure, left) = {
+                let state = self.lock();
+                (state.failure.clone(), state.left.clone())
+            };
+            for other in left {
+                wire::write(&mut &**stream, &wire::pack(&[b"L", &rank_code(Some(other)), b""]))?;
+            }
             if let Some((rank, reason)) = failure {
                 wire::write(&mut &**stream, &wire::pack(&[b"X", &rank_code(rank), reason.as_bytes()]))?;
             }
@@ -401,7 +409,11 @@ impl Served {
             match message.as_deref().ok().and_then(wire::unpack::<2>) {
                 Some([b"X", reason]) => self.fail(Some(rank), &String::from_utf8_lossy(reason)),
                 Some(_) => {
-                    self.lock().remove(&format!("{PRESENT}{rank}"));
+                    {
+                        let mut state = self.lock();
+                        state.remove(&format!("{PRESENT}{rank}"));
+                        state.left.push(rank);
+                    }
                     self.tell(&[b"L", &rank_code(Some(rank))]);
                     return Ok(());
                 }

@@ -1,7 +1,7 @@
-//! Backward of one head.
+//! The backward pass of one head.
 
-use super::Pair;
-use super::pack::{Scratch, copy, transpose};
+use super::Head;
+use super::pack::{Scratch, copy_as_columns, copy_rows};
 use super::product::{Left, Right, add_product, product, store, vectors_at};
 use super::softmax::{exp2, hide, hide_masked};
 use super::view::{Rows, RowsMut};
@@ -12,16 +12,16 @@ const QUERIES: usize = 64;
 /// Keys of a tile.
 const KEYS: usize = 64;
 
-/// Backward of one head.
+/// The backward pass of one head.
 pub(super) struct Backward<'a> {
-    pub(super) pair: Pair<'a>,
-    /// What queries gathered.
+    pub(super) head: Head<'a>,
+    /// The output of the forward pass.
     pub(super) output: Rows<'a>,
-    /// Its gradient.
+    /// The gradient of the output.
     pub(super) gradient: Rows<'a>,
-    /// Logarithms of the sums of exponentials.
+    /// The logarithms of the sums of exponentials.
     pub(super) sums: &'a [f32],
-    /// Get the gradients of queries, keys and values.
+    /// Where the gradients of queries, keys and values go.
     pub(super) targets: [RowsMut; 3],
 }
 
@@ -34,46 +34,48 @@ impl WithSimd for Backward<'_> {
     }
 }
 
-/// The queries' side, all of it: `[time, row]` each.
+/// All queries and what belongs to them. Matrices are `[time, row]`.
 struct Queries<'a> {
-    /// Scaled.
+    /// The queries, scaled.
     queries: &'a [f32],
-    /// Of the output.
+    /// The gradient of the output.
     gradient: &'a [f32],
-    /// Logarithms to base 2 of the sums of exponentials.
+    /// Base-2 logarithms of the sums of exponentials, one per query.
     sums: &'a [f32],
-    /// Sums of output times gradient.
-    shares: &'a [f32],
-    /// Of the queries, and not yet scaled.
+    /// The dot product of output and gradient, one per query.
+    dots: &'a [f32],
+    /// The gradient of the queries, not yet scaled.
     of_queries: &'a mut [f32],
 }
 
-/// A block of the keys' side.
+/// A block of keys and values, and their gradients.
 struct Keys<'a> {
-    /// `[panels, width, panel]`
-    across: &'a [f32],
-    /// `[keys, row]`
-    along: &'a [f32],
-    /// `[panels, width, panel]`
+    /// The keys as columns, `[panels, width, panel]`.
+    columns: &'a [f32],
+    /// The keys as rows, `[keys, row]`.
+    rows: &'a [f32],
+    /// The values as columns, `[panels, width, panel]`.
     values: &'a [f32],
+    /// The gradient of the keys, `[keys, row]`.
     of_keys: &'a mut [f32],
+    /// The gradient of the values, `[keys, row]`.
     of_values: &'a mut [f32],
 }
 
-/// Tiles of weights and of their scores' gradients, `[QUERIES, KEYS]`, and a row of dropout.
+/// Tiles of weights and of the gradients of scores, `[QUERIES, KEYS]`, and the dropout factors of `M` queries.
 struct Tiles<'a> {
     weights: &'a mut [f32],
     scores: &'a mut [f32],
-    drops: &'a mut [f32],
+    dropout: &'a mut [f32],
 }
 
 impl Backward<'_> {
-    /// With `M` rows in registers.
+    /// The pass with `M` rows in registers.
     #[inline(always)]
     fn run<S: Simd, const M: usize>(self, simd: S) {
-        let Self { pair, output, gradient, sums, targets: [mut to_queries, mut to_keys, mut to_values] } =
+        let Self { head, output, gradient, sums, targets: [mut to_queries, mut to_keys, mut to_values] } =
             self;
-        let Pair { time, seen, width, .. } = pair;
+        let Head { time, seen, width, .. } = head;
         let panel = 2 * S::F32_LANES;
         let row = width.next_multiple_of(S::F32_LANES);
         let rows = time.next_multiple_of(M);
@@ -94,38 +96,38 @@ impl Backward<'_> {
             M * KEYS,
         ];
         let mut scratch = Scratch::take();
-        let [q, g, of_queries, logs, shares, across, values, along, of_keys, of_values, w, s, drops] =
+        let [q, g, of_queries, logs, dots, key_columns, values, key_rows, of_keys, of_values, w, s, dropout] =
             scratch.parts(lens);
         {
-            copy(pair.queries, 0, time, width, pair.scale(), q, row);
-            copy(gradient, 0, time, width, 1.0, g, row);
+            copy_rows(head.queries, 0, time, width, head.scale(), q, row);
+            copy_rows(gradient, 0, time, width, 1.0, g, row);
             of_queries.fill(0.0);
-            // Queries that only fill the last group up weigh nothing.
+            // Padding of the last group has weights 0.
             logs.fill(f32::INFINITY);
-            shares.fill(0.0);
-            for (i, (log, share)) in logs.iter_mut().zip(shares.iter_mut()).enumerate().take(time) {
+            dots.fill(0.0);
+            for (i, (log, dot_of_query)) in logs.iter_mut().zip(dots.iter_mut()).enumerate().take(time) {
                 *log = sums[i] * std::f32::consts::LOG2_E;
-                *share = dot(simd, output.row(i, width), &g[i * row..][..width]);
+                *dot_of_query = dot(simd, output.row(i, width), &g[i * row..][..width]);
             }
-            let mut queries = Queries { queries: q, gradient: g, sums: logs, shares, of_queries };
+            let mut queries = Queries { queries: q, gradient: g, sums: logs, dots, of_queries };
             let mut block = 0;
             while block < seen {
                 let count = KEYS.min(seen - block);
-                transpose(pair.keys, block, count, width, across, panel);
-                transpose(pair.values, block, count, width, values, panel);
-                copy(pair.keys, block, count, width, 1.0, along, row);
+                copy_as_columns(head.keys, block, count, width, key_columns, panel);
+                copy_as_columns(head.values, block, count, width, values, panel);
+                copy_rows(head.keys, block, count, width, 1.0, key_rows, row);
                 of_keys.fill(0.0);
                 of_values.fill(0.0);
-                let mut keys = Keys { across, along, values, of_keys, of_values };
-                let mut tiles = Tiles { weights: w, scores: s, drops };
-                // Queries before do not see the block.
-                let mut first = pair.past.map_or(0, |past| block.saturating_sub(past)) / M * M;
+                let mut keys = Keys { columns: key_columns, rows: key_rows, values, of_keys, of_values };
+                let mut tiles = Tiles { weights: w, scores: s, dropout };
+                // Earlier queries do not see the block.
+                let mut first = head.past.map_or(0, |past| block.saturating_sub(past)) / M * M;
                 while first < time {
-                    tile::<S, M>(simd, &pair, first, block, &mut queries, &mut keys, &mut tiles);
+                    tile::<S, M>(simd, &head, first, block, &mut queries, &mut keys, &mut tiles);
                     first += QUERIES;
                 }
                 for i in 0..count {
-                    // SAFETY: the key exists. Queries came scaled, for exponents of two.
+                    // SAFETY: the key exists. The factor undoes the scaling of queries for exponents of 2.
                     unsafe {
                         to_keys.write(block + i, &keys.of_keys[i * row..], std::f32::consts::LN_2);
                         to_values.write(block + i, &keys.of_values[i * row..], 1.0);
@@ -142,36 +144,37 @@ impl Backward<'_> {
     }
 }
 
-/// What the queries from `first` on and the keys from `block` on do to each other's gradients.
+/// Adds to the gradients of a block of queries from `first` on and of a block of keys from `block` on what each
+/// contributes to the other's.
 #[inline(always)]
 fn tile<S: Simd, const M: usize>(
     simd: S,
-    pair: &Pair<'_>,
+    head: &Head<'_>,
     first: usize,
     block: usize,
     queries: &mut Queries<'_>,
     keys: &mut Keys<'_>,
     tiles: &mut Tiles<'_>,
 ) {
-    let width = pair.width;
+    let width = head.width;
     let row = width.next_multiple_of(S::F32_LANES);
     let vectors = row / S::F32_LANES;
-    let end = (first + QUERIES).min(pair.time.next_multiple_of(M));
+    let end = (first + QUERIES).min(head.time.next_multiple_of(M));
     let mut group = first;
     while group < end {
         let at = (group - first) * KEYS;
-        let most = group_weights::<S, M>(simd, pair, group, block, at, queries, keys, tiles);
+        let most = group_weights::<S, M>(simd, head, group, block, at, queries, keys, tiles);
         let scores = Left { values: &tiles.scores[at..], row: KEYS, column: 1 };
-        let along = Right { values: keys.along, row };
+        let along = Right { values: keys.rows, row };
         let of_queries = &mut queries.of_queries[group * row..];
         add_product::<S, M>(simd, scores, along, most, of_queries, vectors, None);
         group += M;
     }
-    let count = KEYS.min(pair.seen - block);
+    let count = KEYS.min(head.seen - block);
     let mut column = 0;
     while column < count {
-        // Queries before see none of these columns.
-        let begin = pair.past.map_or(first, |past| (block + column).saturating_sub(past).max(first));
+        // Earlier queries see none of these columns.
+        let begin = head.past.map_or(first, |past| (block + column).saturating_sub(past).max(first));
         if begin < end {
             let at = (begin - first) * KEYS + column;
             let inner = end - begin;
@@ -188,13 +191,13 @@ fn tile<S: Simd, const M: usize>(
     }
 }
 
-/// Weights and their scores' gradients for `M` queries from `group` on, at `at` of the tiles; zeros where a query does not see
-/// a key. Returns how many keys the last sees.
+/// Computes weights and gradients of scores for `M` queries from `group` on, and stores them at `at` in the tiles.
+/// They are 0 where a query does not see a key. Returns how many keys of the block the last query sees.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn group_weights<S: Simd, const M: usize>(
     simd: S,
-    pair: &Pair<'_>,
+    head: &Head<'_>,
     group: usize,
     block: usize,
     at: usize,
@@ -202,39 +205,39 @@ fn group_weights<S: Simd, const M: usize>(
     keys: &Keys<'_>,
     tiles: &mut Tiles<'_>,
 ) -> usize {
-    let visible = |m: usize| pair.visible(group + m).saturating_sub(block).min(KEYS);
+    let visible = |m: usize| head.visible(group + m).saturating_sub(block).min(KEYS);
     let most = visible(M - 1);
-    // So that a group of columns of the second step is all within or all without.
+    // A multiple of `M`, so that a group of columns of the second step is either complete or not used.
     let columns = most.next_multiple_of(S::F32_LANES.max(M));
-    if let Some(drops) = pair.drops {
+    if let Some(dropout) = head.dropout {
         for m in 0..M {
-            drops.factors((group + m) * pair.seen + block, &mut tiles.drops[m * KEYS..][..columns]);
+            dropout.factors((group + m) * head.seen + block, &mut tiles.dropout[m * KEYS..][..columns]);
         }
     }
-    let side = Side { pair, group, block, at, least: visible(0) };
+    let rows_of_group = RowGroup { head, group, block, at, fewest: visible(0) };
     let mut column = 0;
     while column + 2 * S::F32_LANES <= columns {
-        side.columns::<S, M, 2>(simd, column, queries, keys, tiles);
+        rows_of_group.columns::<S, M, 2>(simd, column, queries, keys, tiles);
         column += 2 * S::F32_LANES;
     }
     if column < columns {
-        side.columns::<S, M, 1>(simd, column, queries, keys, tiles);
+        rows_of_group.columns::<S, M, 1>(simd, column, queries, keys, tiles);
     }
     most
 }
 
-/// Rows of queries and where they are in the tiles.
-struct Side<'a> {
-    pair: &'a Pair<'a>,
+/// A group of queries, and where it is in the tiles.
+struct RowGroup<'a> {
+    head: &'a Head<'a>,
     group: usize,
     block: usize,
     at: usize,
-    /// Keys of the block that the first of them sees.
-    least: usize,
+    /// How many keys of the block the first query of the group sees: no other query sees fewer.
+    fewest: usize,
 }
 
-impl Side<'_> {
-    /// Weights and gradients of scores in `N` vectors of columns.
+impl RowGroup<'_> {
+    /// Computes weights and gradients of scores in `N` vectors of columns.
     #[inline(always)]
     fn columns<S: Simd, const M: usize, const N: usize>(
         &self,
@@ -244,14 +247,14 @@ impl Side<'_> {
         keys: &Keys<'_>,
         tiles: &mut Tiles<'_>,
     ) {
-        let &Self { pair, group, block, at, .. } = self;
-        let width = pair.width;
+        let &Self { head, group, block, at, .. } = self;
+        let width = head.width;
         let row = width.next_multiple_of(S::F32_LANES);
         let len = N * S::F32_LANES;
         let zero = [[simd.splat_f32s(0.0); N]; M];
         let right = |values| Right { values, row: 2 * S::F32_LANES };
         let left = Left { values: &queries.queries[group * row..], row, column: 1 };
-        let across = right(&keys.across[column * width..]);
+        let across = right(&keys.columns[column * width..]);
         let mut weights = product::<S, M, N>(simd, left, across, width, zero);
         for (m, weights) in weights.iter_mut().enumerate() {
             let log = simd.splat_f32s(queries.sums[group + m]);
@@ -260,32 +263,32 @@ impl Side<'_> {
             }
             store::<S, N>(&mut tiles.weights[at + m * KEYS + column..], weights);
         }
-        if self.least < column + len || pair.hidden.is_some() {
+        if self.fewest < column + len || head.hidden.is_some() {
             for m in 0..M {
-                let visible = pair.visible(group + m).saturating_sub(block).min(KEYS);
+                let visible = head.visible(group + m).saturating_sub(block).min(KEYS);
                 let weights = &mut tiles.weights[at + m * KEYS + column..][..len];
                 hide(simd, weights, visible.saturating_sub(column), 0.0);
-                hide_masked(pair, group + m, block + column, weights, 0.0);
+                hide_masked(head, group + m, block + column, weights, 0.0);
             }
         }
         let left = Left { values: &queries.gradient[group * row..], row, column: 1 };
         let across = right(&keys.values[column * width..]);
         let mut scores = product::<S, M, N>(simd, left, across, width, zero);
         for (m, scores) in scores.iter_mut().enumerate() {
-            let share = simd.splat_f32s(queries.shares[group + m]);
+            let dot_of_query = simd.splat_f32s(queries.dots[group + m]);
             let begin = at + m * KEYS + column;
-            if pair.drops.is_some() {
+            if head.dropout.is_some() {
                 let (weights, _) = S::as_mut_simd_f32s(&mut tiles.weights[begin..][..len]);
-                let drops = vectors_at::<S, N>(&tiles.drops[m * KEYS + column..]);
-                for ((score, weight), drop) in scores.iter_mut().zip(weights).zip(drops) {
+                let dropout = vectors_at::<S, N>(&tiles.dropout[m * KEYS + column..]);
+                for ((score, weight), drop) in scores.iter_mut().zip(weights).zip(dropout) {
                     let kept = simd.mul_f32s(*score, *drop);
-                    *score = simd.mul_f32s(*weight, simd.sub_f32s(kept, share));
+                    *score = simd.mul_f32s(*weight, simd.sub_f32s(kept, dot_of_query));
                     *weight = simd.mul_f32s(*weight, *drop);
                 }
             } else {
                 let weights = vectors_at::<S, N>(&tiles.weights[begin..]);
                 for (score, weight) in scores.iter_mut().zip(weights) {
-                    *score = simd.mul_f32s(*weight, simd.sub_f32s(*score, share));
+                    *score = simd.mul_f32s(*weight, simd.sub_f32s(*score, dot_of_query));
                 }
             }
             store::<S, N>(&mut tiles.scores[begin..], scores);
@@ -293,7 +296,7 @@ impl Side<'_> {
     }
 }
 
-/// The sum of the products of what is side by side.
+/// The dot product of two slices.
 #[inline(always)]
 fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let ((a, last_a), (b, last_b)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));

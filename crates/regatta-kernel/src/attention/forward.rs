@@ -1,23 +1,23 @@
-//! Forward of one head.
+//! The forward pass of one head.
 
-use super::Pair;
-use super::pack::{Scratch, copy, transpose};
+use super::Head;
+use super::pack::{Scratch, copy_as_columns, copy_rows};
 use super::product::{Left, Right, add_product, product, store};
 use super::softmax::{State, exp2, hide, hide_masked};
 use super::view::RowsMut;
 use pulp::{Simd, WithSimd};
 
-/// Queries that go through the keys together.
+/// Queries of a block, which pass over the keys together.
 const QUERIES: usize = 64;
-/// Keys that are multiplied with before their values are gathered.
+/// Keys of a block: their scores are computed before their values are added.
 const KEYS: usize = 128;
 
-/// Forward of one head.
+/// The forward pass of one head.
 pub(super) struct Forward<'a> {
-    pub(super) pair: Pair<'a>,
-    /// Gets what queries gather.
+    pub(super) head: Head<'a>,
+    /// Where the output goes.
     pub(super) output: RowsMut,
-    /// Gets the logarithms of the sums of exponentials.
+    /// Where the logarithms of the sums of exponentials go.
     pub(super) sums: RowsMut,
 }
 
@@ -31,10 +31,10 @@ impl WithSimd for Forward<'_> {
 }
 
 impl Forward<'_> {
-    /// With `M` rows of queries in registers.
+    /// The pass with `M` queries in registers.
     #[inline(always)]
     fn run<S: Simd, const M: usize>(mut self, simd: S) {
-        let Pair { time, seen, width, .. } = self.pair;
+        let Head { time, seen, width, .. } = self.head;
         let panel = 2 * S::F32_LANES;
         let row = width.next_multiple_of(S::F32_LANES);
         let lens = [
@@ -46,25 +46,25 @@ impl Forward<'_> {
             KEYS,
         ];
         let mut scratch = Scratch::take();
-        let [keys, values, queries, gathered, tile, drops] = scratch.parts(lens);
+        let [keys, values, queries, weighted, tile, dropout] = scratch.parts(lens);
         {
-            transpose(self.pair.keys, 0, seen, width, keys, panel);
-            copy(self.pair.values, 0, seen, width, 1.0, values, row);
+            copy_as_columns(self.head.keys, 0, seen, width, keys, panel);
+            copy_rows(self.head.values, 0, seen, width, 1.0, values, row);
             let mut first = 0;
             while first < time {
                 let count = QUERIES.min(time - first);
-                copy(self.pair.queries, first, count, width, self.pair.scale(), queries, width);
-                gathered.fill(0.0);
+                copy_rows(self.head.queries, first, count, width, self.head.scale(), queries, width);
+                weighted.fill(0.0);
                 let mut states = [State::NEW; QUERIES];
                 let mut block = 0;
-                while block < self.pair.visible(first + count - 1) {
+                while block < self.head.visible(first + count - 1) {
                     let mut group = 0;
                     while group < count {
-                        let rows = Group { pair: &self.pair, first, group, block };
+                        let rows = Group { head: &self.head, first, group, block };
                         let queries = &queries[group * width..];
-                        let gathered = &mut gathered[group * row..];
+                        let weighted = &mut weighted[group * row..];
                         let states = &mut states[group..group + M];
-                        rows.run::<S, M>(simd, [queries, keys, values], gathered, states, tile, drops);
+                        rows.run::<S, M>(simd, [queries, keys, values], weighted, states, tile, dropout);
                         group += M;
                     }
                     block += KEYS;
@@ -73,7 +73,7 @@ impl Forward<'_> {
                     let factor = if state.sum == 0.0 { 0.0 } else { 1.0 / state.sum };
                     // SAFETY: the query exists.
                     unsafe {
-                        self.output.write(first + i, &gathered[i * row..], factor);
+                        self.output.write(first + i, &weighted[i * row..], factor);
                         self.sums.write(first + i, &[state.logarithm()], 1.0);
                     }
                 }
@@ -83,41 +83,42 @@ impl Forward<'_> {
     }
 }
 
-/// Queries whose scores are in registers together, and the keys that they see.
+/// `M` queries whose scores are in registers at the same time, and a block of keys.
 struct Group<'a> {
-    pair: &'a Pair<'a>,
-    /// The first query of the block.
+    head: &'a Head<'a>,
+    /// Index of the first query of the block of queries.
     first: usize,
-    /// The first of these, in the block.
+    /// Index of the first query of this group in the block.
     group: usize,
-    /// The first key.
+    /// Index of the first key of the block of keys.
     block: usize,
 }
 
 impl Group<'_> {
+    /// Adds what the queries get from this block of keys to `weighted`.
     #[inline(always)]
     fn run<S: Simd, const M: usize>(
         &self,
         simd: S,
         [queries, keys, values]: [&[f32]; 3],
-        gathered: &mut [f32],
+        weighted: &mut [f32],
         states: &mut [State],
         tile: &mut [f32],
-        drops: &mut [f32],
+        dropout: &mut [f32],
     ) {
-        let &Self { pair, block, .. } = self;
-        let width = pair.width;
+        let &Self { head, block, .. } = self;
+        let width = head.width;
         let panel = 2 * S::F32_LANES;
         let row = width.next_multiple_of(S::F32_LANES);
         let begin = self.first + self.group;
-        let visible = |m: usize| pair.visible(begin + m).saturating_sub(block).min(KEYS);
+        let visible = |m: usize| head.visible(begin + m).saturating_sub(block).min(KEYS);
         let most = visible(M - 1);
         if most == 0 {
             return;
         }
         let columns = most.next_multiple_of(S::F32_LANES);
         let queries = Left { values: queries, row: width, column: 1 };
-        let mut range = Range::new(simd);
+        let mut range = ScoreRange::new(simd);
         let mut column = 0;
         while column < columns {
             let right = Right { values: &keys[(block + column) * width..], row: panel };
@@ -134,35 +135,35 @@ impl Group<'_> {
             if visible(m) < columns {
                 hide(simd, scores, visible(m), f32::NEG_INFINITY);
             }
-            hide_masked(pair, begin + m, block, scores, f32::NEG_INFINITY);
+            hide_masked(head, begin + m, block, scores, f32::NEG_INFINITY);
         }
         let mut factors = [1.0f32; M];
-        match range.narrow(simd).filter(|_| pair.hidden.is_none()) {
+        match range.common_maximum(simd).filter(|_| head.hidden.is_none()) {
             Some(largest) => {
-                let shifts = shared(states, largest, visible, &mut factors);
+                let shifts = raise_all(states, largest, visible, &mut factors);
                 exponentials::<S, M>(simd, tile, columns, shifts, states);
             }
             None => {
                 for (m, (factor, state)) in factors.iter_mut().zip(states).enumerate() {
-                    *factor = state.take(simd, &mut tile[m * KEYS..][..columns]);
+                    *factor = state.update(simd, &mut tile[m * KEYS..][..columns]);
                 }
             }
         }
-        if let Some(dropped) = pair.drops {
+        if let Some(dropped) = head.dropout {
             for m in 0..M {
-                let drops = &mut drops[..columns];
-                dropped.factors((begin + m) * pair.seen + block, drops);
+                let dropout = &mut dropout[..columns];
+                dropped.factors((begin + m) * head.seen + block, dropout);
                 let weights = tile[m * KEYS..].iter_mut();
-                weights.zip(drops).for_each(|(weight, factor)| *weight *= *factor);
+                weights.zip(dropout).for_each(|(weight, factor)| *weight *= *factor);
             }
         }
         let weights = Left { values: tile, row: KEYS, column: 1 };
         let values = Right { values: &values[block * row..], row };
-        add_product::<S, M>(simd, weights, values, most, gathered, row / S::F32_LANES, Some(factors));
+        add_product::<S, M>(simd, weights, values, most, weighted, row / S::F32_LANES, Some(factors));
     }
 }
 
-/// Scores of `M` queries and `N` vectors of keys.
+/// Computes the scores of `M` queries and `N` vectors of keys.
 #[inline(always)]
 fn scores<S: Simd, const M: usize, const N: usize>(
     simd: S,
@@ -170,43 +171,47 @@ fn scores<S: Simd, const M: usize, const N: usize>(
     keys: Right<'_>,
     width: usize,
     tile: &mut [f32],
-    range: &mut Range<S>,
+    range: &mut ScoreRange<S>,
 ) {
     let scores = product::<S, M, N>(simd, queries, keys, width, [[simd.splat_f32s(0.0); N]; M]);
     for (m, scores) in scores.iter().enumerate() {
         for score in scores {
             range.largest = simd.max_f32s(range.largest, *score);
-            range.least = simd.min_f32s(range.least, *score);
+            range.smallest = simd.min_f32s(range.smallest, *score);
         }
         store::<S, N>(&mut tile[m * KEYS..], scores);
     }
 }
 
-/// The largest and the least of scores, also of hidden ones.
-struct Range<S: Simd> {
+/// With a larger difference between scores (as exponents of 2), exponentials less the largest score may lose
+/// precision.
+const MAX_DIFFERENCE: f32 = 64.0;
+
+/// The largest and the smallest score, hidden ones included.
+struct ScoreRange<S: Simd> {
     largest: S::f32s,
-    least: S::f32s,
+    smallest: S::f32s,
 }
 
-impl<S: Simd> Range<S> {
+impl<S: Simd> ScoreRange<S> {
     #[inline(always)]
     fn new(simd: S) -> Self {
-        Self { largest: simd.splat_f32s(f32::NEG_INFINITY), least: simd.splat_f32s(f32::INFINITY) }
+        Self { largest: simd.splat_f32s(f32::NEG_INFINITY), smallest: simd.splat_f32s(f32::INFINITY) }
     }
 
-    /// The largest, if no score is so far below it that its exponential would lose digits. Then it does for all queries
-    /// that see one of the keys, and nobody has to look for each one's own.
+    /// The largest score, if no score is so far below it that its exponential would lose precision. Then it can be
+    /// subtracted from the scores of all queries, without finding the maximum of each.
     #[inline(always)]
-    fn narrow(&self, simd: S) -> Option<f32> {
-        let (largest, least) = (simd.reduce_max_f32s(self.largest), simd.reduce_min_f32s(self.least));
-        (largest - least < 64.0).then_some(largest)
+    fn common_maximum(&self, simd: S) -> Option<f32> {
+        let (largest, smallest) = (simd.reduce_max_f32s(self.largest), simd.reduce_min_f32s(self.smallest));
+        (largest - smallest < MAX_DIFFERENCE).then_some(largest)
     }
 }
 
-/// Makes `largest` what is taken from the scores of all queries that see a key, and returns it for each. `factors` get by
-/// what their earlier exponentials must be multiplied.
+/// Raises the maximum of all queries that see a key to `largest`. Returns what to subtract from each query's scores,
+/// and sets `factors` to what its earlier exponentials must be multiplied by.
 #[inline(always)]
-fn shared<const M: usize>(
+fn raise_all<const M: usize>(
     states: &mut [State],
     largest: f32,
     visible: impl Fn(usize) -> usize,
@@ -222,7 +227,7 @@ fn shared<const M: usize>(
     shifts
 }
 
-/// Scores to their exponentials less `shifts`, whose sums go to the states.
+/// Replaces scores by the exponentials of scores minus `shifts`, and adds their sums to the states.
 #[inline(always)]
 fn exponentials<S: Simd, const M: usize>(
     simd: S,

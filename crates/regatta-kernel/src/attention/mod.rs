@@ -1,10 +1,25 @@
-//! Attention over heads, forward and backward in tiles: neither scores nor weights are ever whole in memory (Dao et al.
-//! 2022, "FlashAttention"; Dao 2023, "FlashAttention-2"; the softmax in one pass is of Milakov & Gimelshein 2018).
+//! Multi-head attention, forward and backward in tiles, so the matrix of scores is never stored as a whole (Dao et
+//! al. 2022, "FlashAttention"; Dao 2023, "FlashAttention-2"; the softmax in one pass is from Milakov & Gimelshein
+//! 2018, "Online normalizer calculation for softmax").
 //!
-//! Queries are multiplied with a block of keys at a time; a query's largest score so far and its sum of exponentials are
-//! kept, and what it has gathered of the values is scaled down when a larger score comes. Forward leaves the logarithm of
-//! the sum, from which backward gets the weights of any tile again. Memory beside inputs and outputs is linear in the
-//! number of queries and keys. Scores that a causal mask hides are not computed, but for those beside the diagonal.
+//! Queries are multiplied with one block of keys at a time. For each query the largest score so far and the sum of
+//! exponentials are kept, and the weighted sum of values is scaled down when a larger score is found. Forward returns
+//! the logarithm of the sum, from which backward recomputes the weights of any tile. Temporary memory is linear in
+//! the number of queries and keys. Scores that a causal mask hides are not computed, except in blocks on the
+//! diagonal.
+//!
+//! ```
+//! use regatta_kernel::attention::{Attention, Operands};
+//! // One head, two tokens, causal. The operands are `[batch, time, 3 * heads * width]` with a width of 1.
+//! let attention =
+//!     Attention { batch: 1, heads: 1, time: 2, seen: 2, width: 1, past: Some(0), hidden: None, dropout: None };
+//! let operands = [0.0, 0.0, 4.0, 0.0, 0.0, 6.0];
+//! let (output, sums) = attention.forward(&Operands::Fused(&operands));
+//! // The first token sees only itself; the second sees both with equal weights.
+//! assert_eq!(output, [4.0, 5.0]);
+//! let gradients = attention.backward(&Operands::Fused(&operands), [&output, &sums, &[1.0, 1.0]]);
+//! assert_eq!(gradients[0].len(), operands.len());
+//! ```
 
 mod backward;
 mod forward;
@@ -15,76 +30,82 @@ mod softmax;
 mod tests;
 mod view;
 
+use crate::dropout::SampleRows;
 use crate::random::Stream;
 use pulp::{Arch, WithSimd};
 use rayon::prelude::*;
-use softmax::Drops;
+use softmax::WeightDropout;
 pub use view::{Operands, Strides, View};
-use view::{Room, Rows, Target};
+use view::{Rows, Target, UninitBuffer};
 
-/// Attention of `time` queries to `seen` keys in each of `heads` heads: `softmax(q k^T / sqrt(width)) v`.
+/// Attention of `time` queries to `seen` keys in each of `heads` heads: `softmax(q k^T / sqrt(width)) v`. The fields
+/// are the sizes and options of a call.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a> {
-    /// Sequences.
+    /// Number of sequences.
     pub batch: usize,
-    /// Heads of each.
+    /// Heads per sequence.
     pub heads: usize,
-    /// Queries of each.
+    /// Queries per sequence.
     pub time: usize,
-    /// Keys and values of each.
+    /// Keys and values per sequence.
     pub seen: usize,
-    /// Numbers of a query, a key or a value.
+    /// Elements of a query, a key or a value.
     pub width: usize,
-    /// Causal, where given: query `i` sees the keys `0..=past + i`. Else all see all.
+    /// `Some` for a causal mask: query `i` sees the keys `0..=past + i`, as with `past` earlier keys. `None`: every
+    /// query sees every key.
     pub past: Option<usize>,
-    /// Keys that are hidden from queries beside, `[time, seen]`. A query that sees nothing gets zeros.
+    /// A further mask `[time, seen]`: `true` hides a key from a query. A query that sees no keys gets zeros.
     pub hidden: Option<&'a [bool]>,
-    /// Drops some of the weights.
+    /// Dropout of weights.
     pub dropout: Option<Dropout>,
 }
 
-/// Zeroes weights with probability `rate` and scales the others by `1 / (1 - rate)`.
+/// Dropout: sets weights to 0 with probability `rate`, and scales the others by `1 / (1 - rate)`.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
-    /// Its `i`-th number decides on the `i`-th weight of `[batch, all heads, time, seen]`.
+    /// The random numbers. Number `i` decides about weight `i` of `[samples, all heads, time, seen]`.
     pub stream: Stream,
-    /// The probability.
+    /// Which samples of the global batch are the sequences.
+    pub rows: SampleRows,
+    /// The probability that a weight is dropped.
     pub rate: f64,
-    /// The first of the heads, among all: there may be others elsewhere.
+    /// Index of the first head among all heads of the model, which may be split over ranks.
     pub first: usize,
-    /// All heads.
+    /// The number of all heads.
     pub all: usize,
 }
 
-/// One head of one sequence.
+/// The operands and options of one head of one sequence.
 #[derive(Clone, Copy)]
-struct Pair<'a> {
+struct Head<'a> {
     time: usize,
     seen: usize,
     width: usize,
     past: Option<usize>,
     hidden: Option<&'a [bool]>,
-    drops: Option<Drops>,
+    dropout: Option<WeightDropout>,
     queries: Rows<'a>,
     keys: Rows<'a>,
     values: Rows<'a>,
 }
 
-impl Pair<'_> {
-    /// How many keys query `i` sees; those behind the last see as many as it.
+impl Head<'_> {
+    /// How many keys query `i` sees. Padding after the last query sees as many keys as the last query.
     #[inline(always)]
     fn visible(&self, i: usize) -> usize {
         self.past.map_or(self.seen, |past| self.seen.min(past + 1 + i.min(self.time - 1)))
     }
 
-    /// What a query is multiplied with, so that scores are exponents of two: faster than those of e.
+    /// The factor for queries. It includes log2(e), so that scores are exponents of 2, which are faster than those of
+    /// e.
     fn scale(&self) -> f32 {
         (std::f64::consts::LOG2_E / (self.width as f64).sqrt()) as f32
     }
 }
 
 impl Attention<'_> {
-    /// Floating-point operations of forward; backward takes 2.5 times as many. Hidden scores that are not computed do
+    /// Floating-point operations of forward; backward takes 2.5 times as many. Scores that the causal mask hides do
     /// not count.
     pub fn flops(&self) -> f64 {
         let scores: usize = match self.past {
@@ -94,35 +115,36 @@ impl Attention<'_> {
         4.0 * (self.batch * self.heads * self.width) as f64 * scores as f64
     }
 
-    /// What the queries gather of the values, `[batch, time, heads * width]`, and for [`Self::backward`] the logarithms of
-    /// the sums of exponentials of their scores, `[batch, heads, time]`.
+    /// Returns the output `[batch, time, heads * width]`, and for [`Self::backward`] the logarithms of the sums of
+    /// exponentials of each query's scores, `[batch, heads, time]`.
     ///
     /// # Panics
-    /// If operands are shorter than the sizes say.
+    /// If an operand is too short, or if there are not as many queries as keys with [`Operands::Fused`].
     pub fn forward(&self, operands: &Operands<'_>) -> (Vec<f32>, Vec<f32>) {
         self.forward_on(Arch::new(), operands)
     }
 
     fn forward_on(&self, unit: impl Unit, operands: &Operands<'_>) -> (Vec<f32>, Vec<f32>) {
         let views = operands.views(self);
-        let mut output = Room::new(self.batch * self.time * self.heads * self.width);
-        let mut sums = Room::new(self.batch * self.heads * self.time);
-        let of_output = Target::new(&mut output, 0, self.side_by_side(), self.width);
+        let mut output = UninitBuffer::new(self.batch * self.time * self.heads * self.width);
+        let mut sums = UninitBuffer::new(self.batch * self.heads * self.time);
+        let of_output = Target::new(&mut output, 0, self.output_strides(), self.width);
         let of_sums = Target::new(&mut sums, 0, Strides::apart(self.heads, self.time, 1), 1);
-        self.share(1.0, |batch, head| {
-            // SAFETY: only this call has this batch and head, and the rooms are alive until below.
+        self.for_each_head(1.0, |batch, head| {
+            // SAFETY: only this call accesses this batch and head, and the buffers live until the end of the function.
             let (output, sums) = unsafe { (of_output.rows(batch, head), of_sums.rows(batch, head)) };
-            unit.run(forward::Forward { pair: self.pair(&views, batch, head), output, sums });
+            unit.run(forward::Forward { head: self.head(&views, batch, head), output, sums });
         });
-        // SAFETY: all rows of all heads together are all there is, and forward writes each of them.
-        unsafe { (output.written(), sums.written()) }
+        // SAFETY: the rows of all heads are the whole buffers, and forward writes each row.
+        unsafe { (output.assume_init(), sums.assume_init()) }
     }
 
-    /// The gradients of the operands, each in its operand's layout (one that was in parts is `[batch, heads, time, width]`),
-    /// from what is given: the output and the sums of [`Self::forward`], and the output's gradient.
+    /// Returns the gradients of the operands: one vector per slice of `operands`, in its layout. With
+    /// [`Operands::Apart`] they are `[batch, heads, time, width]` (`seen` instead of `time` for keys and values).
+    /// `given` are the output and the sums that [`Self::forward`] returned, and the gradient of the output.
     ///
     /// # Panics
-    /// As [`Self::forward`].
+    /// As [`Self::forward`], and if a slice in `given` is too short.
     pub fn backward(&self, operands: &Operands<'_>, given: [&[f32]; 3]) -> Vec<Vec<f32>> {
         self.backward_on(Arch::new(), operands, given)
     }
@@ -134,69 +156,73 @@ impl Attention<'_> {
         [output, sums, gradient]: [&[f32]; 3],
     ) -> Vec<Vec<f32>> {
         let views = operands.views(self);
-        let output = View::new(output, self.side_by_side()).checked(self, self.time);
-        let gradient = View::new(gradient, self.side_by_side()).checked(self, self.time);
-        assert_eq!(sums.len(), self.batch * self.heads * self.time, "the sums of another attention");
+        let output = View::new(output, self.output_strides()).checked(self, self.time);
+        let gradient = View::new(gradient, self.output_strides()).checked(self, self.time);
+        assert_eq!(
+            sums.len(),
+            self.batch * self.heads * self.time,
+            "the sums must have batch * heads * time elements"
+        );
         let (gradients, targets) = operands.gradients(self);
-        self.share(2.5, |batch, head| {
-            // SAFETY: only this call has this batch and head, the targets are different parts of their rooms, and these
-            // are alive until below.
+        self.for_each_head(2.5, |batch, head| {
+            // SAFETY: only this call accesses this batch and head, the targets are different parts of their buffers,
+            // and the buffers live until the end of the function.
             let targets = targets.each_ref().map(|target| unsafe { target.rows(batch, head) });
             let begin = (batch * self.heads + head) * self.time;
             unit.run(backward::Backward {
-                pair: self.pair(&views, batch, head),
+                head: self.head(&views, batch, head),
                 output: output.rows(batch, head),
                 gradient: gradient.rows(batch, head),
                 sums: &sums[begin..begin + self.time],
                 targets,
             });
         });
-        // SAFETY: all rows of all heads of all targets together are all there is, and backward writes each of them.
-        gradients.into_iter().map(|gradient| unsafe { gradient.written() }).collect()
+        // SAFETY: the rows of all heads of all targets are the whole buffers, and backward writes each row.
+        gradients.into_iter().map(|gradient| unsafe { gradient.assume_init() }).collect()
     }
 
-    /// The layout `[batch, time, heads * width]`.
-    fn side_by_side(&self) -> Strides {
+    /// The strides of `[batch, time, heads * width]`.
+    fn output_strides(&self) -> Strides {
         Strides::projected(self.time, 1, self.heads, self.width)
     }
 
-    fn pair<'b>(&'b self, [queries, keys, values]: &[View<'b>; 3], batch: usize, head: usize) -> Pair<'b> {
-        let drops = self.dropout.filter(|dropout| dropout.rate > 0.0).map(|dropout| {
-            let index = batch * dropout.all + dropout.first + head;
-            Drops::new(dropout.stream, dropout.rate, (index * self.time * self.seen) as u64)
+    fn head<'b>(&'b self, [queries, keys, values]: &[View<'b>; 3], batch: usize, head: usize) -> Head<'b> {
+        let dropout = self.dropout.filter(|dropout| dropout.rate > 0.0).map(|dropout| {
+            let index = dropout.rows.sample(batch) * dropout.all + dropout.first + head;
+            WeightDropout::new(dropout.stream, dropout.rate, (index * self.time * self.seen) as u64)
         });
-        Pair {
+        Head {
             time: self.time,
             seen: self.seen,
             width: self.width,
             past: self.past,
             hidden: self.hidden,
-            drops,
+            dropout,
             queries: queries.rows(batch, head),
             keys: keys.rows(batch, head),
             values: values.rows(batch, head),
         }
     }
 
-    /// Runs `body` for every batch and head, on all threads where it is worth it.
-    fn share(&self, factor: f64, body: impl Fn(usize, usize) + Sync) {
-        // About what a thread does while it wakes.
-        const SMALL: f64 = 1e6;
-        let pairs = self.batch * self.heads;
-        if pairs < 2 || self.flops() * factor < SMALL || rayon::current_num_threads() == 1 {
-            (0..pairs).for_each(|pair| body(pair / self.heads, pair % self.heads));
+    /// Runs `body` for every batch and head, on all threads if there is enough work.
+    fn for_each_head(&self, factor: f64, body: impl Fn(usize, usize) + Sync) {
+        // Floating-point operations that a thread executes in about the time in which another one wakes up.
+        const MIN_PARALLEL: f64 = 1e6;
+        let heads = self.batch * self.heads;
+        if heads < 2 || self.flops() * factor < MIN_PARALLEL || rayon::current_num_threads() == 1 {
+            (0..heads).for_each(|index| body(index / self.heads, index % self.heads));
         } else {
-            (0..pairs).into_par_iter().for_each(|pair| body(pair / self.heads, pair % self.heads));
+            (0..heads).into_par_iter().for_each(|index| body(index / self.heads, index % self.heads));
         }
     }
 }
 
-/// A vector unit.
+/// A vector unit that runs work.
 trait Unit: Copy + Sync {
     fn run(self, work: impl WithSimd<Output = ()>);
 }
 
-/// The machine's best.
+/// The best vector unit of the machine.
 impl Unit for Arch {
     fn run(self, work: impl WithSimd<Output = ()>) {
         self.dispatch(work);

@@ -1,19 +1,22 @@
-//! Memory that a thread uses again and again, and copies into it.
+//! Memory that a thread reuses from call to call, and packing of operands into it.
 
 use super::view::Rows;
 use std::cell::Cell;
 
-/// A cache line, which is also the longest vector: no vector of memory made of them lies across two.
+/// A cache line, which is also the longest vector. In memory made of them, no aligned vector crosses a line.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([f32; 16]);
+struct Line([f32; LINE]);
+
+/// Elements of a cache line.
+const LINE: usize = 16;
 
 thread_local! {
     static SCRATCH: Cell<Vec<Line>> = const { Cell::new(vec![]) };
 }
 
-/// This thread's memory, as long as it is used. (A guard: a closure would not be compiled for the vector unit of the
-/// function that it is in.)
+/// The thread's memory, while it is in use. This is a guard and not a function that takes a closure, because the
+/// closure would not be compiled for the vector unit of the function around it.
 pub(super) struct Scratch(Vec<Line>);
 
 impl Scratch {
@@ -21,19 +24,19 @@ impl Scratch {
         Self(SCRATCH.take())
     }
 
-    /// Parts of these lengths, of whatever content.
+    /// Slices of these lengths. Their content is arbitrary.
     pub(super) fn parts<const N: usize>(&mut self, lens: [usize; N]) -> [&mut [f32]; N] {
         let lines = &mut self.0;
-        let wanted: usize = lens.iter().map(|len| len.div_ceil(16)).sum();
-        if lines.len() < wanted {
-            // Without the copy of a `resize`.
-            *lines = vec![Line([0.0; 16]); wanted];
+        let needed: usize = lens.iter().map(|len| len.div_ceil(LINE)).sum();
+        if lines.len() < needed {
+            // Not `resize`, which would copy the old content.
+            *lines = vec![Line([0.0; LINE]); needed];
         }
-        // SAFETY: a line is 16 numbers and nothing else.
+        // SAFETY: a line consists of `LINE` elements without padding.
         let mut rest =
-            unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), 16 * lines.len()) };
+            unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), LINE * lines.len()) };
         lens.map(|len| {
-            let (part, others) = std::mem::take(&mut rest).split_at_mut(len.next_multiple_of(16));
+            let (part, others) = std::mem::take(&mut rest).split_at_mut(len.next_multiple_of(LINE));
             rest = others;
             &mut part[..len]
         })
@@ -46,10 +49,10 @@ impl Drop for Scratch {
     }
 }
 
-/// Rows `begin..begin + count` times `factor`, each as `out` is wide for one; zeros to their right, and in the rows of
-/// `out` behind.
+/// Copies the rows `begin..begin + count` of `width` elements times `factor` to `out`, whose rows have `row`
+/// elements. The rest of each row and the rows after them are filled with zeros.
 #[inline(always)]
-pub(super) fn copy(
+pub(super) fn copy_rows(
     rows: Rows<'_>,
     begin: usize,
     count: usize,
@@ -69,10 +72,10 @@ pub(super) fn copy(
     rest.fill(0.0);
 }
 
-/// Rows `begin..begin + count` as columns of panels that are `panel` columns wide, `[panels, width, panel]`; zeros behind
-/// the last.
+/// Copies the rows `begin..begin + count` to the columns of panels that are `panel` columns wide, `[panels, width,
+/// panel]`. Columns after the last are filled with zeros.
 #[inline(always)]
-pub(super) fn transpose(
+pub(super) fn copy_as_columns(
     rows: Rows<'_>,
     begin: usize,
     count: usize,
@@ -93,7 +96,7 @@ pub(super) fn transpose(
             let [c, d] = [rows.row(at + 2, width).as_chunks::<4>(), rows.row(at + 3, width).as_chunks::<4>()];
             let mut to = column;
             for (((a, b), c), d) in a.0.iter().zip(b.0).zip(c.0).zip(d.0) {
-                let [a, b, c, d] = turn([*a, *b, *c, *d]);
+                let [a, b, c, d] = transpose_4x4([*a, *b, *c, *d]);
                 out[to..to + 4].copy_from_slice(&a);
                 out[to + panel..][..4].copy_from_slice(&b);
                 out[to + 2 * panel..][..4].copy_from_slice(&c);
@@ -114,14 +117,14 @@ pub(super) fn transpose(
     }
 }
 
-/// Columns for rows.
+/// Transposes a square.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn turn(square: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+fn transpose_4x4(square: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
     use pulp::bytemuck::cast;
     use std::arch::x86_64::{_mm_movehl_ps, _mm_movelh_ps, _mm_unpackhi_ps, _mm_unpacklo_ps};
     let [a, b, c, d] = [cast(square[0]), cast(square[1]), cast(square[2]), cast(square[3])];
-    // The compiler does not find these by itself, and moves number by number.
+    // The compiler does not find these instructions by itself: it would move single elements.
     // SAFETY: SSE is part of x86-64.
     let [a, b, c, d] = unsafe {
         let (low, high) = (_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
@@ -136,15 +139,15 @@ fn turn(square: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
     [cast(a), cast(b), cast(c), cast(d)]
 }
 
-/// Columns for rows.
+/// Transposes a square.
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-fn turn(square: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
-    let mut turned = square;
+fn transpose_4x4(square: [[f32; 4]; 4]) -> [[f32; 4]; 4] {
+    let mut transposed = square;
     for i in 0..4 {
         for j in 0..4 {
-            turned[i][j] = square[j][i];
+            transposed[i][j] = square[j][i];
         }
     }
-    turned
+    transposed
 }

@@ -1,8 +1,8 @@
-//! Products of small matrices that are in the cache, in tiles of registers.
+//! Products of small matrices in the cache, by tiles in registers.
 
 use pulp::Simd;
 
-/// A matrix of which single numbers are read: that of row `i` and column `j` is `values[i * row + j * column]`.
+/// A left operand, of which single elements are read. Element `(i, j)` is `values[i * row + j * column]`.
 #[derive(Clone, Copy)]
 pub(super) struct Left<'a> {
     pub(super) values: &'a [f32],
@@ -10,15 +10,15 @@ pub(super) struct Left<'a> {
     pub(super) column: usize,
 }
 
-/// A matrix of which vectors are read: row `i` begins at `values[i * row]`.
+/// A right operand, of which vectors are read. Row `i` starts at `values[i * row]`.
 #[derive(Clone, Copy)]
 pub(super) struct Right<'a> {
     pub(super) values: &'a [f32],
     pub(super) row: usize,
 }
 
-/// `sums` and the product of `M` rows of `left` and `N` vectors of columns of `right`, over the first `inner` columns and
-/// rows. `M * N` sums, the vectors and one number at a time should fit in the registers.
+/// Returns `sums` plus the product of `M` rows of `left` and `N` vectors of columns of `right`, over the first
+/// `inner` columns of `left` and rows of `right`. `M * N` sums, `N` vectors and one more should fit in the registers.
 #[inline(always)]
 pub(super) fn product<S: Simd, const M: usize, const N: usize>(
     simd: S,
@@ -37,24 +37,24 @@ pub(super) fn product<S: Simd, const M: usize, const N: usize>(
     for _ in 0..inner {
         let mut b = [simd.splat_f32s(0.0); N];
         for (n, b) in b.iter_mut().enumerate() {
-            // SAFETY: within `right`, by the second assertion; the read is unaligned.
+            // SAFETY: the vector is within `right` by the second assertion, and the read may be unaligned.
             *b = unsafe { vectors.add(n * S::F32_LANES).cast::<S::f32s>().read_unaligned() };
         }
         for (m, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: within `left`, by the first assertion.
+            // SAFETY: the element is within `left` by the first assertion.
             let a = simd.splat_f32s(unsafe { *numbers.add(m * left.row) });
             for (sum, b) in sums.iter_mut().zip(b) {
                 *sum = simd.mul_add_e_f32s(a, b, *sum);
             }
         }
-        // Behind the last they may leave the slices, where nobody follows them.
+        // After the last step the pointers may be outside of the slices; then they are not dereferenced.
         numbers = numbers.wrapping_add(left.column);
         vectors = vectors.wrapping_add(right.row);
     }
     sums
 }
 
-/// `out = out * factors + left * right` for `M` rows of `vectors` vectors; `out` has rows as wide as `right`'s.
+/// `out = out * factors + left * right` for `M` rows of `vectors` vectors. `out` has the row distance of `right`.
 #[inline(always)]
 pub(super) fn add_product<S: Simd, const M: usize>(
     simd: S,
@@ -75,6 +75,7 @@ pub(super) fn add_product<S: Simd, const M: usize>(
     }
 }
 
+/// [`add_product`] for `N` vectors of columns from vector `at` on.
 #[inline(always)]
 fn add_columns<S: Simd, const M: usize, const N: usize>(
     simd: S,
@@ -105,13 +106,13 @@ fn add_columns<S: Simd, const M: usize, const N: usize>(
     }
 }
 
-/// The first `N` vectors.
+/// The first `N` vectors of `values`.
 #[inline(always)]
 pub(super) fn vectors_at<S: Simd, const N: usize>(values: &[f32]) -> &[S::f32s] {
     &S::as_simd_f32s(values).0[..N]
 }
 
-/// Stores `vectors` at the beginning of `out`.
+/// Stores `vectors` at the start of `out`.
 #[inline(always)]
 pub(super) fn store<S: Simd, const N: usize>(out: &mut [f32], vectors: &[S::f32s; N]) {
     S::as_mut_simd_f32s(out).0[..N].copy_from_slice(vectors);

@@ -1,21 +1,22 @@
-//! Exponentials of a row of scores, and which of them are dropped.
+//! The softmax of a row of scores, its masks, and dropout of weights.
 
-use super::Pair;
+use super::Head;
 use crate::random::Stream;
 use pulp::Simd;
 
-/// Less than any score, and a number: differences to it are numbers too.
+/// A value below any score. It is finite, so that differences to it are finite too.
 pub(super) const LOWEST: f32 = -1e30;
 
-/// `2^x` for `x` up to 127, within 2 units in the last place; 0 below -127.
+/// `2^x` for `x` up to 127, within 2 units in the last place. The result is 0 for `x` below -127.
 #[inline(always)]
 pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    // Adding it rounds to a whole number, which is then in the low bits with the exponent's bias.
+    // Adding this constant rounds to an integer, which is then in the low bits, with the bias of the exponent added.
     const ROUND: f32 = 12_582_912.0 + 127.0;
-    // (2^r - 1) / r for |r| <= 1/2; fitted, relative error of the whole 1e-7. 2^0 is exactly 1.
-    #[allow(clippy::approx_constant)] // Near ln(2), and not it.
+    // A fitted polynomial for (2^r - 1) / r with |r| <= 1/2. The relative error of the result is 1e-7, and 2^0 is
+    // exactly 1.
+    #[allow(clippy::approx_constant)] // Close to ln(2), but a fitted coefficient.
     const P: [f32; 5] = [0.693_147, 0.240_222_42, 0.055_507_336, 0.009_671_513, 0.001_326_472_7];
-    // In this order, what is not a number stays so.
+    // With the arguments in this order, NaN stays NaN.
     let x = simd.max_f32s(simd.splat_f32s(-127.0), x);
     let shifted = simd.add_f32s(x, simd.splat_f32s(ROUND));
     let r = simd.sub_f32s(x, simd.sub_f32s(shifted, simd.splat_f32s(ROUND)));
@@ -28,7 +29,7 @@ pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     simd.mul_f32s(y, simd.transmute_f32s_u32s(power))
 }
 
-/// `value` in the numbers of `row` behind the first `visible`.
+/// Sets the elements of `row` after the first `visible` to `value`.
 #[inline(always)]
 pub(super) fn hide<S: Simd>(simd: S, row: &mut [f32], visible: usize, value: f32) {
     let (vectors, _) = S::as_mut_simd_f32s(row);
@@ -46,11 +47,11 @@ pub(super) fn hide<S: Simd>(simd: S, row: &mut [f32], visible: usize, value: f32
     }
 }
 
-/// `value` where query `i` must not see a key, from key `first` on.
+/// Sets the elements of `row`, which starts at key `first`, to `value` where the mask hides a key from query `i`.
 #[inline(always)]
-pub(super) fn hide_masked(pair: &Pair<'_>, i: usize, first: usize, row: &mut [f32], value: f32) {
+pub(super) fn hide_masked(head: &Head<'_>, i: usize, first: usize, row: &mut [f32], value: f32) {
     if let Some(hidden) =
-        pair.hidden.and_then(|hidden| hidden.get(i * pair.seen + first..(i + 1) * pair.seen))
+        head.hidden.and_then(|hidden| hidden.get(i * head.seen + first..(i + 1) * head.seen))
     {
         for (score, &hidden) in row.iter_mut().zip(hidden) {
             *score = if hidden { value } else { *score };
@@ -58,21 +59,22 @@ pub(super) fn hide_masked(pair: &Pair<'_>, i: usize, first: usize, row: &mut [f3
     }
 }
 
-/// What is known of a query's softmax so far.
+/// The state of a query's softmax over the keys so far.
 #[derive(Clone, Copy)]
 pub(super) struct State {
     /// The largest score.
     pub(super) largest: f32,
-    /// The sum of the exponentials, less the largest.
+    /// The sum of the exponentials of (score - largest score).
     pub(super) sum: f32,
 }
 
 impl State {
+    /// The state before the first key.
     pub(super) const NEW: Self = Self { largest: LOWEST, sum: 0.0 };
 
-    /// Takes more `scores`, leaves their exponentials in their place, and returns by what earlier ones must be multiplied.
+    /// Adds `scores` and replaces them by their exponentials. Returns the factor for earlier exponentials.
     #[inline(always)]
-    pub(super) fn take<S: Simd>(&mut self, simd: S, scores: &mut [f32]) -> f32 {
+    pub(super) fn update<S: Simd>(&mut self, simd: S, scores: &mut [f32]) -> f32 {
         let (vectors, _) = S::as_mut_simd_f32s(scores);
         let mut largest = simd.splat_f32s(self.largest);
         for vector in vectors.iter() {
@@ -90,7 +92,7 @@ impl State {
         factor
     }
 
-    /// Makes the largest score at least `largest`, and returns by what exponentials so far must be multiplied.
+    /// Raises the largest score to at least `largest`. Returns the factor for earlier exponentials.
     #[inline(always)]
     pub(super) fn raise(&mut self, largest: f32) -> f32 {
         if self.largest >= largest {
@@ -106,7 +108,8 @@ impl State {
         factor
     }
 
-    /// The natural logarithm of the sum of exponentials; infinite where nothing was seen, so that weights come out as 0.
+    /// The natural logarithm of the sum of exponentials. It is infinite if the query sees no keys, so that its
+    /// weights in backward are 0.
     pub(super) fn logarithm(self) -> f32 {
         if self.sum > 0.0 || self.sum.is_nan() {
             self.largest * std::f32::consts::LN_2 + self.sum.ln()
@@ -116,31 +119,32 @@ impl State {
     }
 }
 
-/// Which weights of a head are dropped.
+/// Decides which weights of a head are dropped.
 #[derive(Clone, Copy)]
-pub(super) struct Drops {
+pub(super) struct WeightDropout {
     stream: Stream,
-    /// Numbers whose high 24 bits are below it drop.
-    below: u64,
-    keep: f32,
-    /// The number of the first query's weight of the first key.
+    /// A weight is dropped if the high 24 bits of its random number are below this.
+    threshold: u64,
+    /// The factor of the weights that are not dropped.
+    scale: f32,
+    /// The number of the first weight of the head.
     begin: u64,
 }
 
-impl Drops {
+impl WeightDropout {
     pub(super) fn new(stream: Stream, rate: f64, begin: u64) -> Self {
-        // Uniform numbers are multiples of 2^-24 and are compared in f32.
-        let below = (f64::from(rate as f32) * f64::from(1u32 << 24)).ceil() as u64;
-        Self { stream, below, keep: (1.0 / (1.0 - rate)) as f32, begin }
+        // The same decision as `Stream::uniform(n) < rate` in f32, whose uniform numbers are multiples of 2^-24.
+        let threshold = (f64::from(rate as f32) * f64::from(1u32 << 24)).ceil() as u64;
+        Self { stream, threshold, scale: (1.0 / (1.0 - rate)) as f32, begin }
     }
 
-    /// The factors of weights from number `first` of the head on.
+    /// The factors of the head's weights from weight `first` on.
     #[inline(always)]
     pub(super) fn factors(&self, first: usize, out: &mut [f32]) {
         let first = self.begin.wrapping_add(first as u64);
         for (i, out) in out.iter_mut().enumerate() {
-            let drop = self.stream.bits(first.wrapping_add(i as u64)) >> 40 < self.below;
-            *out = if drop { 0.0 } else { self.keep };
+            let drop = self.stream.bits(first.wrapping_add(i as u64)) >> 40 < self.threshold;
+            *out = if drop { 0.0 } else { self.scale };
         }
     }
 }

@@ -1,16 +1,16 @@
 use super::*;
 use proptest::prelude::*;
 
-/// Attention as it is defined, in f64, on operands `[batch, heads, time, width]`.
-struct Plain<'a> {
+/// Attention computed from the definition, in f64, with operands `[batch, heads, time, width]`.
+struct Reference<'a> {
     sizes: Attention<'a>,
     queries: Vec<f64>,
     keys: Vec<f64>,
     values: Vec<f64>,
 }
 
-impl Plain<'_> {
-    /// Softmax of a query's scores, and the factors of dropout.
+impl Reference<'_> {
+    /// The softmax of a query's scores, and the dropout factors of the weights.
     fn weights(&self, pair: usize, i: usize) -> (Vec<f64>, Vec<f64>) {
         let Attention { heads, time, seen, width, .. } = self.sizes;
         let query = &self.queries[(pair * time + i) * width..][..width];
@@ -31,7 +31,7 @@ impl Plain<'_> {
         scores.iter_mut().for_each(|score| *score /= if sum > 0.0 { sum } else { 1.0 });
         let factors = (0..seen).map(|j| {
             let Some(dropout) = self.sizes.dropout else { return 1.0 };
-            let head = (pair / heads) * dropout.all + dropout.first + pair % heads;
+            let head = dropout.rows.sample(pair / heads) * dropout.all + dropout.first + pair % heads;
             let uniform = dropout.stream.uniform(((head * time + i) * seen + j) as u64);
             if uniform < dropout.rate as f32 { 0.0 } else { 1.0 / (1.0 - dropout.rate) }
         });
@@ -85,7 +85,7 @@ impl Plain<'_> {
     }
 }
 
-fn wide(values: &[f32]) -> Vec<f64> {
+fn to_f64(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
 }
 
@@ -93,22 +93,23 @@ fn largest(values: &[f64]) -> f64 {
     values.iter().map(|x| x.abs()).max_by(f64::total_cmp).unwrap_or(0.0)
 }
 
-/// The largest difference over the largest number, which is at least `least`: where all cancels out no digit is left.
-fn error(found: &[f64], wanted: &[f64], least: f64) -> f64 {
-    assert_eq!(found.len(), wanted.len());
+/// The largest difference, divided by the largest expected value or by `least` if that is larger. Values that cancel
+/// out to nearly 0 have no precise digits.
+fn error(found: &[f64], expected: &[f64], least: f64) -> f64 {
+    assert_eq!(found.len(), expected.len());
     assert!(found.iter().all(|x| x.is_finite()));
-    let differences: Vec<f64> = found.iter().zip(wanted).map(|(a, b)| a - b).collect();
-    largest(&differences) / largest(wanted).max(least)
+    let differences: Vec<f64> = found.iter().zip(expected).map(|(a, b)| a - b).collect();
+    largest(&differences) / largest(expected).max(least)
 }
 
-/// Element `[batch, head, time, d]` of a tensor with these strides.
+/// The elements of a tensor with these strides, in the order `[batch, head, time, width]`.
 fn gather(sizes: &Attention<'_>, values: &[f32], begin: usize, strides: Strides, time: usize) -> Vec<f64> {
     let mut all = vec![];
     for batch in 0..sizes.batch {
         for head in 0..sizes.heads {
             for i in 0..time {
                 let row = begin + batch * strides.batch + head * strides.head + i * strides.time;
-                all.extend(wide(&values[row..row + sizes.width]));
+                all.extend(to_f64(&values[row..row + sizes.width]));
             }
         }
     }
@@ -122,10 +123,10 @@ enum Kind {
     Apart,
 }
 
-/// Operand, beginning, distances and times of a part.
+/// Index of the operand, start in it, strides and number of times.
 type Place = (usize, usize, Strides, usize);
 
-/// Random operands in one of the layouts, and where queries, keys and values lie.
+/// Random operands in one of the layouts, and the places of queries, keys and values in them.
 fn operands(sizes: &Attention<'_>, kind: Kind, seed: u64, scale: f32) -> (Vec<Vec<f32>>, [Place; 3]) {
     let Attention { batch, heads, time, seen, width, .. } = *sizes;
     let row = heads * width;
@@ -157,7 +158,7 @@ fn operands(sizes: &Attention<'_>, kind: Kind, seed: u64, scale: f32) -> (Vec<Ve
     }
 }
 
-/// Forward and backward against the definition.
+/// Compares forward and backward with the definition.
 fn compare(unit: impl Unit, sizes: Attention<'_>, kind: Kind, seed: u64, scale: f32) {
     let (values, places) = operands(&sizes, kind, seed, scale);
     let given = match kind {
@@ -171,18 +172,19 @@ fn compare(unit: impl Unit, sizes: Attention<'_>, kind: Kind, seed: u64, scale: 
         let (operand, begin, strides, time) = places[of];
         gather(&sizes, &all[operand], begin, strides, time)
     };
-    let plain = Plain { sizes, queries: part(0, &values), keys: part(1, &values), values: part(2, &values) };
+    let reference =
+        Reference { sizes, queries: part(0, &values), keys: part(1, &values), values: part(2, &values) };
     let (output, sums) = sizes.forward_on(unit, &given);
-    let beside = sizes.side_by_side();
-    let found = gather(&sizes, &output, 0, beside, sizes.time);
-    let off = error(&found, &plain.output(), 1e-3);
+    let strides = sizes.output_strides();
+    let found = gather(&sizes, &output, 0, strides, sizes.time);
+    let off = error(&found, &reference.output(), 1e-3);
     assert!(off < 1e-5, "output: {off:e} {sizes:?}");
     let gradient = Stream::new(seed + 1).normal(output.len(), 1.0);
     let found = sizes.backward_on(unit, &given, [&output, &sums, &gradient]);
-    let wanted = plain.gradients(&gather(&sizes, &gradient, 0, beside, sizes.time));
-    let least = 0.1 * wanted.iter().map(|wanted| largest(wanted)).fold(1e-3, f64::max);
-    for (of, wanted) in wanted.iter().enumerate() {
-        let off = error(&part(of, &found), wanted, least);
+    let expected = reference.gradients(&gather(&sizes, &gradient, 0, strides, sizes.time));
+    let least = 0.1 * expected.iter().map(|expected| largest(expected)).fold(1e-3, f64::max);
+    for (of, expected) in expected.iter().enumerate() {
+        let off = error(&part(of, &found), expected, least);
         assert!(off < 1e-5, "gradient {of}: {off:e} {sizes:?}");
     }
 }
@@ -200,7 +202,8 @@ proptest! {
         let seen = if kind == Kind::Fused { time } else { time + more };
         let stream = Stream::new(u64::from(seed));
         let mask: Vec<bool> = (0..(time * seen) as u64).map(|i| stream.uniform(i) < 0.3).collect();
-        let dropout = Dropout { stream, rate: 0.2, first: 1, all: heads + 2 };
+        let rows = SampleRows { first: 3, stride: 2 };
+        let dropout = Dropout { stream, rows, rate: 0.2, first: 1, all: heads + 2 };
         let sizes = Attention {
             batch, heads, time, seen, width,
             past: causal.then_some(seen - time),
@@ -211,7 +214,7 @@ proptest! {
     }
 }
 
-/// A vector unit that may not be the best.
+/// A vector unit that may not be the best of the machine.
 #[derive(Clone, Copy)]
 struct Only<S>(S);
 
@@ -227,7 +230,7 @@ fn causal(batch: usize, heads: usize, time: usize, width: usize) -> Attention<'s
 
 #[test]
 fn every_vector_unit_agrees() {
-    let dropout = Dropout { stream: Stream::new(4), rate: 0.1, first: 0, all: 2 };
+    let dropout = Dropout { stream: Stream::new(4), rows: SampleRows::ALL, rate: 0.1, first: 0, all: 2 };
     for dropout in [None, Some(dropout)] {
         for (time, past, width) in [(70, Some(0), 32), (131, Some(3), 7), (64, None, 40)] {
             let seen = time + past.unwrap_or(0);
@@ -243,28 +246,28 @@ fn every_vector_unit_agrees() {
     }
 }
 
-/// Scores so far apart that queries have to look for their own largest, and blocks of keys that raise it.
+/// The scores differ so much that each query needs its own maximum, and later blocks of keys raise it.
 #[test]
 fn large_scores_neither_overflow_nor_vanish() {
     let time = 300;
     let mut all = Stream::new(5).normal(3 * time * 8, 2.0);
     for (i, row) in all.chunks_exact_mut(24).enumerate() {
-        // Keys that grow make scores of all signs and up to hundreds.
+        // Growing keys give scores of both signs, up to hundreds.
         row[8..16].iter_mut().for_each(|key| *key *= 0.3 * i as f32);
     }
     let sizes = causal(1, 1, time, 8);
     let (output, sums) = sizes.forward(&Operands::Fused(&all));
     let strides = Strides::projected(time, 3, 1, 8);
     let part = |begin| gather(&sizes, &all, begin, strides, time);
-    let plain = Plain { sizes, queries: part(0), keys: part(8), values: part(16) };
-    // Scores are in the hundreds, so exponentials have three digits less.
-    assert!(error(&wide(&output), &plain.output(), 1.0) < 1e-3);
+    let reference = Reference { sizes, queries: part(0), keys: part(8), values: part(16) };
+    // With scores in the hundreds, exponentials have three digits less.
+    assert!(error(&to_f64(&output), &reference.output(), 1.0) < 1e-3);
     let gradients = sizes.backward(&Operands::Fused(&all), [&output, &sums, &output]);
     assert!(gradients[0].iter().all(|x| x.is_finite()));
 }
 
 #[test]
-fn queries_that_see_nothing_get_nothing_and_give_nothing() {
+fn queries_without_keys_have_zero_output_and_gradient() {
     let time = 5;
     let hidden: Vec<bool> = (0..time * time).map(|i| i / time == 2).collect();
     let sizes = Attention { hidden: Some(&hidden), ..causal(1, 1, time, 4) };
@@ -276,9 +279,9 @@ fn queries_that_see_nothing_get_nothing_and_give_nothing() {
     assert!(gradient[0].iter().all(|x| x.is_finite()));
 }
 
-/// A number that is none is not lost, and reaches only who sees it.
+/// A NaN in a key makes the output NaN for the queries that see the key, and for no others.
 #[test]
-fn what_is_not_a_number_stays_so() {
+fn nan_is_propagated() {
     let time = 40;
     let mut all = Stream::new(1).normal(time * 24, 1.0);
     all[20 * 24 + 8] = f32::NAN;
@@ -288,7 +291,7 @@ fn what_is_not_a_number_stays_so() {
 }
 
 #[test]
-fn any_number_of_threads_gives_the_same_bits() {
+fn the_result_does_not_depend_on_the_threads() {
     let sizes = causal(3, 2, 100, 32);
     let all = Stream::new(1).normal(3 * 100 * 3 * 64, 1.0);
     let run = |threads| {
@@ -303,7 +306,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 }
 
 #[test]
-fn nothing_comes_of_nothing() {
+fn empty_operands_give_empty_results() {
     for (batch, time) in [(0, 5), (2, 0)] {
         let sizes = causal(batch, 2, time, 8);
         let (output, sums) = sizes.forward(&Operands::Fused(&[]));
@@ -314,37 +317,39 @@ fn nothing_comes_of_nothing() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(20))]
-    /// The gradient of `sum(output * direction)` by central differences, in f64 on the definition: of what the kernel is
-    /// compared with, and of the kernel.
+    /// The gradients of `sum(output * direction)`, of the kernel and of the definition, against central differences
+    /// of the definition in f64.
     #[test]
-    fn gradients_are_differences(time in 1usize..6, more in 0usize..4, width in 1usize..6, seed in any::<u32>()) {
+    fn gradients_agree_with_finite_differences(
+        time in 1usize..6, more in 0usize..4, width in 1usize..6, seed in any::<u32>(),
+    ) {
         let stream = Stream::new(u64::from(seed));
-        let dropout = Dropout { stream, rate: 0.3, first: 0, all: 2 };
+        let dropout = Dropout { stream, rows: SampleRows::ALL, rate: 0.3, first: 0, all: 2 };
         let seen = time + more;
         let sizes = Attention { seen, past: Some(more), dropout: Some(dropout), ..causal(1, 2, time, width) };
         let (values, places) = operands(&sizes, Kind::Apart, u64::from(seed), 1.0);
         let direction = stream.at(7).normal(2 * time * width, 1.0);
-        let part = |of: usize| wide(&values[of]);
-        let mut plain = Plain { sizes, queries: part(0), keys: part(1), values: part(2) };
-        // The kernel's output has another order than the definition's.
-        let beside = gather(&sizes, &direction, 0, sizes.side_by_side(), time);
-        let wanted = plain.gradients(&beside);
+        let part = |of: usize| to_f64(&values[of]);
+        let mut reference = Reference { sizes, queries: part(0), keys: part(1), values: part(2) };
+        // The output of the kernel has another layout than that of the definition.
+        let weights = gather(&sizes, &direction, 0, sizes.output_strides(), time);
+        let expected = reference.gradients(&weights);
         let given = Operands::Apart(places.map(|(of, _, strides, _)| View::new(&values[of], strides)));
         let (output, sums) = sizes.forward(&given);
         let found = sizes.backward(&given, [&output, &sums, &direction]);
         for of in 0..3 {
             for i in 0..values[of].len() {
                 let mut loss = |by: f64| {
-                    let operand = [&mut plain.queries, &mut plain.keys, &mut plain.values].into_iter().nth(of).unwrap();
-                    operand[i] += by;
-                    let sum: f64 = plain.output().iter().zip(&beside).map(|(a, b)| a * b).sum();
-                    let operand = [&mut plain.queries, &mut plain.keys, &mut plain.values].into_iter().nth(of).unwrap();
-                    operand[i] -= by;
+                    let operands = [&mut reference.queries, &mut reference.keys, &mut reference.values];
+                    operands.into_iter().nth(of).unwrap()[i] += by;
+                    let sum: f64 = reference.output().iter().zip(&weights).map(|(a, b)| a * b).sum();
+                    let operands = [&mut reference.queries, &mut reference.keys, &mut reference.values];
+                    operands.into_iter().nth(of).unwrap()[i] -= by;
                     sum
                 };
                 let step = 1e-5;
                 let difference = (loss(step) - loss(-step)) / (2.0 * step);
-                prop_assert!((difference - wanted[of][i]).abs() < 1e-7 * (1.0 + difference.abs()));
+                prop_assert!((difference - expected[of][i]).abs() < 1e-7 * (1.0 + difference.abs()));
                 prop_assert!((difference - f64::from(found[of][i])).abs() < 2e-5 * (1.0 + difference.abs()));
             }
         }

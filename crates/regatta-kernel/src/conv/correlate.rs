@@ -1,36 +1,42 @@
-//! Forward and the gradient of the images: sums over taps and source channels for every place of the target.
+//! The forward pass and the gradient of the images: for every position of the target, a sum over taps and source
+//! channels.
 
-use super::{Epilogue, Meeting, scratch};
+use super::{Epilogue, TapAt, scratch};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Steps (taps x source channels) of a panel of weights: with vectors for a register tile it fits a half of a 1 MiB cache.
+/// Steps (taps x source channels) of a panel of weights: for the vectors of a register tile it takes half of a 1 MiB
+/// cache.
 const STEPS: usize = 1280;
+/// Side of the squares in which weights are transposed: a cache line of elements.
+const SQUARE: usize = 16;
 
+/// The weights and their layout.
 pub(super) struct Weights<'a> {
     /// `[kernel, kernel, source, target]`, or transposed `[kernel, kernel, target, source]`.
     pub(super) values: &'a [f32],
     pub(super) transposed: bool,
 }
 
-/// For every place of the target: the sum over the taps that meet it.
+/// Computes every position of the target as a sum over the taps that apply to it.
 pub(super) struct Correlation<'a> {
     pub(super) images: usize,
-    /// Rows, columns and channels that are read.
+    /// Rows, columns and channels of the source, which is read.
     pub(super) source: [usize; 3],
-    /// Rows, columns and channels that are written.
+    /// Rows, columns and channels of the target, which is written.
     pub(super) target: [usize; 3],
-    /// By row of the target.
-    pub(super) rows: &'a [Vec<Meeting>],
-    /// By column of the target.
-    pub(super) columns: &'a [Vec<Meeting>],
+    /// The taps along the rows, for each row of the target.
+    pub(super) rows: &'a [Vec<TapAt>],
+    /// The taps along the columns, for each column of the target.
+    pub(super) columns: &'a [Vec<TapAt>],
     pub(super) kernel: usize,
     pub(super) weights: Weights<'a>,
     pub(super) epilogue: Epilogue<'a>,
 }
 
 impl Correlation<'_> {
-    /// Images are shared out among the threads; no sum crosses an image, so results do not depend on how.
+    /// Computes `out` from `x`. Images are divided among the threads. Every sum is within one image, so results do
+    /// not depend on the number of threads.
     pub(super) fn run(&self, x: &[f32], out: &mut [f32]) {
         let [source, target] = [self.source, self.target].map(|shape| shape.iter().product::<usize>());
         if target == 0 || self.images == 0 {
@@ -45,8 +51,8 @@ impl Correlation<'_> {
         }
     }
 
-    /// Copies the weights of `depth` source channels from `from` on and `width` target channels from `to` on into `panel`
-    /// `[taps, depth, vectors]`, with zeros behind the width.
+    /// Copies the weights of `depth` source channels from `from` on and `width` target channels from `to` on into
+    /// `panel` `[taps, depth, vectors]`, with zeros after the width.
     fn pack(&self, [from, depth]: [usize; 2], [to, width]: [usize; 2], panel: &mut [f32], lanes: usize) {
         let (sources, targets) = (self.source[2], self.target[2]);
         let all = self.weights.values;
@@ -62,9 +68,9 @@ impl Correlation<'_> {
             if width < lanes {
                 panel.fill(0.0);
             }
-            // Squares of 16, so that lines are read and written while they are in the cache.
-            for begin in (0..depth).step_by(16) {
-                let end = depth.min(begin + 16);
+            // In squares, so that cache lines are read and written while they are in the cache.
+            for begin in (0..depth).step_by(SQUARE) {
+                let end = depth.min(begin + SQUARE);
                 for column in 0..width {
                     let start = (tap * targets + to + column) * sources + from;
                     for (index, value) in all[start + begin..start + end].iter().enumerate() {
@@ -76,7 +82,7 @@ impl Correlation<'_> {
     }
 }
 
-/// Some of the images.
+/// The part of one thread: some of the images.
 struct Part<'a> {
     all: &'a Correlation<'a>,
     x: &'a [f32],
@@ -124,12 +130,12 @@ impl WithSimd for Part<'_> {
     }
 }
 
-/// How many rows a register tile of so many vectors has, of `left` that are left.
+/// The number of rows of a register tile that is `vectors` wide, if `left` rows are left.
 pub(super) fn rows_of_tile(vectors: usize, left: usize) -> usize {
     if vectors <= 2 && left >= 12 { 12 } else { left.min(6) }
 }
 
-/// Runs `$job.tile::<rows, vectors>` as a function of its own, compiled for the vector unit.
+/// Runs `$job` as a [`Tile`] of this size: a separate function, compiled for the vector unit.
 macro_rules! by_tile {
     ($simd:expr, $job:expr, $rows:expr, $vectors:expr) => {{
         use crate::conv::correlate::Tile;
@@ -169,22 +175,22 @@ pub(super) use by_tile;
 /// A job with the size of its register tile: `P` rows of `V` vectors.
 pub(super) struct Tile<J, const P: usize, const V: usize>(pub(super) J);
 
-/// All places of as many images as the tile has rows.
+/// Computes all positions of as many images as the tile has rows.
 pub(super) struct Sweep<'a> {
     all: &'a Correlation<'a>,
-    /// `[taps, depth, vectors]`
+    /// The packed weights, `[taps, depth, vectors]`.
     panel: &'a [f32],
-    /// Source channels.
+    /// The number of source channels.
     depth: usize,
-    /// Target channels.
+    /// The number of target channels.
     width: usize,
-    /// From the first source channel of the first image on.
+    /// The source, from the first source channel of the first image on.
     x: &'a [f32],
-    /// From the first target channel of the first image on.
+    /// The target, from the first target channel of the first image on.
     out: &'a mut [f32],
-    /// Whether these are the first source channels: else sums go on.
+    /// Whether these are the first source channels; if not, the sums are added to `out`.
     first: bool,
-    /// Whether these are the last: then comes the epilogue.
+    /// Whether these are the last source channels; then the epilogue is applied.
     last: bool,
     bias: Option<&'a [f32]>,
 }
@@ -204,17 +210,18 @@ impl<const P: usize, const V: usize> WithSimd for Tile<Sweep<'_>, P, V> {
             panel.len() >= kernel * kernel * depth * lanes && width <= lanes && width + S::F32_LANES > lanes
         );
         assert!(all.rows.len() == target_rows && all.columns.len() == target_columns);
-        for (row, down) in all.rows.iter().enumerate() {
-            for (column, across) in all.columns.iter().enumerate() {
+        for (row, row_taps) in all.rows.iter().enumerate() {
+            for (column, column_taps) in all.columns.iter().enumerate() {
                 let mut sums = [[simd.splat_f32s(0.0); V]; P];
-                for y in down {
-                    for x_ in across {
-                        let start = (y.at * source_columns + x_.at) * sources;
+                for row_tap in row_taps {
+                    for column_tap in column_taps {
+                        let start = (row_tap.at * source_columns + column_tap.at) * sources;
                         assert!(start + (P - 1) * source_image + depth <= x.len());
-                        // SAFETY: taps are less than the kernel's, by which the panel was measured above, and the last of
-                        // the rows' channels is within `x` by the assertion.
+                        // SAFETY: taps are below the size of the kernel, for which the length of the panel was checked
+                        // above, and the last channel of the last row is within `x` by the assertion.
                         unsafe {
-                            let weights = panel.as_ptr().add((y.tap * kernel + x_.tap) * depth * lanes);
+                            let weights =
+                                panel.as_ptr().add((row_tap.tap * kernel + column_tap.tap) * depth * lanes);
                             multiply(
                                 simd,
                                 &mut sums,
@@ -253,7 +260,7 @@ impl<const P: usize, const V: usize> WithSimd for Tile<Sweep<'_>, P, V> {
     }
 }
 
-/// A vector of `from`, which has as many numbers or fewer.
+/// Loads a vector from `from`, which has the vector's length or fewer elements.
 #[inline(always)]
 pub(super) fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
     match S::as_simd_f32s(from).0 {
@@ -262,7 +269,7 @@ pub(super) fn load<S: Simd>(simd: S, from: &[f32]) -> S::f32s {
     }
 }
 
-/// Puts the first numbers of `vector` into `to`, which has as many or fewer.
+/// Stores the first elements of `vector` to `to`, which has the vector's length or fewer elements.
 #[inline(always)]
 pub(super) fn store<S: Simd>(simd: S, to: &mut [f32], vector: S::f32s) {
     match S::as_mut_simd_f32s(to).0 {
@@ -271,11 +278,11 @@ pub(super) fn store<S: Simd>(simd: S, to: &mut [f32], vector: S::f32s) {
     }
 }
 
-/// Adds to each row of `sums` the products of `steps` numbers, the row's and the step's distance apart, with as many rows
-/// of vectors.
+/// Adds to row `p` of `sums`, for every step `s`, element `p * row + s * step` of `numbers` times the vectors of step
+/// `s`.
 ///
 /// # Safety
-/// `numbers` has what is `(P - 1) * row + (steps - 1) * step` from its start, and `vectors` `steps * V` vectors.
+/// `numbers` points to more than `(P - 1) * row + (steps - 1) * step` elements, and `vectors` to `steps * V` vectors.
 #[inline(always)]
 pub(super) unsafe fn multiply<S: Simd, const P: usize, const V: usize>(
     simd: S,
@@ -290,11 +297,11 @@ pub(super) unsafe fn multiply<S: Simd, const P: usize, const V: usize>(
     for _ in 0..steps {
         let mut weights = [simd.splat_f32s(0.0); V];
         for (v, weight) in weights.iter_mut().enumerate() {
-            // SAFETY: one of the step's vectors.
+            // SAFETY: this is one of the vectors of the step.
             *weight = unsafe { vectors.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned() };
         }
         for (p, sums) in local.iter_mut().enumerate() {
-            // SAFETY: the step's number of this row.
+            // SAFETY: this is the element of the step and the row.
             let number = simd.splat_f32s(unsafe { *numbers.add(p * row) });
             for (sum, weight) in sums.iter_mut().zip(weights) {
                 *sum = simd.mul_add_e_f32s(number, weight, *sum);

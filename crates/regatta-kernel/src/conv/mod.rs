@@ -1,9 +1,20 @@
-//! Convolution of channels-last images, forward and backward, without an intermediate matrix of patches.
+//! Convolution of channels-last images, forward and backward, without an intermediate matrix of patches (im2col).
 //!
-//! All three passes keep a register tile of (images or inputs) x (vectors of outputs) and run over taps and channels; the
-//! idea is that of direct convolution (Georganas et al. 2018, "Anatomy of High-Performance Deep Learning Convolutions on
-//! SIMD Architectures"). A tile takes the same place of several images, so all of it meets the same taps and padding costs
-//! nothing: what would be multiplied by zero is left out, and so is what a stride skips in the backward pass.
+//! The forward pass and both backward passes keep a tile of (images or inputs) x (vectors of outputs) in registers
+//! and loop over taps and channels, as direct convolution does (Georganas et al. 2018, "Anatomy of High-Performance
+//! Deep Learning Convolutions on SIMD Architectures"). A tile has the same position of several images, so the same
+//! taps apply to all of it. Products with padding are therefore skipped, and so are positions that a stride skips in
+//! the backward pass.
+//!
+//! ```
+//! use regatta_kernel::conv::{Epilogue, Shape, forward};
+//! // A 3x3 kernel of ones over one 2x2 image with one channel and a padding of 1.
+//! let shape =
+//!     Shape { images: 1, height: 2, width: 2, inputs: 1, outputs: 1, kernel: 3, stride: 1, padding: 1 };
+//! let mut out = vec![0.0; shape.output_len()];
+//! forward(&shape, &[1.0, 2.0, 3.0, 4.0], &[1.0; 9], Epilogue::default(), &mut out);
+//! assert_eq!(out, [10.0; 4]);
+//! ```
 
 mod correlate;
 mod pooled;
@@ -19,81 +30,84 @@ pub use pooled::{pooled, pooled_backward};
 /// `[images, out_height, out_width, outputs]` and weights `[kernel, kernel, inputs, outputs]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
-    /// Images.
+    /// Number of images.
     pub images: usize,
-    /// Rows of an image.
+    /// Rows per image.
     pub height: usize,
-    /// Columns of an image.
+    /// Columns per image.
     pub width: usize,
-    /// Channels of an image.
+    /// Input channels.
     pub inputs: usize,
-    /// Channels of the result.
+    /// Output channels.
     pub outputs: usize,
-    /// Rows and columns of the kernel.
+    /// Rows of the kernel, and its columns.
     pub kernel: usize,
-    /// Rows and columns from one place of the kernel to the next.
+    /// Distance between positions of the kernel, in rows and in columns; at least 1.
     pub stride: usize,
     /// Rows and columns of zeros around an image.
     pub padding: usize,
 }
 
 impl Shape {
-    fn places(&self, len: usize) -> usize {
-        (len + 2 * self.padding).checked_sub(self.kernel).map_or(0, |room| room / self.stride + 1)
+    /// Positions of the kernel along an axis of `len`.
+    fn positions(&self, len: usize) -> usize {
+        (len + 2 * self.padding).checked_sub(self.kernel).map_or(0, |last| last / self.stride + 1)
     }
 
     /// Rows of the result.
     pub fn out_height(&self) -> usize {
-        self.places(self.height)
+        self.positions(self.height)
     }
 
     /// Columns of the result.
     pub fn out_width(&self) -> usize {
-        self.places(self.width)
+        self.positions(self.width)
     }
 
-    /// Numbers of the images.
+    /// Elements of the images.
     pub fn input_len(&self) -> usize {
         self.images * self.height * self.width * self.inputs
     }
 
-    /// Numbers of the result.
+    /// Elements of the result.
     pub fn output_len(&self) -> usize {
         self.images * self.out_height() * self.out_width() * self.outputs
     }
 
-    /// Numbers of the weights.
+    /// Elements of the weights.
     pub fn weight_len(&self) -> usize {
         self.kernel * self.kernel * self.inputs * self.outputs
     }
 
-    /// Floating-point operations of a pass, those with padding included.
+    /// Floating-point operations of one pass, including those with padding.
     pub fn flops(&self) -> f64 {
         2.0 * self.output_len() as f64 * (self.kernel * self.kernel * self.inputs) as f64
     }
 
-    /// For every place of the output along an axis of `len`: the taps that meet the image, and where.
-    fn meeting(&self, len: usize) -> Vec<Vec<Meeting>> {
-        let meets = |place: usize| {
+    /// For every position of the output along an image axis of `len`: the taps that are within the image, and the
+    /// positions of the image that they multiply.
+    fn taps_of_outputs(&self, len: usize) -> Vec<Vec<TapAt>> {
+        let taps = |position: usize| {
             let at = |tap: usize| {
-                Some(Meeting { tap, at: (place * self.stride + tap).checked_sub(self.padding)? })
+                Some(TapAt { tap, at: (position * self.stride + tap).checked_sub(self.padding)? })
             };
-            (0..self.kernel).filter_map(at).filter(|meeting| meeting.at < len).collect()
+            (0..self.kernel).filter_map(at).filter(|tap| tap.at < len).collect()
         };
-        (0..self.places(len)).map(meets).collect()
+        (0..self.positions(len)).map(taps).collect()
     }
 
-    /// For every place of the image along an axis of `len`: the taps that met it, and at which place of the output.
-    fn met(&self, len: usize) -> Vec<Vec<Meeting>> {
-        let mut met = vec![vec![]; len];
-        for (place, meetings) in self.meeting(len).into_iter().enumerate() {
-            meetings.into_iter().for_each(|Meeting { tap, at }| met[at].push(Meeting { tap, at: place }));
+    /// For every position of the image along an axis of `len`: the taps that multiply it, and the positions of the
+    /// output that they add to.
+    fn taps_of_inputs(&self, len: usize) -> Vec<Vec<TapAt>> {
+        let mut all = vec![vec![]; len];
+        for (position, taps) in self.taps_of_outputs(len).into_iter().enumerate() {
+            taps.into_iter().for_each(|TapAt { tap, at }| all[at].push(TapAt { tap, at: position }));
         }
-        met
+        all
     }
 }
 
-/// Runs `job` on the best vector unit that the machine has.
+/// Runs `job` on the best vector unit of the machine.
 fn dispatch<J: pulp::WithSimd>(job: J) -> J::Output {
     #[cfg(test)]
     match tests::UNIT.get() {
@@ -109,14 +123,14 @@ fn dispatch<J: pulp::WithSimd>(job: J) -> J::Output {
     pulp::Arch::new().dispatch(job)
 }
 
-/// A tap of the kernel, and the place that it meets along one axis.
+/// A tap of the kernel along one axis, and the position of the source that it multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Meeting {
+struct TapAt {
     tap: usize,
     at: usize,
 }
 
-/// What is done with a sum before it is stored.
+/// What is done with each sum before it is stored: bias, then ReLU.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Epilogue<'a> {
     /// Added to each output channel, `[outputs]`.
@@ -125,20 +139,27 @@ pub struct Epilogue<'a> {
     pub relu: bool,
 }
 
-/// The convolution of `x` with `weight`, into `out`.
+/// Writes the convolution of the images `x` with `weight` to `out`. [`Shape`] gives the layouts.
 ///
 /// # Panics
-/// Slices whose lengths are not the shape's.
+/// If a slice does not have the length of the shape.
 pub fn forward(shape: &Shape, x: &[f32], weight: &[f32], epilogue: Epilogue, out: &mut [f32]) {
-    assert_eq!((x.len(), out.len()), (shape.input_len(), shape.output_len()), "numbers of {shape:?}");
-    assert_eq!(weight.len(), shape.weight_len(), "weights of {shape:?}");
-    assert!(epilogue.bias.is_none_or(|bias| bias.len() == shape.outputs), "bias of {shape:?}");
+    assert_eq!(
+        (x.len(), out.len()),
+        (shape.input_len(), shape.output_len()),
+        "the number of elements for {shape:?}"
+    );
+    assert_eq!(weight.len(), shape.weight_len(), "the number of weights for {shape:?}");
+    assert!(
+        epilogue.bias.is_none_or(|bias| bias.len() == shape.outputs),
+        "the length of the bias for {shape:?}"
+    );
     Correlation {
         images: shape.images,
         source: [shape.height, shape.width, shape.inputs],
         target: [shape.out_height(), shape.out_width(), shape.outputs],
-        rows: &shape.meeting(shape.height),
-        columns: &shape.meeting(shape.width),
+        rows: &shape.taps_of_outputs(shape.height),
+        columns: &shape.taps_of_outputs(shape.width),
         kernel: shape.kernel,
         weights: Weights { values: weight, transposed: false },
         epilogue,
@@ -146,19 +167,23 @@ pub fn forward(shape: &Shape, x: &[f32], weight: &[f32], epilogue: Epilogue, out
     .run(x, out);
 }
 
-/// The gradient of the images, into `out`, from that of the result.
+/// Backward: writes the gradient of the images to `out`, from the `gradient` of the result and `weight`.
 ///
 /// # Panics
-/// Slices whose lengths are not the shape's.
+/// If a slice does not have the length of the shape.
 pub fn by_input(shape: &Shape, gradient: &[f32], weight: &[f32], out: &mut [f32]) {
-    assert_eq!((out.len(), gradient.len()), (shape.input_len(), shape.output_len()), "numbers of {shape:?}");
-    assert_eq!(weight.len(), shape.weight_len(), "weights of {shape:?}");
+    assert_eq!(
+        (out.len(), gradient.len()),
+        (shape.input_len(), shape.output_len()),
+        "the number of elements for {shape:?}"
+    );
+    assert_eq!(weight.len(), shape.weight_len(), "the number of weights for {shape:?}");
     Correlation {
         images: shape.images,
         source: [shape.out_height(), shape.out_width(), shape.outputs],
         target: [shape.height, shape.width, shape.inputs],
-        rows: &shape.met(shape.height),
-        columns: &shape.met(shape.width),
+        rows: &shape.taps_of_inputs(shape.height),
+        columns: &shape.taps_of_inputs(shape.width),
         kernel: shape.kernel,
         weights: Weights { values: weight, transposed: true },
         epilogue: Epilogue::default(),
@@ -166,13 +191,17 @@ pub fn by_input(shape: &Shape, gradient: &[f32], weight: &[f32], out: &mut [f32]
     .run(gradient, out);
 }
 
-/// The gradient of the weights, from the images and the gradient of the result: into `out`, or where `add` is set on top of
-/// what is there.
+/// Backward: writes the gradient of the weights to `out`, from the images `x` and the `gradient` of the result. With
+/// `add` the gradient is added to `out`.
 ///
 /// # Panics
-/// Slices whose lengths are not the shape's.
+/// If a slice does not have the length of the shape.
 pub fn by_weight(shape: &Shape, x: &[f32], gradient: &[f32], add: bool, out: &mut [f32]) {
-    assert_eq!((x.len(), gradient.len()), (shape.input_len(), shape.output_len()), "numbers of {shape:?}");
-    assert_eq!(out.len(), shape.weight_len(), "weights of {shape:?}");
+    assert_eq!(
+        (x.len(), gradient.len()),
+        (shape.input_len(), shape.output_len()),
+        "the number of elements for {shape:?}"
+    );
+    assert_eq!(out.len(), shape.weight_len(), "the number of weights for {shape:?}");
     reduce::run(shape, x, gradient, add, out);
 }

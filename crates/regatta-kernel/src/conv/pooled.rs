@@ -1,13 +1,14 @@
-//! Convolution, bias, ReLU and 2x2 max pooling in one: what lies between is never in memory as a whole.
+//! Convolution, bias, ReLU and 2x2 max pooling in one pass over chunks of images, so the result of the convolution is
+//! never stored as a whole.
 
 use super::{Epilogue, Shape, by_input, by_weight, forward, scratch};
-use crate::pool::{back_2x2, relu_max_2x2};
+use crate::pool::{NO_GRADIENT, back_2x2, relu_max_2x2};
 
-/// Images that go at once: two register tiles. The number must not depend on the threads, because the weights' gradient is
-/// summed over the chunks.
+/// Images per chunk: two register tiles. This must not depend on the number of threads, because the gradient of the
+/// weights is summed over the chunks.
 const CHUNK: usize = 24;
 
-/// What a chunk of images has of each tensor: its shape, and the ranges of images, results and pooled results.
+/// For every chunk of images: its shape, and its ranges in the images and in the pooled results.
 fn chunks(shape: &Shape) -> impl Iterator<Item = (Shape, [std::ops::Range<usize>; 2])> {
     let one = Shape { images: 1, ..*shape };
     let lens = [one.input_len(), pooled_len(&one)];
@@ -18,18 +19,23 @@ fn chunks(shape: &Shape) -> impl Iterator<Item = (Shape, [std::ops::Range<usize>
     })
 }
 
+/// Elements of the pooled result.
 fn pooled_len(shape: &Shape) -> usize {
     shape.images * (shape.out_height() / 2) * (shape.out_width() / 2) * shape.outputs
 }
 
-/// The largest of each 2x2 square of the convolution of `x` with `weight` plus `bias`, or 0 if that is less, into `out`
-/// `[images, out_height / 2, out_width / 2, outputs]`; into `codes` what [`pooled_backward`] needs of it.
+/// Convolution of `x` with `weight`, plus `bias` `[outputs]`, then ReLU and 2x2 max pooling. `out` is `[images,
+/// out_height / 2, out_width / 2, outputs]`, and `codes` of the same shape gets what [`pooled_backward`] needs.
 ///
 /// # Panics
-/// Slices whose lengths are not the shape's.
+/// If a slice does not have the length of the shape.
 pub fn pooled(shape: &Shape, x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32], codes: &mut [u8]) {
-    assert_eq!((out.len(), codes.len()), (pooled_len(shape), pooled_len(shape)), "results of {shape:?}");
-    assert_eq!(x.len(), shape.input_len(), "numbers of {shape:?}");
+    assert_eq!(
+        (out.len(), codes.len()),
+        (pooled_len(shape), pooled_len(shape)),
+        "the number of results for {shape:?}"
+    );
+    assert_eq!(x.len(), shape.input_len(), "the number of elements for {shape:?}");
     let sides = [shape.out_height(), shape.out_width(), shape.outputs];
     for (shape, [input, output]) in chunks(shape) {
         scratch::with(shape.output_len(), |sums| {
@@ -39,10 +45,11 @@ pub fn pooled(shape: &Shape, x: &[f32], weight: &[f32], bias: &[f32], out: &mut 
     }
 }
 
-/// The gradients of what [`pooled`] took, from that of its result: of the images, if wanted, of the weights and of the bias.
+/// Backward of [`pooled`]: from the `gradient` of its result and its `codes`, writes the gradients of the images (if
+/// `of_input` is given), of the weights and of the bias.
 ///
 /// # Panics
-/// Slices whose lengths are not the shape's.
+/// If a slice does not have the length of the shape.
 #[allow(clippy::too_many_arguments)]
 pub fn pooled_backward(
     shape: &Shape,
@@ -54,8 +61,16 @@ pub fn pooled_backward(
     of_weight: &mut [f32],
     of_bias: &mut [f32],
 ) {
-    assert_eq!((gradient.len(), codes.len()), (pooled_len(shape), pooled_len(shape)), "results of {shape:?}");
-    assert_eq!((x.len(), of_bias.len()), (shape.input_len(), shape.outputs), "numbers of {shape:?}");
+    assert_eq!(
+        (gradient.len(), codes.len()),
+        (pooled_len(shape), pooled_len(shape)),
+        "the number of results for {shape:?}"
+    );
+    assert_eq!(
+        (x.len(), of_bias.len()),
+        (shape.input_len(), shape.outputs),
+        "the number of elements for {shape:?}"
+    );
     let sides = [shape.out_height(), shape.out_width(), shape.outputs];
     let mut bias = vec![0.0f64; shape.outputs];
     for (index, (shape, [input, output])) in chunks(shape).enumerate() {
@@ -77,12 +92,12 @@ pub fn pooled_backward(
 }
 
 crate::simd::vectorized! {
-    /// Adds up the gradients of each channel that go back to a number.
+    /// Adds to `sums` the gradients of each channel, except those of squares in which no number has a gradient.
     fn add_columns(gradient: &[f32], codes: &[u8], sums: &mut [f32]) {
         let channels = sums.len();
         for (gradient, codes) in gradient.chunks_exact(channels).zip(codes.chunks_exact(channels)) {
             for ((sum, g), code) in sums.iter_mut().zip(gradient).zip(codes) {
-                *sum += if u32::from(*code) < 4 { *g } else { 0.0 };
+                *sum += if u32::from(*code) < u32::from(NO_GRADIENT) { *g } else { 0.0 };
             }
         }
     }

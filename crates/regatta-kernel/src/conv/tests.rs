@@ -3,7 +3,7 @@ use crate::random::Stream;
 use proptest::prelude::*;
 use std::cell::Cell;
 
-/// What conv's kernels run on.
+/// The vector unit that the kernels of convolution run on.
 #[derive(Clone, Copy)]
 pub(super) enum Unit {
     Best,
@@ -16,8 +16,8 @@ thread_local! {
     pub(super) static UNIT: Cell<Unit> = const { Cell::new(Unit::Best) };
 }
 
-/// Result, gradient of the images and gradient of the weights, by the definition and in f64.
-fn plain(shape: &Shape, x: &[f32], weight: &[f32], gradient: &[f32]) -> [Vec<f64>; 3] {
+/// The result, the gradient of the images and the gradient of the weights, from the definition in f64.
+fn reference(shape: &Shape, x: &[f32], weight: &[f32], gradient: &[f32]) -> [Vec<f64>; 3] {
     let [mut out, mut by_x, mut by_weight] =
         [shape.output_len(), x.len(), weight.len()].map(|len| vec![0.0f64; len]);
     for image in 0..shape.images {
@@ -50,16 +50,16 @@ fn plain(shape: &Shape, x: &[f32], weight: &[f32], gradient: &[f32]) -> [Vec<f64
     [out, by_x, by_weight]
 }
 
-/// The largest difference, by the largest number.
-fn error(found: &[f32], wanted: &[f64]) -> f64 {
-    assert_eq!(found.len(), wanted.len());
-    let largest = wanted.iter().fold(1e-30f64, |most, value| most.max(value.abs()));
-    found.iter().zip(wanted).map(|(a, b)| (f64::from(*a) - b).abs()).max_by(f64::total_cmp).unwrap_or(0.0)
+/// The largest difference, divided by the largest expected value.
+fn error(found: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(1e-30f64, |most, value| most.max(value.abs()));
+    found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs()).max_by(f64::total_cmp).unwrap_or(0.0)
         / largest
 }
 
 fn all(shape: &Shape, x: &[f32], weight: &[f32], gradient: &[f32]) -> [Vec<f32>; 3] {
-    // What was there before must not matter.
+    // The previous content of the results must not matter.
     let [mut out, mut by_x, mut by_w] =
         [shape.output_len(), x.len(), weight.len()].map(|len| vec![f32::NAN; len]);
     forward(shape, x, weight, Epilogue::default(), &mut out);
@@ -77,10 +77,10 @@ fn numbers(shape: &Shape) -> [Vec<f32>; 3] {
 fn check(shape: &Shape) {
     let [x, weight, gradient] = numbers(shape);
     let found = all(shape, &x, &weight, &gradient);
-    for (name, (found, wanted)) in
-        ["result", "images", "weights"].iter().zip(found.iter().zip(plain(shape, &x, &weight, &gradient)))
+    for (name, (found, expected)) in
+        ["result", "images", "weights"].iter().zip(found.iter().zip(reference(shape, &x, &weight, &gradient)))
     {
-        let error = error(found, &wanted);
+        let error = error(found, &expected);
         assert!(error < 1e-5, "{name} of {shape:?}: {error:.1e}");
     }
 }
@@ -98,7 +98,7 @@ proptest! {
 }
 
 #[test]
-fn many_channels_and_images_go_in_blocks() {
+fn many_channels_and_images_are_processed_in_blocks() {
     let shape =
         Shape { images: 13, height: 7, width: 5, inputs: 150, outputs: 83, kernel: 3, stride: 2, padding: 1 };
     check(&shape);
@@ -106,7 +106,7 @@ fn many_channels_and_images_go_in_blocks() {
     check(&Shape { kernel: 1, padding: 0, inputs: 1500, outputs: 5, ..shape });
 }
 
-/// The vector units that this machine would not take.
+/// Vector units that are not the best of this machine.
 #[test]
 fn other_units_agree_with_the_definition() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
@@ -135,7 +135,7 @@ fn other_units_agree_with_the_definition() {
 }
 
 #[test]
-fn threads_change_no_bit() {
+fn the_result_does_not_depend_on_the_threads() {
     let shape =
         Shape { images: 11, height: 9, width: 8, inputs: 20, outputs: 70, kernel: 3, stride: 1, padding: 1 };
     let [x, weight, gradient] = numbers(&shape);
@@ -163,9 +163,9 @@ fn bias_and_relu_come_last() {
     }
 }
 
-/// The gradients are those of the sum of the result times `gradient`: its change along a direction, by differences.
+/// The gradients of `sum(result * gradient)`, against finite differences along a direction.
 #[test]
-fn finite_differences() {
+fn gradients_agree_with_finite_differences() {
     let shape =
         Shape { images: 3, height: 5, width: 6, inputs: 4, outputs: 7, kernel: 3, stride: 2, padding: 1 };
     let [x, weight, gradient] = numbers(&shape);
@@ -181,14 +181,14 @@ fn finite_differences() {
         let moved =
             |by: f32| -> Vec<f32> { numbers.iter().zip(&direction).map(|(a, d)| a + by * d).collect() };
         let at = |by: f32| if which == 0 { value(&moved(by), &weight) } else { value(&x, &moved(by)) };
-        let wanted = (at(step) - at(-step)) / (2.0 * f64::from(step));
+        let expected = (at(step) - at(-step)) / (2.0 * f64::from(step));
         let along: f64 = found.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
-        assert!((along - wanted).abs() < 1e-4 * wanted.abs().max(1.0), "{along} {wanted}");
+        assert!((along - expected).abs() < 1e-4 * expected.abs().max(1.0), "{along} {expected}");
     }
 }
 
 #[test]
-fn gradients_of_weights_add_up() {
+fn gradients_of_weights_are_added() {
     let shape =
         Shape { images: 4, height: 5, width: 6, inputs: 4, outputs: 7, kernel: 3, stride: 1, padding: 1 };
     let [x, _, gradient] = numbers(&shape);
@@ -202,7 +202,7 @@ fn gradients_of_weights_add_up() {
     assert!(error(&sum, &whole) < 1e-6);
 }
 
-/// Against the steps one by one, for more images than go at once.
+/// Compares with the three operations one after the other, for more images than fit in a chunk.
 #[test]
 fn pooled_is_convolution_then_relu_then_pooling() {
     let shape =
@@ -213,11 +213,11 @@ fn pooled_is_convolution_then_relu_then_pooling() {
     forward(&shape, &x, &weight, Epilogue { bias: Some(&bias), relu: false }, &mut sums);
     let len = 53 * 3 * 3 * 5;
     let gradient = Stream::new(8).normal(len, 1.0);
-    let (mut wanted, mut codes) = (vec![0.0; len], vec![0; len]);
-    crate::pool::relu_max_2x2(&sums, [7, 6, 5], &mut wanted, &mut codes);
+    let (mut expected, mut codes) = (vec![0.0; len], vec![0; len]);
+    crate::pool::relu_max_2x2(&sums, [7, 6, 5], &mut expected, &mut codes);
     let (mut found, mut found_codes) = (vec![0.0; len], vec![0; len]);
     pooled(&shape, &x, &weight, &bias, &mut found, &mut found_codes);
-    assert_eq!((&found, &found_codes), (&wanted, &codes));
+    assert_eq!((&found, &found_codes), (&expected, &codes));
     crate::pool::back_2x2(&gradient, &codes, [7, 6, 5], &mut sums);
     let [mut by_x, mut found_x] = [0, 1].map(|_| vec![0.0; x.len()]);
     by_input(&shape, &sums, &weight, &mut by_x);

@@ -1,26 +1,26 @@
-//! The schedules by name.
+//! The kinds of schedules and their names.
 
 use crate::PlanError;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// In which order a pipeline's stages take forwards and backwards.
+/// In which order the stages of a pipeline execute forwards and backwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScheduleKind {
     /// All forwards, then all backwards (Huang et al. 2019, "GPipe").
     #[serde(rename = "gpipe")]
     GPipe,
-    /// One forward, one backward: at most as many micro-batches in flight as stages (Narayanan et al. 2021,
-    /// "Memory-Efficient Pipeline-Parallel DNN Training": PipeDream-Flush).
+    /// One forward and one backward in turn, so at most as many micro-batches are in flight as there are stages
+    /// (PipeDream-Flush; Narayanan et al. 2021, "Memory-Efficient Pipeline-Parallel DNN Training").
     #[default]
     #[serde(rename = "1f1b")]
     OneFOneB,
     /// 1F1B where every stage holds several chunks of the model (Narayanan et al. 2021, "Efficient Large-Scale
     /// Language Model Training on GPU Clusters Using Megatron-LM", section 2.2).
     Interleaved,
-    /// 1F1B with the backward cut in two, whose second part fills the bubble (Qi et al. 2023, "Zero Bubble
-    /// Pipeline Parallelism": ZB-H1).
+    /// 1F1B with the backward divided into two parts, the second of which fills the bubble (ZB-H1; Qi et al. 2023,
+    /// "Zero Bubble Pipeline Parallelism").
     ZeroBubble,
 }
 
@@ -28,7 +28,7 @@ impl ScheduleKind {
     /// Every kind.
     pub const ALL: [Self; 4] = [Self::GPipe, Self::OneFOneB, Self::Interleaved, Self::ZeroBubble];
 
-    /// Its name in configurations and on the command line.
+    /// The name in configurations and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::GPipe => "gpipe",

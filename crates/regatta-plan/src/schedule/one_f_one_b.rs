@@ -3,22 +3,22 @@
 
 use super::Task;
 
-/// Warm-up: one forward for every stage behind this one. Then one forward and one backward in turn, and at the
-/// end the backwards that the warm-up is ahead by.
-pub(super) fn tasks(stage: usize, stages: usize, micros: usize) -> Vec<Task> {
-    let ahead = warm_up(stage, stages, micros);
-    let mut tasks = Vec::with_capacity(2 * micros);
-    tasks.extend((0..ahead).map(|micro| Task::Forward { chunk: 0, micro }));
-    for micro in 0..micros {
-        if micro + ahead < micros {
-            tasks.push(Task::Forward { chunk: 0, micro: micro + ahead });
+/// The warm-up is one forward for every stage after this one. Then come one forward and one backward in turn, and at
+/// the end the backwards of as many micro-batches as the warm-up had.
+pub(super) fn tasks(stage: usize, stages: usize, micro_batches: usize) -> Vec<Task> {
+    let ahead = warm_up(stage, stages, micro_batches);
+    let mut tasks = Vec::with_capacity(2 * micro_batches);
+    tasks.extend((0..ahead).map(|micro_batch| Task::Forward { chunk: 0, micro_batch }));
+    for micro_batch in 0..micro_batches {
+        if micro_batch + ahead < micro_batches {
+            tasks.push(Task::Forward { chunk: 0, micro_batch: micro_batch + ahead });
         }
-        tasks.push(Task::Backward { chunk: 0, micro });
+        tasks.push(Task::Backward { chunk: 0, micro_batch });
     }
     tasks
 }
 
-/// Forwards that a stage is ahead of its backwards before they take turns.
-pub(super) fn warm_up(stage: usize, stages: usize, micros: usize) -> usize {
-    (stages - 1 - stage).min(micros)
+/// The length of the warm-up: forwards before the first backward.
+pub(super) fn warm_up(stage: usize, stages: usize, micro_batches: usize) -> usize {
+    (stages - 1 - stage).min(micro_batches)
 }

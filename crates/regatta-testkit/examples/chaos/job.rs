@@ -1,4 +1,4 @@
-//! One trial: starts the job, lets the fault happen, and notes what every rank says and when.
+//! One trial: starts the job, injects the fault, and records what every rank prints and when.
 
 use crate::{Fault, Trial};
 use regatta_comm::rendezvous::{Secret, Security, StoreServer};
@@ -11,12 +11,15 @@ use std::time::{Duration, Instant};
 
 /// `REGATTA_DEADLINE_S` of all jobs.
 pub const DEADLINE: Duration = Duration::from_secs(2);
-/// Within how long after the fault every survivor must have its error.
-pub const IN_TIME: Duration = Duration::from_secs(DEADLINE.as_secs() + 3);
-/// How long a job may take to start.
-const START: Duration = Duration::from_secs(40);
-/// How long what is late is waited for, to say how late it is; then it is ended.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Every survivor must get its error within this time after the fault.
+pub const ERROR_LIMIT: Duration = Duration::from_secs(DEADLINE.as_secs() + 3);
+/// The longest time until all ranks are ready.
+const START_LIMIT: Duration = Duration::from_secs(40);
+/// Time after the fault until late processes are ended. It is longer than [`ERROR_LIMIT`], to report how late they
+/// are.
+const WAIT_LIMIT: Duration = Duration::from_secs(30);
+/// The longest time from the end of a process's output to its end.
+const EXIT_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
@@ -36,33 +39,33 @@ impl std::fmt::Display for Transport {
     }
 }
 
-/// What was seen of one rank.
+/// What was recorded of one rank.
 #[derive(Debug, Default)]
-pub struct Seen {
-    /// Its error, and when it came after the fault (negative: before).
+pub struct RankRecord {
+    /// Its error, and how many seconds after the fault it came (negative: before).
     pub error: Option<(f64, String)>,
-    /// Everything else it said, but for `ready` and `mismatch`.
+    /// All other lines that it printed, except `ready` and `mismatch`.
     pub rest: Vec<String>,
-    /// When its process had ended by itself, after the fault.
+    /// How many seconds after the fault its process ended by itself.
     pub ended: Option<f64>,
 }
 
-/// What was seen of a trial.
+/// What was recorded of a trial.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Why the fault never came, if it did not.
+    /// Why the fault was not injected, if it was not.
     pub not_started: Option<String>,
-    pub ranks: Vec<Seen>,
-    /// Processes and segments that were left.
-    pub left: Vec<String>,
+    pub ranks: Vec<RankRecord>,
+    /// Processes, shared memory and namespaces that the trial left behind.
+    pub leaked: Vec<String>,
 }
 
-/// A process that is ended and waited for when it is dropped.
+/// A process that is killed and waited for when this is dropped.
 struct Process(Child);
 
 impl Process {
     fn signal(&self, signal: &str) {
-        // It may have ended by itself.
+        // This fails if the process has already ended.
         let _ = Command::new("kill").args([signal, &self.0.id().to_string()]).stderr(Stdio::null()).status();
     }
 }
@@ -74,9 +77,10 @@ impl Drop for Process {
     }
 }
 
-/// A line of a rank, or nothing at the end of its output, and when it came.
+/// A rank, a time, and a line that the rank printed then, or `None` at the end of its output.
 type Line = (usize, Instant, Option<String>);
 
+/// Sends the lines of `output` to `lines`, from a new thread.
 fn read_lines(rank: usize, output: impl std::io::Read + Send + 'static, lines: Sender<Line>) {
     std::thread::spawn(move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -84,17 +88,20 @@ fn read_lines(rank: usize, output: impl std::io::Read + Send + 'static, lines: S
                 return;
             }
         }
-        // Nobody listens any more when the trial has been given up.
+        // This fails if the trial has been aborted.
         let _ = lines.send((rank, Instant::now(), None));
     });
 }
 
-/// The store of a job: in this process, or in one on host 0.
+/// The store of a job, which runs while this lives.
 enum Store {
-    Here { _server: StoreServer },
-    There { _process: Process },
+    /// In this process.
+    Local { _server: StoreServer },
+    /// In a process on host 0.
+    Remote { _process: Process },
 }
 
+/// Starts the store, and returns it with its address.
 fn start_store(
     trial: &Trial,
     hosts: Option<&Hosts>,
@@ -105,7 +112,7 @@ fn start_store(
         let security = Security { secret: Some(secret.clone()), ..Security::default() };
         let server = StoreServer::start("127.0.0.1:0", trial.world, &security)?;
         let address = server.addr().to_string();
-        return Ok((Store::Here { _server: server }, address));
+        return Ok((Store::Local { _server: server }, address));
     };
     let child = hosts
         .command(0, std::env::current_exe()?)
@@ -119,7 +126,7 @@ fn start_store(
     let mut process = Process(child);
     let output = process.0.stdout.take().ok_or("the store has no output")?;
     let address = BufReader::new(output).lines().next().ok_or("the store ended")??;
-    Ok((Store::There { _process: process }, address))
+    Ok((Store::Remote { _process: process }, address))
 }
 
 /// Runs `trial`.
@@ -141,7 +148,7 @@ pub fn run(trial: &Trial) -> Result<Outcome, Box<dyn Error>> {
         };
         let transport = match trial.transport {
             Transport::Shm => "shm",
-            // The ranks of a host share memory.
+            // With half of the seeds, the ranks of a host communicate over shared memory.
             Transport::Hosts(_) if trial.seed.is_multiple_of(2) => "mixed",
             _ => "tcp",
         };
@@ -155,7 +162,7 @@ pub fn run(trial: &Trial) -> Result<Outcome, Box<dyn Error>> {
             .env("REGATTA_TRANSPORT", transport)
             .env("REGATTA_SECRET", secret.to_text())
             .env("REGATTA_DEADLINE_S", DEADLINE.as_secs().to_string())
-            // What is said beside the error would count as wrong.
+            // No warnings, because every line other than the error is counted as a problem.
             .env("REGATTA_WARN_S", "1000")
             .env("REGATTA_TRACE", "off")
             .stdin(Stdio::piped())
@@ -166,21 +173,22 @@ pub fn run(trial: &Trial) -> Result<Outcome, Box<dyn Error>> {
         }
         let mut process = Process(command.spawn()?);
         read_lines(rank, process.0.stdout.take().ok_or("no output")?, sender.clone());
-        // What a rank complains of (a panic, say) counts as said, but its output ends with stdout.
-        let (complaints, errors) = channel();
-        read_lines(rank, process.0.stderr.take().ok_or("no output")?, complaints);
+        // Lines on standard error (such as a panic) are recorded too, but the end of standard error is not.
+        let (error_sender, error_lines) = channel();
+        read_lines(rank, process.0.stderr.take().ok_or("no output")?, error_sender);
         let sender = sender.clone();
         std::thread::spawn(move || {
-            errors.iter().filter(|line| line.2.is_some()).try_for_each(|line| sender.send(line))
+            error_lines.iter().filter(|line| line.2.is_some()).try_for_each(|line| sender.send(line))
         });
         processes.push(process);
     }
     let outcome = observe(trial, hosts.as_ref(), &mut processes, &lines);
     let pids: Vec<u32> = processes.iter().map(|process| process.0.id()).collect();
     drop((processes, store, hosts));
-    Ok(Outcome { left: left(&mark, &pids), ..outcome })
+    Ok(Outcome { leaked: leaked(&mark, &pids), ..outcome })
 }
 
+/// Waits until all ranks are ready, injects the fault, and records everything until the ranks end.
 fn observe(
     trial: &Trial,
     hosts: Option<&Hosts>,
@@ -188,20 +196,20 @@ fn observe(
     lines: &Receiver<Line>,
 ) -> Outcome {
     let mut outcome = Outcome::default();
-    outcome.ranks.resize_with(trial.world, Seen::default);
-    // Every line is noted before the fault's time is known.
-    let mut said: Vec<Line> = vec![];
+    outcome.ranks.resize_with(trial.world, RankRecord::default);
+    // Lines are collected before the time of the fault is known.
+    let mut printed: Vec<Line> = vec![];
     let mut ready = 0;
     let mut fault = None;
-    let mut happens = None;
+    let mut fault_due = None;
     let began = Instant::now();
     while fault.is_none() {
-        let until = happens.unwrap_or(began + START);
+        let until = fault_due.unwrap_or(began + START_LIMIT);
         match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok((_, at, Some(line))) if line == "ready" => {
                 ready += 1;
                 if ready == trial.world && trial.fault != Fault::Mismatch {
-                    happens = Some(at + trial.after);
+                    fault_due = Some(at + trial.after);
                 }
             }
             Ok((_, _, Some(line))) if line == "mismatch" => {
@@ -210,41 +218,41 @@ fn observe(
             }
             Ok(line) => {
                 let ended = line.2.is_none();
-                said.push(line);
+                printed.push(line);
                 if ended {
                     outcome.not_started = Some("a rank ended before the fault".into());
                     break;
                 }
             }
-            Err(RecvTimeoutError::Timeout) if happens.is_some() => {
+            Err(RecvTimeoutError::Timeout) if fault_due.is_some() => {
                 fault = Some(Instant::now());
                 inject(trial, hosts, processes);
             }
             Err(_) => {
                 outcome.not_started =
-                    Some(format!("{ready} of {} ranks were ready in {START:?}", trial.world));
+                    Some(format!("{ready} of {} ranks were ready in {START_LIMIT:?}", trial.world));
                 break;
             }
         }
     }
     let zero = fault.unwrap_or_else(Instant::now);
-    // All that survive end by themselves: their outputs do.
+    // All survivors end by themselves, so their outputs end too.
     let stopped = (trial.fault == Fault::Stop).then_some(trial.victim);
     let mut open: Vec<usize> = (0..trial.world)
         .filter(|&rank| Some(rank) != stopped || fault.is_none())
-        .filter(|&rank| !said.iter().any(|line| line.0 == rank && line.2.is_none()))
+        .filter(|&rank| !printed.iter().any(|line| line.0 == rank && line.2.is_none()))
         .collect();
     while !open.is_empty() {
-        let left = (zero + PATIENCE).saturating_duration_since(Instant::now());
+        let left = (zero + WAIT_LIMIT).saturating_duration_since(Instant::now());
         let Ok(line) = lines.recv_timeout(left) else { break };
         if line.2.is_none() {
             open.retain(|&rank| rank != line.0);
         }
-        said.push(line);
+        printed.push(line);
     }
-    // A process may still be there for a moment after it has closed its output.
+    // A process may still run for a moment after it has closed its output.
     for (rank, process) in processes.iter_mut().enumerate() {
-        let until = Instant::now() + Duration::from_secs(5);
+        let until = Instant::now() + EXIT_LIMIT;
         while Some(rank) != stopped && !open.contains(&rank) && Instant::now() < until {
             if let Ok(Some(_)) = process.0.try_wait() {
                 outcome.ranks[rank].ended = Some(zero.elapsed().as_secs_f64());
@@ -256,8 +264,8 @@ fn observe(
             process.signal("-KILL");
         }
     }
-    said.extend(lines.try_iter());
-    for (rank, at, line) in said {
+    printed.extend(lines.try_iter());
+    for (rank, at, line) in printed {
         let Some(line) = line else { continue };
         let seen = &mut outcome.ranks[rank];
         let after = match at.checked_duration_since(zero) {
@@ -266,7 +274,7 @@ fn observe(
         };
         match line.strip_prefix("error: ") {
             Some(text) if seen.error.is_none() => seen.error = Some((after, text.into())),
-            // Late by the reading thread's delay only: the barrier before it has ended on all.
+            // `ready` may be read after the fault, because the reading thread is late.
             None if line == "ready" => {}
             _ => seen.rest.push(line),
         }
@@ -274,21 +282,22 @@ fn observe(
     outcome
 }
 
-/// Lets the fault happen.
+/// Injects the fault.
 fn inject(trial: &Trial, hosts: Option<&Hosts>, processes: &mut [Process]) {
     match trial.fault {
         Fault::Kill => processes[trial.victim].signal("-KILL"),
         Fault::Stop => processes[trial.victim].signal("-STOP"),
         Fault::Cut => hosts.into_iter().for_each(|hosts| hosts.cut(trial.victim)),
-        // The victim waits for a word before its call; where it has ended, that shows by itself.
+        // The victim waits for a line before its mismatched call. If it has ended, that is recorded elsewhere.
         Fault::Mismatch => {
             drop(processes[trial.victim].0.stdin.take().map(|mut input| input.write_all(b"\n")))
         }
     }
 }
 
-/// What is left of the trial: processes that carry its mark, and segments of shared memory by its processes.
-fn left(mark: &str, pids: &[u32]) -> Vec<String> {
+/// What the trial left behind: processes that have its mark in their environment, shared memory of its processes, and
+/// namespaces.
+fn leaked(mark: &str, pids: &[u32]) -> Vec<String> {
     let mark = format!("CHAOS_TRIAL={mark}");
     let names = |folder: &str| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -301,9 +310,9 @@ fn left(mark: &str, pids: &[u32]) -> Vec<String> {
     let processes = names("/proc").into_iter().filter(marked).map(|pid| format!("process {pid}"));
     let of_trial = |name: &String| pids.iter().any(|pid| name.starts_with(&format!("regatta-shm-{pid}-")));
     let segments = names("/dev/shm").into_iter().filter(of_trial).map(|name| format!("/dev/shm/{name}"));
-    let spaces = names("/run/netns")
+    let namespaces = names("/run/netns")
         .into_iter()
         .filter(|name| name.starts_with(&format!("regatta-{}-", std::process::id())))
         .map(|name| format!("namespace {name}"));
-    processes.chain(segments).chain(spaces).collect()
+    processes.chain(segments).chain(namespaces).collect()
 }

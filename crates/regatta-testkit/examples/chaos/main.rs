@@ -1,8 +1,8 @@
-//! Jobs to which something happens, trial after trial: does every survivor soon get an error that names the
-//! culprit, does every process end, and is nothing left behind?
+//! A soak test: each trial runs a job and injects a fault. It checks that every surviving rank gets an error in time
+//! that names the cause, that every process ends, and that nothing is left behind.
 //!
-//! `chaos [TRIALS] [SEED]`. Trial t has the seed SEED + t, so `chaos 1 SEED` repeats a trial: its job, its
-//! operations and what happens to it. `CHAOS_VERBOSE=1` prints what every rank said.
+//! Usage: `chaos [TRIALS] [SEED]`. Trial t has the seed SEED + t, so `chaos 1 SEED` repeats a trial with the same
+//! job, the same operations and the same fault. `CHAOS_VERBOSE=1` prints the output of every rank.
 
 mod job;
 mod random;
@@ -16,27 +16,31 @@ use std::error::Error;
 use std::time::Duration;
 use verdict::Summary;
 
-/// What happens to a job.
+/// The fault that is injected into a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
+    /// A rank is killed.
     Kill,
+    /// A rank is stopped (SIGSTOP).
     Stop,
+    /// The cable of a host is unplugged.
     Cut,
+    /// A rank calls another operation than the others.
     Mismatch,
 }
 
-/// One job and what happens to it, all of it from the seed.
+/// One job and its fault. The seed determines everything.
 #[derive(Debug, Clone)]
 struct Trial {
     seed: u64,
     world: usize,
     transport: Transport,
     fault: Fault,
-    /// A rank; for a cut link a host.
+    /// The rank that the fault affects; for `Cut`, the host.
     victim: usize,
-    /// Since all are ready.
+    /// Time from when all ranks are ready to the fault.
     after: Duration,
-    /// Of the mismatched call.
+    /// The number of the mismatched operation.
     operation: u64,
 }
 
@@ -90,5 +94,5 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("{}", summary.add(&trial, &outcome));
     }
     println!("{summary}");
-    if summary.all_right() { Ok(()) } else { std::process::exit(1) }
+    if summary.all_passed() { Ok(()) } else { std::process::exit(1) }
 }

@@ -1,6 +1,6 @@
-//! Random numbers that are the same everywhere.
+//! Random numbers that are the same on every machine.
 
-/// SplitMix64 (Steele, Lea & Flood 2014).
+/// The generator SplitMix64 (Steele, Lea & Flood 2014).
 pub struct Random(u64);
 
 impl Random {

@@ -1,13 +1,13 @@
-//! The processes of a job: a rank that calls the common sequence of operations until one fails, and a store.
+//! The processes of a job: a rank, which executes the sequence of operations until one fails, and a store.
 
 use crate::random::Random;
 use regatta_comm::rendezvous::{Security, StoreServer};
 use regatta_comm::{Group, Options, Pending, ReduceOp, Result};
 use std::error::Error;
 
-/// Elements of the longest operation.
+/// Elements of the largest operation.
 const LONGEST: u64 = 300_000;
-/// Handles that may be open at once.
+/// Handles that may be open at the same time.
 const HANDLES: usize = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,25 +32,25 @@ const KINDS: [Kind; 8] = [
     Kind::Gather,
     Kind::AllToAll,
 ];
-/// Those that a rank can have open.
+/// The first of [`KINDS`] have variants that return a handle.
 const WITH_HANDLES: usize = 5;
 
 /// One operation of the sequence, the same on all ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Operation {
     kind: Kind,
-    /// As the call has it: of a rank's part for all_gather and reduce_scatter.
+    /// Elements as in the call: for all_gather and reduce_scatter those of one rank's part.
     len: usize,
     root: usize,
     handle: bool,
 }
 
 impl Operation {
-    /// The `number`-th operation of the job with `seed`.
+    /// Operation `number` of the job with this seed.
     pub fn of(seed: u64, number: u64, world: usize) -> Self {
         let mut random = Random::new(seed ^ (number << 32));
         let kind = KINDS[random.below(KINDS.len() as u64) as usize];
-        // Short ones take other paths than long ones, so there are many of both.
+        // Short and long operations use different algorithms, so there are many of both.
         let longest = [16, 10_000, LONGEST][random.below(3) as usize];
         let whole = random.below(longest) as usize;
         let len = match kind {
@@ -63,8 +63,8 @@ impl Operation {
         Self { kind, len, root, handle }
     }
 
-    /// What the victim calls instead: another operation, or another length.
-    pub fn instead(self, seed: u64) -> Self {
+    /// The mismatched operation that the victim calls instead: another kind, or another length.
+    pub fn mismatched(self, seed: u64) -> Self {
         let mut random = Random::new(!seed);
         let other = KINDS[(KINDS.iter().position(|&kind| kind == self.kind).unwrap_or(0)
             + 1
@@ -77,10 +77,10 @@ impl Operation {
         Self { kind: other, len: if other == Kind::Barrier { 0 } else { self.len }, handle, ..self }
     }
 
-    /// As errors have it, with the `number` of the operation in the sequence.
+    /// The operation as errors write it. `number` is its number in the sequence.
     pub fn text(self, number: u64) -> String {
         let Self { len, root, .. } = self;
-        // The barrier at the start is the group's first.
+        // The first operation of the group is the barrier at the start.
         let number = number + 2;
         match self.kind {
             Kind::AllReduce => format!("all_reduce #{number} f32[{len}] sum"),
@@ -94,7 +94,8 @@ impl Operation {
         }
     }
 
-    /// Calls it; what comes back later is checked by the job that it returns.
+    /// Executes the operation and checks the result. For an operation with a handle, returns a function that waits
+    /// for it and checks its result.
     fn call(self, group: &Group) -> Result<Option<Open>> {
         let (rank, size) = (group.rank(), group.size());
         let own = (rank + 1) as f32;
@@ -117,24 +118,24 @@ impl Operation {
             return Ok(Some(match self.kind {
                 Kind::AllReduce => {
                     let open = group.all_reduce_async(filled(len)?, ReduceOp::Sum);
-                    later(self, open, move |data| all(data, sum))
+                    open_handle(self, open, move |data| all(data, sum))
                 }
                 Kind::AllGather => {
                     let open = group.all_gather_async(filled(len)?, zeros(len * size)?);
-                    later(self, open, move |data| gathered(&data.1))
+                    open_handle(self, open, move |data| gathered(&data.1))
                 }
                 Kind::ReduceScatter => {
                     let open = group.reduce_scatter_async(filled(len * size)?, zeros(len)?, ReduceOp::Sum);
-                    later(self, open, move |data| all(&data.1, sum))
+                    open_handle(self, open, move |data| all(&data.1, sum))
                 }
                 Kind::Broadcast => {
-                    later(self, group.broadcast_async(filled(len)?, root), move |data| all(data, from))
+                    open_handle(self, group.broadcast_async(filled(len)?, root), move |data| all(data, from))
                 }
-                // The others have no handles.
-                _ => later(self, group.barrier_async(), |()| true),
+                // Other kinds have no variant with a handle.
+                _ => open_handle(self, group.barrier_async(), |()| true),
             }));
         }
-        let right = match self.kind {
+        let correct = match self.kind {
             Kind::AllReduce => {
                 let mut data = vec![own; len];
                 group.all_reduce(&mut data, ReduceOp::Sum)?;
@@ -172,15 +173,16 @@ impl Operation {
                 gathered(&data)
             }
         };
-        report(self, right);
+        report(self, correct);
         Ok(None)
     }
 }
 
-/// An open handle, to be waited for.
+/// Waits for an open handle and checks its result.
 type Open = Box<dyn FnOnce() -> Result<()>>;
 
-fn later<T: Send + 'static>(
+/// Makes an [`Open`] from a handle and a check of its result.
+fn open_handle<T: Send + 'static>(
     operation: Operation,
     open: Pending<T>,
     check: impl FnOnce(&T) -> bool + 'static,
@@ -191,17 +193,19 @@ fn later<T: Send + 'static>(
     })
 }
 
-fn report(operation: Operation, right: bool) {
-    if !right {
+/// Prints a line if the result was not correct.
+fn report(operation: Operation, correct: bool) {
+    if !correct {
         println!("wrong numbers: {}", operation.text(0));
     }
 }
 
+/// The number in an environment variable.
 fn number(name: &str) -> Result<u64, Box<dyn Error>> {
     Ok(std::env::var(name)?.parse()?)
 }
 
-/// A rank: says `ready`, `mismatch` when the next call is to be one, and `error: <text>` at its end.
+/// A rank. It prints `ready`, then `mismatch` before it makes a mismatched call, and `error: <text>` at its end.
 pub fn run() -> Result<(), Box<dyn Error>> {
     let seed = number("CHAOS_SEED")?;
     let mismatch = number("CHAOS_MISMATCH").ok();
@@ -213,10 +217,10 @@ pub fn run() -> Result<(), Box<dyn Error>> {
     for count in 0.. {
         let mut operation = Operation::of(seed, count, group.size());
         if mismatch == Some(count) {
-            // What comes before is not the mismatch's.
+            // Operations before the mismatch are completed first, so that it cannot affect them.
             outcome = open.drain(..).try_for_each(|open| open());
-            operation = operation.instead(seed);
-            // The parent notes the time and answers: no error can seem to come before.
+            operation = operation.mismatched(seed);
+            // The parent records the time and then answers, so no error can come before that time.
             println!("mismatch");
             std::io::stdin().read_line(&mut String::new())?;
         }
@@ -234,7 +238,7 @@ pub fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The job's store on this host: says its address, and lives until its input ends.
+/// The store of a job on this host. It prints its address, and ends when its input ends.
 pub fn store() -> Result<(), Box<dyn Error>> {
     let own = std::env::var("REGATTA_IFACE_ADDR")?;
     let options = Options::from_env()?;

@@ -9,53 +9,53 @@ use regatta_comm::{Element, Error, Group, ReduceOp, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The ranks over which a layer is split, as the layer sees them. Cloning gives the same axis.
+/// The ranks that a layer is split over. Clones share one state.
 #[derive(Clone)]
-pub struct Axis {
+pub struct AxisGroup {
     group: Group,
     state: Arc<Mutex<State>>,
 }
 
 #[derive(Default)]
 struct State {
-    failed: Option<Error>,
+    first_error: Option<Error>,
     busy: Duration,
 }
 
-impl std::fmt::Debug for Axis {
+impl std::fmt::Debug for AxisGroup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Axis({} of {})", self.rank(), self.size())
+        write!(f, "AxisGroup({} of {})", self.rank(), self.size())
     }
 }
 
-impl Axis {
+impl AxisGroup {
     /// The axis of this group's ranks.
     pub fn new(group: Group) -> Self {
         Self { group, state: Arc::default() }
     }
 
-    /// This rank's place along it.
+    /// This rank's index along the axis.
     pub fn rank(&self) -> usize {
         self.group.rank()
     }
 
-    /// Ranks along it.
+    /// The number of ranks along the axis.
     pub fn size(&self) -> usize {
         self.group.size()
     }
 
-    /// Its group.
+    /// The group of the axis.
     pub fn group(&self) -> &Group {
         &self.group
     }
 
-    /// The first failure since the last call. Operations on tensors cannot return one, so the numbers that they
-    /// returned since then are worthless.
+    /// Reports the first failure since the last call. Operations on tensors cannot return an error, so after a failure
+    /// their results are invalid.
     ///
     /// # Errors
     /// That failure.
     pub fn check(&self) -> Result<()> {
-        match self.state.lock().unwrap_or_else(PoisonError::into_inner).failed.take() {
+        match self.state.lock().unwrap_or_else(PoisonError::into_inner).first_error.take() {
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -72,22 +72,23 @@ impl Axis {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.busy += begun.elapsed();
         if let Err(error) = outcome {
-            state.failed.get_or_insert(error);
+            state.first_error.get_or_insert(error);
         }
     }
 
-    /// Leaves the reduction of everyone's `data` in everyone's.
+    /// All-reduces `data` over the axis.
     pub(crate) fn reduce<T: Element>(&self, data: &mut [T], reduction: ReduceOp) {
         self.run(|group| group.all_reduce(data, reduction));
     }
 
+    /// The sum of `tensor` over the axis.
     fn sum(&self, tensor: &FlexTensor) -> FlexTensor {
         let mut data = numbers(tensor).into_owned();
         self.reduce(&mut data, ReduceOp::Sum);
         tensor_of(data, tensor.shape())
     }
 
-    /// Everyone's part of dimension 1, side by side. `[batch, part, width]` to `[batch, parts, width]`.
+    /// Concatenates the ranks' parts along dimension 1: `[batch, part, width]` to `[batch, ranks * part, width]`.
     fn gather(&self, tensor: &FlexTensor) -> FlexTensor {
         let shape = tensor.shape().to_vec();
         let size = self.size();
@@ -105,7 +106,7 @@ impl Axis {
         tensor_of(out, whole)
     }
 
-    /// This rank's part of dimension 1 of the sum over the axis: the inverse of `gather` for gradients.
+    /// Sums `tensor` over the axis and returns this rank's part of dimension 1: the backward pass of `gather`.
     fn scatter(&self, tensor: &FlexTensor) -> FlexTensor {
         let shape = tensor.shape().to_vec();
         let size = self.size();
@@ -123,8 +124,8 @@ impl Axis {
     }
 }
 
-/// Identity forward, all-reduce backward: where a replicated tensor goes into split layers (Megatron's f).
-pub(crate) fn copy_to_split<const D: usize>(x: Tensor<D>, axis: &Axis) -> Tensor<D> {
+/// Identity forward and all-reduce backward, for a replicated tensor that enters split layers (Megatron-LM's f).
+pub(crate) fn copy_to_split<const D: usize>(x: Tensor<D>, axis: &AxisGroup) -> Tensor<D> {
     if !x.is_autodiff() {
         return x;
     }
@@ -135,16 +136,16 @@ pub(crate) fn copy_to_split<const D: usize>(x: Tensor<D>, axis: &Axis) -> Tensor
     })
 }
 
-/// All-reduce forward, identity backward: where split layers' partial sums meet (Megatron's g).
-pub(crate) fn sum_of_split<const D: usize>(x: Tensor<D>, axis: &Axis) -> Tensor<D> {
+/// All-reduce forward and identity backward, for the partial sums that leave split layers (Megatron-LM's g).
+pub(crate) fn sum_of_split<const D: usize>(x: Tensor<D>, axis: &AxisGroup) -> Tensor<D> {
     let axis = axis.clone();
     custom(Work::none("leave split layers"), [value(x)], |[x]| {
         (axis.sum(&x), Box::new(|gradient, _| [Some(gradient)]))
     })
 }
 
-/// All-gather of the sequence forward, reduce-scatter backward: from a region split by `time` into split layers.
-pub(crate) fn gather_time(x: Tensor<3>, axis: &Axis) -> Tensor<3> {
+/// All-gather of `time` forward and reduce-scatter backward, from a region that is split by time into split layers.
+pub(crate) fn gather_time(x: Tensor<3>, axis: &AxisGroup) -> Tensor<3> {
     let axis = axis.clone();
     custom(Work::none("enter split layers"), [value(x)], |[x]| {
         let output = axis.gather(&x);
@@ -152,8 +153,8 @@ pub(crate) fn gather_time(x: Tensor<3>, axis: &Axis) -> Tensor<3> {
     })
 }
 
-/// Reduce-scatter to the sequence's parts forward, all-gather backward: from split layers into a region split by `time`.
-pub(crate) fn scatter_time(x: Tensor<3>, axis: &Axis) -> Tensor<3> {
+/// Reduce-scatter of `time` forward and all-gather backward, from split layers into a region that is split by time.
+pub(crate) fn scatter_time(x: Tensor<3>, axis: &AxisGroup) -> Tensor<3> {
     let axis = axis.clone();
     custom(Work::none("leave split layers"), [value(x)], |[x]| {
         let output = axis.scatter(&x);

@@ -1,5 +1,5 @@
-//! Batch normalisation of channels-last images, whose running statistics are parameters: their gradient is the statistic
-//! of the batch, so that averaging over micro-batches and workers, sharding and checkpoints treat them as any other.
+//! Batch normalisation of channels-last images. Its running statistics are parameters whose gradient is the statistic of
+//! the batch. So micro-batches, workers, shards and checkpoints treat them like all other parameters.
 
 use super::custom::{Back, Value, custom, fused, in_place, numbers, plain, tensor_of, value};
 use super::work::Work;
@@ -9,27 +9,32 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::relu as burn_relu;
 use regatta_kernel::batch_norm::{Line, Statistics, apply, backward, statistics, through_relu};
 
-/// Added to variances.
+/// Added to variances, so that the division is defined.
 const EPS: f64 = 1e-5;
 
-/// The parameters of a batch normalisation, `[channels]` each.
-pub(crate) struct Norm {
+/// The parameters of a batch normalisation, each `[channels]`.
+pub(crate) struct BatchNormParams {
     pub(crate) gamma: Tensor<1>,
     pub(crate) beta: Tensor<1>,
     pub(crate) running_mean: Tensor<1>,
     pub(crate) running_variance: Tensor<1>,
 }
 
-/// Normalises `x` `[batch, height, width, channels]` by the statistics of the batch, adds `residual` and cuts off below 0
-/// where wanted (Ioffe & Szegedy 2015, "Batch Normalization", algorithm 1). Backward hands out the batch's mean and
-/// variance (the latter corrected for the sample's size) as the gradients of the running ones.
-pub(crate) fn batch_norm(x: Tensor<4>, norm: Norm, residual: Option<Tensor<4>>, relu: bool) -> Tensor<4> {
+/// Normalises `x` `[batch, height, width, channels]` by the statistics of the batch (Ioffe & Szegedy 2015, "Batch
+/// Normalization", algorithm 1), then adds `residual` if given and applies ReLU if `relu`. Backward returns the batch's mean
+/// and unbiased variance as the gradients of the running mean and variance.
+pub(crate) fn batch_norm(
+    x: Tensor<4>,
+    norm: BatchNormParams,
+    residual: Option<Tensor<4>>,
+    relu: bool,
+) -> Tensor<4> {
     if !fused(&x) {
-        return by_burn(x, norm, residual, relu);
+        return decomposed(x, norm, residual, relu);
     }
     let elements = x.dims().iter().product::<usize>() as f64;
     let work = Work::new("batch norm", 8.0 * elements, 16.0 * elements);
-    let Norm { gamma, beta, running_mean, running_variance } = norm;
+    let BatchNormParams { gamma, beta, running_mean, running_variance } = norm;
     let [x, gamma, beta] = [value(x), value(gamma), value(beta)];
     let running = [value(running_mean), value(running_variance)];
     let [mean, variance] = running;
@@ -43,7 +48,7 @@ pub(crate) fn batch_norm(x: Tensor<4>, norm: Norm, residual: Option<Tensor<4>>, 
             let inputs = [x, gamma, beta, mean, variance, value(residual)];
             custom(work, inputs, |[x, gamma, beta, _, _, residual]| {
                 let (out, kept) = forward(x, gamma, &beta, Some(&residual), relu);
-                // The mask of ReLU: the next layer keeps this tensor anyway.
+                // The output is also the mask of ReLU. It takes no more memory, since the next layer keeps it anyway.
                 let mask = relu.then(|| out.clone());
                 let back: Back<6> = Box::new(move |gradient, [x, gamma, beta, mean, variance, residual]| {
                     let mut gradient = gradient;
@@ -61,15 +66,16 @@ pub(crate) fn batch_norm(x: Tensor<4>, norm: Norm, residual: Option<Tensor<4>>, 
     }
 }
 
-/// Normalises by the running statistics, as when nothing is learnt; records nothing.
+/// Normalises by the running statistics, as in evaluation, then adds `residual` if given and applies ReLU if `relu`. Has no
+/// backward pass.
 pub(crate) fn batch_norm_by_running(
     x: Tensor<4>,
-    norm: Norm,
+    norm: BatchNormParams,
     residual: Option<Tensor<4>>,
     relu: bool,
 ) -> Tensor<4> {
     if !fused(&x) {
-        let Norm { gamma, beta, running_mean, running_variance } = norm;
+        let BatchNormParams { gamma, beta, running_mean, running_variance } = norm;
         let scale = gamma / (running_variance + EPS).sqrt();
         let shift = beta - running_mean * scale.clone();
         return finish(x * scale.unsqueeze() + shift.unsqueeze(), residual, relu);
@@ -88,7 +94,7 @@ pub(crate) fn batch_norm_by_running(
     })
 }
 
-/// What backward needs of forward.
+/// What the backward pass needs from the forward pass.
 struct Kept {
     x: FlexTensor,
     gamma: FlexTensor,
@@ -145,13 +151,13 @@ impl Kept {
     }
 }
 
-/// What makes the variance of a sample an estimate of that of what it was taken from (Bessel).
+/// Bessel's correction: the factor that makes the variance of `rows` samples an unbiased estimate.
 fn correction(rows: usize) -> f64 {
     rows as f64 / rows.saturating_sub(1).max(1) as f64
 }
 
-/// Of Burn's own operations.
-fn by_burn(x: Tensor<4>, norm: Norm, residual: Option<Tensor<4>>, relu: bool) -> Tensor<4> {
+/// [`batch_norm`] with Burn's operations.
+fn decomposed(x: Tensor<4>, norm: BatchNormParams, residual: Option<Tensor<4>>, relu: bool) -> Tensor<4> {
     let [batch, height, width, _] = x.dims();
     let over = |x: Tensor<4>| x.mean_dim(0).mean_dim(1).mean_dim(2);
     let mean = over(x.clone());
@@ -161,10 +167,11 @@ fn by_burn(x: Tensor<4>, norm: Norm, residual: Option<Tensor<4>>, relu: bool) ->
     let unbiased = flat(variance.clone()) * correction(batch * height * width);
     let normal = centred / (variance + EPS).sqrt();
     let out = normal * norm.gamma.unsqueeze() + norm.beta.unsqueeze();
-    let out = handing_out(out, norm.running_mean, flat(mean));
-    finish(handing_out(out, norm.running_variance, unbiased), residual, relu)
+    let out = with_gradient(out, norm.running_mean, flat(mean));
+    finish(with_gradient(out, norm.running_variance, unbiased), residual, relu)
 }
 
+/// Adds `residual` if given, and applies ReLU if `relu`.
 fn finish(x: Tensor<4>, residual: Option<Tensor<4>>, relu: bool) -> Tensor<4> {
     let x = match residual {
         Some(residual) => x + residual,
@@ -173,8 +180,8 @@ fn finish(x: Tensor<4>, residual: Option<Tensor<4>>, relu: bool) -> Tensor<4> {
     if relu { burn_relu(x) } else { x }
 }
 
-/// `x` itself; backward hands `statistic` out as the gradient of `running`.
-fn handing_out(x: Tensor<4>, running: Tensor<1>, statistic: Tensor<1>) -> Tensor<4> {
+/// `x` itself; backward returns `statistic` as the gradient of `running`.
+fn with_gradient(x: Tensor<4>, running: Tensor<1>, statistic: Tensor<1>) -> Tensor<4> {
     if !x.is_autodiff() {
         return x;
     }
@@ -203,13 +210,13 @@ mod tests {
         tensor.into_data().iter::<f64>().collect()
     }
 
-    /// Result, and the gradients of x, residual, gamma, beta and the running statistics.
+    /// The output, and the gradients of x, residual, gamma, beta and the running statistics.
     fn run(dtype: DType, with_residual: bool, relu: bool) -> [Vec<f64>; 7] {
         let leaf = |seed: u64| tensor([5], seed).cast(dtype).require_grad();
         let (x, residual) = (tensor([3, 4, 2, 5], 1) * 2.0 + 1.0, tensor([3, 4, 2, 5], 2));
         let (x, residual) = (x.detach().cast(dtype).require_grad(), residual.cast(dtype).require_grad());
         let [gamma, beta, mean, variance] = [3, 4, 5, 6].map(leaf);
-        let norm = Norm {
+        let norm = BatchNormParams {
             gamma: gamma.clone(),
             beta: beta.clone(),
             running_mean: mean.clone(),
@@ -226,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn agrees_with_burns_own_in_f64() {
+    fn agrees_with_burns_operations_in_f64() {
         for (residual, relu) in [(false, false), (false, true), (true, false), (true, true)] {
             let both = run(DType::F32, residual, relu).into_iter().zip(run(DType::F64, residual, relu));
             for (index, (found, wanted)) in both.enumerate() {
@@ -243,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn running_statistics_get_those_of_the_batch() {
+    fn the_gradients_of_running_statistics_are_those_of_the_batch() {
         let values = f64s(tensor([3, 4, 2, 5], 1) * 2.0 + 1.0);
         let [.., mean, variance] = run(DType::F32, false, true);
         for channel in 0..5 {
@@ -259,7 +266,7 @@ mod tests {
     fn by_running_statistics() {
         let x = tensor([1, 1, 2, 2], 1);
         let line = |values: [f32; 2]| Tensor::<1>::from_data(TensorData::from(values), &train_device());
-        let norm = || Norm {
+        let norm = || BatchNormParams {
             gamma: line([2.0, 3.0]),
             beta: line([0.5, -1.0]),
             running_mean: line([1.0, -1.0]),
@@ -272,8 +279,8 @@ mod tests {
         };
         for dtype in [DType::F32, DType::F64] {
             let cast = |x: Tensor<1>| x.cast(dtype);
-            let Norm { gamma, beta, running_mean, running_variance } = norm();
-            let norm = Norm {
+            let BatchNormParams { gamma, beta, running_mean, running_variance } = norm();
+            let norm = BatchNormParams {
                 gamma: cast(gamma),
                 beta: cast(beta),
                 running_mean: cast(running_mean),

@@ -1,4 +1,4 @@
-//! Convolution of channels-last images: `[batch, height, width, channels]` everywhere, weights
+//! Convolution of channels-last images. Images are `[batch, height, width, channels]`, and weights are
 //! `[kernel, kernel, inputs, outputs]`.
 
 use super::custom::{Back, custom, fused, numbers, tensor_of, value};
@@ -23,7 +23,7 @@ fn work(shape: &Shape) -> Work {
     Work { name: "convolution", forward, backward }
 }
 
-/// The convolution of `x` with the square kernel `weight`, with `padding` zeros around.
+/// The convolution of `x` with the square kernel `weight`, with `padding` zeros on each side of an image.
 pub(crate) fn convolution(x: Tensor<4>, weight: Tensor<4>, stride: usize, padding: usize) -> Tensor<4> {
     if !fused(&x) {
         let weight = weight.permute([3, 2, 0, 1]);
@@ -55,7 +55,7 @@ pub(crate) fn convolution(x: Tensor<4>, weight: Tensor<4>, stride: usize, paddin
     })
 }
 
-/// [`convolution`] with stride 1, then `bias`, ReLU and 2x2 max pooling.
+/// [`convolution`] with stride 1, followed by `bias`, ReLU and 2x2 max pooling.
 pub(crate) fn convolution_pooled(
     x: Tensor<4>,
     weight: Tensor<4>,
@@ -120,13 +120,13 @@ mod tests {
         let (found, wanted) = (to_vec(found).unwrap(), f64s(wanted));
         let largest = wanted.iter().fold(1e-30f64, |most, x| most.max(x.abs()));
         for (a, b) in found.iter().zip(&wanted) {
-            assert!((f64::from(*a) - b).abs() < 1e-5 * largest, "{name}: {a} and not {b}");
+            assert!((f64::from(*a) - b).abs() < 1e-5 * largest, "{name}: {a} instead of {b}");
         }
     }
 
-    /// Against Burn's own operations in f64, which is the other path of the same functions.
+    /// Compares with Burn's operations, which the same functions use for f64.
     #[test]
-    fn agrees_with_burns_own_in_f64() {
+    fn agrees_with_burns_operations_in_f64() {
         for (kernel, stride) in [(3, 1), (3, 2), (1, 2), (5, 1)] {
             let (x, weight) = (tensor([3, 9, 8, 4], 1), tensor([kernel, kernel, 4, 6], 2));
             let bias = tensor([6], 3);
@@ -134,9 +134,10 @@ mod tests {
                 let x = x.clone().cast(dtype).require_grad();
                 let (weight, bias) = (weight.clone().cast(dtype), bias.clone().cast(dtype));
                 let (weight, bias) = (weight.require_grad(), bias.require_grad());
-                let out = match pooled {
-                    true => convolution_pooled(x.clone(), weight.clone(), bias.clone(), kernel / 2),
-                    false => convolution(x.clone(), weight.clone(), stride, kernel / 2),
+                let out = if pooled {
+                    convolution_pooled(x.clone(), weight.clone(), bias.clone(), kernel / 2)
+                } else {
+                    convolution(x.clone(), weight.clone(), stride, kernel / 2)
                 };
                 let scale = tensor(out.dims(), 4).cast(dtype);
                 let mut found = (out.clone() * scale).sum().backward();

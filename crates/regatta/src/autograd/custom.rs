@@ -1,4 +1,4 @@
-//! Operations with a forward and a backward pass of their own, on the numbers of Flex tensors.
+//! Custom operations: each has its own forward and backward pass, which compute on the numbers of Flex tensors.
 
 use super::work::Work;
 use burn::backend::autodiff::{
@@ -15,15 +15,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub(crate) type Tracked = FloatTensor<Autodiff<Flex>>;
 
-/// An input of an operation: recorded for backward or not.
+/// An input of an operation, which autodiff records or does not.
 pub(crate) enum Value {
-    /// Not recorded.
+    /// Autodiff does not record it.
     Plain(FlexTensor),
-    /// Recorded.
+    /// Autodiff records it.
     Tracked(Tracked),
 }
 
-/// The gradients of an operation's inputs from that of its output; only those asked for are computed.
+/// Computes the gradients of an operation's inputs from the gradient of its output. Only inputs with a node need one.
 pub(crate) type Back<const N: usize> =
     Box<dyn FnOnce(FlexTensor, [Option<NodeId>; N]) -> [Option<FlexTensor>; N] + Send>;
 
@@ -55,36 +55,42 @@ impl<const N: usize> Backward<Flex, N> for Custom {
     }
 }
 
+/// The panic of an operation whose tensor is on another backend.
+const NOT_FLEX: &str = "the engine's tensors are on the Flex backend";
+
 /// The primitive of a tensor on Flex.
 ///
 /// # Panics
-/// On another backend: the engine puts its tensors on [`device`](super::device).
+/// The tensor is on another backend than [`device`](super::device), which is a bug.
 pub(crate) fn value<const D: usize>(tensor: Tensor<D>) -> Value {
-    let foreign = "the engine's tensors live on the Flex backend";
-    match tensor.is_autodiff() {
-        true => Value::Tracked(tensor.try_into_primitive::<Autodiff<Flex>>().expect(foreign)),
-        false => Value::Plain(plain(tensor)),
+    if tensor.is_autodiff() {
+        Value::Tracked(tensor.try_into_primitive::<Autodiff<Flex>>().expect(NOT_FLEX))
+    } else {
+        Value::Plain(plain(tensor))
     }
 }
 
-/// The primitive of a tensor's numbers, whether it is recorded or not; panics as [`value`].
+/// The primitive of a tensor on Flex, without its graph.
+///
+/// # Panics
+/// As [`value`].
 pub(crate) fn plain<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
     let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
-    tensor.try_into_primitive::<Flex>().expect("the engine's tensors live on the Flex backend")
+    tensor.try_into_primitive::<Flex>().expect(NOT_FLEX)
 }
 
-/// Whether operations on `tensor` can be fused ones: it is f32 on Flex. Elsewhere they are made of Burn's own.
+/// Whether `tensor` is f32 on Flex, so that fused operations can compute on it. Other tensors take Burn's operations.
 pub(crate) fn fused<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
 }
 
-/// The place of a tensor in graphs, where operations of our own see it.
+/// The node of a tensor in its graph; none where Flex's autodiff does not record the tensor.
 pub(crate) fn node_of<const D: usize>(tensor: &Tensor<D>) -> Option<NodeId> {
     tensor.clone().try_into_primitive::<Autodiff<Flex>>().ok().map(|tracked| tracked.id())
 }
 
-/// Runs `forward` on the numbers of `inputs` and records what it returns for backward, if any input is recorded.
-/// Measured as `work` where somebody records.
+/// Runs `forward` on the numbers of `inputs`. If any input is recorded, the backward function that `forward` returns is
+/// recorded too. Both are measured as `work` while [`recording`](super::recording) runs.
 pub(crate) fn custom<const N: usize, const D: usize>(
     work: Work,
     inputs: [Value; N],
@@ -124,7 +130,7 @@ pub(crate) fn custom<const N: usize, const D: usize>(
 
 /// A recorded tensor that needs no gradient.
 fn constant(primitive: FlexTensor) -> Tracked {
-    // The rank does not matter to the primitive: every tensor can be seen as a flat one and back.
+    // The primitive has no static rank, so a flat tensor serves for every shape.
     let shape = primitive.shape();
     let len = shape.num_elements();
     let flat = Tensor::<1>::from_primitive::<Flex>(primitive.to_contiguous().reshape(Shape::from([len])));
@@ -134,7 +140,7 @@ fn constant(primitive: FlexTensor) -> Tracked {
     <Autodiff<Flex> as burn::backend::ops::FloatTensorOps<Autodiff<Flex>>>::float_reshape(tracked, shape)
 }
 
-/// The f32 numbers of a tensor in row-major order; copied only where the layout is another.
+/// The f32 numbers of a tensor in row-major order; copied only if the tensor has another layout.
 pub(crate) fn numbers(tensor: &FlexTensor) -> Cow<'_, [f32]> {
     match tensor.as_slice::<f32>() {
         Some(slice) => Cow::Borrowed(slice),
@@ -142,12 +148,13 @@ pub(crate) fn numbers(tensor: &FlexTensor) -> Cow<'_, [f32]> {
     }
 }
 
-/// Changes a tensor's f32 numbers, in row-major order: in place where nobody else looks at them.
+/// Changes a tensor's f32 numbers, in row-major order; in place if no other tensor shares them.
 pub(crate) fn in_place(tensor: FlexTensor, change: impl FnOnce(&mut [f32])) -> FlexTensor {
-    let whole = tensor.layout().start_offset() == 0
+    let fills_storage = tensor.layout().start_offset() == 0
         && tensor.as_slice::<f32>().is_some_and(|values| values.len() == tensor.storage::<f32>().len());
-    // Else it is a part of a larger buffer, or in another order.
-    let mut tensor = if whole { tensor } else { tensor_of(numbers(&tensor).into_owned(), tensor.shape()) };
+    // Otherwise the tensor is a view of a larger buffer, or is stored in another order.
+    let mut tensor =
+        if fills_storage { tensor } else { tensor_of(numbers(&tensor).into_owned(), tensor.shape()) };
     change(tensor.storage_mut());
     tensor
 }

@@ -1,4 +1,4 @@
-//! Where a rank computes, and with which numbers: the one place that names backends.
+//! The device that a rank computes on, and the type of its numbers. Only this file names backends.
 
 use crate::error::{Error, Result};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -6,17 +6,17 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// The host: where parameters, gradients and the optimizer's state of every rank live.
+/// The host's device. Every rank keeps its parameters, gradients and optimizer state there.
 pub fn device() -> Device {
     Device::flex()
 }
 
-/// The same, recording operations for the backward pass.
+/// The host's device with autodiff.
 pub fn train_device() -> Device {
     device().autodiff()
 }
 
-/// What `[train] device` may be.
+/// A kind of device: the part of `train.device` before the colon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
     /// The host's processor.
@@ -26,7 +26,7 @@ pub enum Backend {
     Vulkan,
     /// NVIDIA's GPUs through CUDA.
     Cuda,
-    /// GPUs through whatever graphics interface the system has.
+    /// GPUs through the system's graphics interface: Vulkan, Metal or DirectX.
     Wgpu,
 }
 
@@ -34,21 +34,22 @@ impl Backend {
     const ALL: [(Self, &str); 4] =
         [(Self::Cpu, "cpu"), (Self::Vulkan, "vulkan"), (Self::Cuda, "cuda"), (Self::Wgpu, "wgpu")];
 
-    /// As in a configuration; the cargo feature that it takes has the same name.
+    /// Its name in a configuration, which is also the name of its cargo feature.
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(backend, _)| *backend == self).map_or("cpu", |(_, name)| name)
     }
 
-    /// The devices that it sees; none where this program was built without it.
+    /// The devices that the backend finds; empty if this program was built without the backend.
     fn devices(self) -> Vec<Device> {
         #[cfg(any(feature = "vulkan", feature = "cuda", feature = "wgpu"))]
         use burn::tensor::DeviceType;
         match self {
             Self::Cpu => vec![device()],
             #[cfg(feature = "vulkan")]
-            Self::Vulkan => {
-                Device::enumerate(DeviceType::Vulkan).into_iter().filter(|one| !in_software(one)).collect()
-            }
+            Self::Vulkan => Device::enumerate(DeviceType::Vulkan)
+                .into_iter()
+                .filter(|device| !is_software(device))
+                .collect(),
             #[cfg(feature = "cuda")]
             Self::Cuda => Device::enumerate(DeviceType::Cuda).into_iter().collect(),
             #[cfg(feature = "wgpu")]
@@ -59,21 +60,22 @@ impl Backend {
     }
 }
 
-/// Whether a Vulkan device is a driver that computes on the host's processor. CubeCL 0.11 makes SPIR-V for this backend that
-/// takes Mesa's down with the process wherever a kernel shares memory; `wgpu` makes shaders that it does run.
+/// Whether a Vulkan device is a software driver, which computes on the host's processor. Under Mesa's software driver, the
+/// SPIR-V that CubeCL 0.11 generates crashes the process as soon as a kernel uses shared memory. The shaders of `wgpu` run.
 #[cfg(feature = "vulkan")]
-fn in_software(device: &Device) -> bool {
-    // Its kind is shown, and not told otherwise.
+fn is_software(device: &Device) -> bool {
+    // Burn shows the kind of a device only in its debug output.
     format!("{device:?}").contains("kind: Cpu")
 }
 
-/// `[train] device`: a backend, and after a colon which of its devices; left out, each local rank takes the next one.
+/// The value of `train.device`: a backend, and after a colon the index of a device. Without an index, the ranks of a host
+/// take its devices in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DeviceChoice {
     /// The kind of device.
     pub backend: Backend,
-    /// Which one.
+    /// Which device of the backend, counted from 0.
     pub index: Option<usize>,
 }
 
@@ -81,7 +83,7 @@ impl DeviceChoice {
     /// Checks that this program was built with the backend.
     ///
     /// # Errors
-    /// It was not: says with what feature to build it.
+    /// The program was built without it. The error names the cargo feature to build with.
     pub fn check(self) -> Result<()> {
         let built = match self.backend {
             Backend::Cpu => true,
@@ -114,8 +116,8 @@ impl FromStr for DeviceChoice {
         let known = || Backend::ALL.map(|(_, name)| name).join(", ");
         let found = Backend::ALL.iter().find(|(_, known)| *known == name);
         let (backend, _) =
-            found.ok_or_else(|| format!("no device is called `{name}`; there are {}", known()))?;
-        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is no number of a device"));
+            found.ok_or_else(|| format!("unknown device `{name}`; the devices are {}", known()))?;
+        let number = |text: &str| text.parse().map_err(|_| format!("`{text}` is not the index of a device"));
         Ok(Self { backend: *backend, index: index.map(number).transpose()? })
     }
 }
@@ -134,23 +136,23 @@ impl From<DeviceChoice> for String {
     }
 }
 
-/// `[train] precision`: the numbers of activations, their gradients and the copies of parameters that layers see.
-/// Parameters themselves, the sums of gradients, the optimizer's state and losses are f32 always (Micikevicius et al.
-/// 2018, "Mixed Precision Training").
+/// The value of `train.precision`: the type of activations, of their gradients and of the parameters' copies that layers
+/// compute with. The parameters themselves, the sums of gradients, the optimizer's state and losses are always f32
+/// (Micikevicius et al. 2018, "Mixed Precision Training").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// 32 bits.
+    /// IEEE single precision, 32 bits.
     #[default]
     F32,
-    /// The upper half of the 32 bits: their range with 8 bits of precision.
+    /// bfloat16: the range of f32 with 8 bits of precision.
     Bf16,
-    /// IEEE half precision: 11 bits of precision, up to 65,504; gradients need a scaled loss.
+    /// IEEE half precision: 11 bits of precision, numbers up to 65,504. The loss must be scaled.
     F16,
 }
 
 impl Precision {
-    /// As in a configuration.
+    /// Its name in a configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -168,7 +170,7 @@ impl Precision {
     }
 }
 
-/// Where one rank computes, and with which numbers.
+/// The device that one rank computes on, and the type of its layers' numbers.
 #[derive(Debug, Clone)]
 pub struct Compute {
     device: Device,
@@ -176,15 +178,10 @@ pub struct Compute {
 }
 
 impl Compute {
-    /// On the host in f32: layers see the engine's own memory.
-    pub fn host() -> Self {
-        Self { device: device(), dtype: DType::F32 }
-    }
-
-    /// On the device that `choice` means on the rank that is the `local`-th of its host.
+    /// Opens the device of `choice` for the rank that is the `local`-th of its host, counted from 0.
     ///
     /// # Errors
-    /// A backend that this program was built without, a device that is not there, numbers that it does not know.
+    /// The program was built without the backend, the device does not exist, or it does not support `precision`.
     pub fn open(choice: DeviceChoice, precision: Precision, local: usize) -> Result<Self> {
         let name = choice.backend.name();
         choice.check()?;
@@ -192,10 +189,10 @@ impl Compute {
         let devices = choice.backend.devices();
         if devices.is_empty() {
             let software = match choice.backend {
-                Backend::Vulkan => " Software drivers run under wgpu alone.",
+                Backend::Vulkan => " Software drivers run only under wgpu.",
                 _ => "",
             };
-            return Err(usage(format!("{name} finds no device here; is its driver installed?{software}")));
+            return Err(usage(format!("{name} finds no device; is its driver installed?{software}")));
         }
         let count = devices.len();
         let index = choice.index.unwrap_or(local % count);
@@ -205,14 +202,14 @@ impl Compute {
         let dtype = precision.dtype();
         if !device.supports_dtype(dtype) {
             return Err(usage(format!(
-                "it knows no {} numbers; choose another train.precision",
+                "the device does not support {}; choose another train.precision",
                 precision.name()
             )));
         }
         Ok(Self { device, dtype })
     }
 
-    /// Whether layers see the engine's own memory, without a copy.
+    /// Whether layers compute on the engine's own memory, without a copy of the parameters.
     pub fn is_host(&self) -> bool {
         self.dtype == DType::F32 && self.device == device()
     }
@@ -222,7 +219,7 @@ impl Compute {
         self.device.clone()
     }
 
-    /// The same, recording operations for the backward pass.
+    /// The device with autodiff.
     pub fn train_device(&self) -> Device {
         self.device.clone().autodiff()
     }
@@ -232,20 +229,20 @@ impl Compute {
         self.dtype
     }
 
-    /// A tensor there, recording nothing.
+    /// A tensor of `values` on the device, without autodiff.
     pub(crate) fn tensor<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
-        // Converted here: half as much goes to the device.
+        // The host converts them, so that 16-bit numbers halve the transfer.
         let data = TensorData::new(values, shape).convert_dtype(self.dtype);
         Tensor::from_data(data, (&self.device, self.dtype))
     }
 }
 
-/// The same numbers in another type.
+/// `tensor` with numbers of type `dtype`.
 pub(crate) fn cast<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
     if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
 }
 
-/// The same numbers in a type in which many of them can be summed.
+/// `tensor` as f32 if its numbers have 16 bits, because sums of many 16-bit numbers are imprecise.
 pub(crate) fn at_least_f32<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     if matches!(tensor.dtype(), DType::F16 | DType::BF16) { tensor.cast(DType::F32) } else { tensor }
 }
@@ -255,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_is_a_name_and_perhaps_a_number() {
+    fn a_device_is_a_name_and_an_optional_index() {
         for text in ["cpu", "vulkan:1", "cuda:0", "wgpu"] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
         }
@@ -264,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_not_there_says_why() {
+    fn opening_a_missing_device_is_an_error_with_the_reason() {
         let open =
             |text: &str| Compute::open(text.parse().unwrap(), Precision::F32, 0).unwrap_err().to_string();
         assert!(open("cpu:3").contains("finds 1 device(s)"), "{}", open("cpu:3"));

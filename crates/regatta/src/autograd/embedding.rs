@@ -1,4 +1,4 @@
-//! Rows of a table by the ids of tokens, and by their positions.
+//! Embeddings: the rows of a table for token ids and for positions.
 
 use super::custom::{Back, custom, fused, in_place, integers, numbers, tensor_of, value};
 use super::work::Work;
@@ -7,8 +7,8 @@ use burn::tensor::{Int, Tensor};
 use regatta_kernel::{bias, embedding};
 use std::ops::Range;
 
-/// The rows of `table` `[rows, width]` that `ids` `[batch, time]` name, counted from row `first` of the whole table:
-/// `[batch, time, width]`; zeros for ids whose row is not here.
+/// The rows of `table` for `ids` `[batch, time]`, as `[batch, time, width]`. `table` `[rows, width]` is the part of the
+/// whole table that starts at row `first`; ids outside of it give zeros.
 pub(crate) fn rows_of(table: Tensor<2>, ids: Tensor<2, Int>, first: usize) -> Tensor<3> {
     let [batch, time] = ids.dims();
     let [rows, width] = table.dims();
@@ -36,7 +36,8 @@ pub(crate) fn rows_of(table: Tensor<2>, ids: Tensor<2, Int>, first: usize) -> Te
     })
 }
 
-/// `x` `[batch, time, width]` plus the rows `places` (`time` of them) of `table` `[positions, width]`, in every sequence.
+/// Adds the rows `places` (`time` of them) of `table` `[positions, width]` to every sequence of `x`
+/// `[batch, time, width]`.
 pub(crate) fn add_positions(x: Tensor<3>, table: Tensor<2>, places: Range<usize>) -> Tensor<3> {
     let [batch, _, width] = x.dims();
     if !fused(&x) {

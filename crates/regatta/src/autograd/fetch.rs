@@ -1,4 +1,4 @@
-//! From tensors to numbers on the host.
+//! Fetches the numbers of tensors to the host.
 
 use super::custom::{numbers, plain};
 use super::fused;
@@ -6,42 +6,41 @@ use crate::error::{Error, Result};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, Transaction};
 
-/// A tensor of any rank whose numbers are wanted on the host.
-pub(crate) enum Wanted {
-    /// They are there.
-    Here(FlexTensor),
-    /// They are on a device, or of another type.
-    There(Tensor<1>),
+/// A tensor of any shape whose numbers are to be fetched.
+pub(crate) enum Fetchable {
+    /// f32 numbers that are on the host already.
+    OnHost(FlexTensor),
+    /// Numbers on a device, or of another type.
+    OnDevice(Tensor<1>),
 }
 
-impl Wanted {
-    /// That of `tensor`.
+impl Fetchable {
+    /// The numbers of `tensor`.
     pub(crate) fn of<const D: usize>(tensor: Tensor<D>) -> Self {
         let tensor = super::detached(tensor);
-        match fused(&tensor) {
-            true => Self::Here(plain(tensor)),
-            false => {
-                let len: usize = tensor.dims().iter().product();
-                Self::There(tensor.reshape([len]))
-            }
+        if fused(&tensor) {
+            Self::OnHost(plain(tensor))
+        } else {
+            let len: usize = tensor.dims().iter().product();
+            Self::OnDevice(tensor.reshape([len]))
         }
     }
 }
 
-/// Calls `take` with the f32 numbers of each of `wanted`, in row-major order. What is on a device comes in one transfer.
+/// Calls `take` with the f32 numbers of each tensor, in row-major order. All tensors on the device come in one transfer.
 ///
 /// # Errors
-/// Those of `take`, and a device that fails.
+/// The device fails, or `take` does.
 pub(crate) fn fetch<K>(
-    wanted: Vec<(K, Wanted)>,
+    tensors: Vec<(K, Fetchable)>,
     mut take: impl FnMut(K, &[f32]) -> Result<()>,
 ) -> Result<()> {
     let mut transfer = Transaction::default();
     let mut keys = vec![];
-    for (key, one) in wanted {
-        match one {
-            Wanted::Here(tensor) => take(key, &numbers(&tensor))?,
-            Wanted::There(tensor) => {
+    for (key, tensor) in tensors {
+        match tensor {
+            Fetchable::OnHost(tensor) => take(key, &numbers(&tensor))?,
+            Fetchable::OnDevice(tensor) => {
                 transfer = transfer.register(tensor);
                 keys.push(key);
             }

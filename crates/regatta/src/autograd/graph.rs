@@ -1,22 +1,23 @@
-//! The graph of one block: its inputs cut off from what came before, and backward from gradients that came from after.
+//! The graph of one block: its inputs are detached from the blocks before, and backward starts from the gradients that the
+//! blocks after it computed.
 
 use super::custom::{Back, custom, fused, plain, value};
 use super::work::Work;
 use burn::backend::Shape;
 use burn::tensor::{Gradients, Tensor};
 
-/// The same numbers as the beginning of a graph of its own.
+/// `tensor` as the leaf of a new graph.
 pub(crate) fn leaf<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     Tensor::from_inner(detached(tensor)).require_grad()
 }
 
-/// The same numbers without a graph.
+/// `tensor` without its graph.
 pub(crate) fn detached<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     if tensor.is_autodiff() { tensor.inner() } else { tensor }
 }
 
-/// A scalar whose backward pass gives `output` the gradient `gradient`, in the place of the ones that Burn begins
-/// with. Costs nothing where operations are fused.
+/// A scalar whose backward pass gives `output` the gradient `gradient`. Burn itself can only start from a gradient of ones.
+/// Free of cost where operations are fused.
 pub(crate) fn seed<const D: usize>(output: Tensor<D>, gradient: Tensor<D>) -> Tensor<1> {
     let gradient = detached(gradient);
     if !fused(&output) {
@@ -30,7 +31,7 @@ pub(crate) fn seed<const D: usize>(output: Tensor<D>, gradient: Tensor<D>) -> Te
     })
 }
 
-/// Runs backward from the sum of these scalars.
+/// Runs backward from the sum of these scalars; none if there are no scalars.
 pub(crate) fn backward(roots: Vec<Tensor<1>>) -> Option<Gradients> {
     let root = roots.into_iter().reduce(|sum, root| sum + root)?;
     Some(root.backward())

@@ -1,9 +1,9 @@
-//! Gradient hooks: the identity forward, user code on the gradient in backward, at a chosen depth of the tape.
+//! Gradient hooks: identity in forward, a callback with the gradient in backward, at a chosen depth of the graph.
 //!
-//! Burn runs the backward pass by descending depth in the graph, not by time. A hook straight on a parameter
-//! has depth one and would fire after everything else. A second parent that is not differentiated but lies
-//! deep, taken from a [`Ladder`], gives the hook a depth just below the operation that uses the parameter, so
-//! it fires right after the parameter's gradient is complete.
+//! Burn runs the backward pass by descending depth in the graph, not by time. A hook directly on a parameter
+//! has depth one and would run after everything else. So a hook also gets a second parent, an anchor from an
+//! [`AnchorChain`], which is deep in the graph and receives no gradient. It gives the hook a depth just below the
+//! operation that uses the parameter, so that the hook runs as soon as the parameter's gradient is complete.
 
 use burn::backend::autodiff::{
     NodeId,
@@ -18,11 +18,12 @@ use std::sync::Arc;
 
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
-/// A gradient as a hook sees it: host memory in any layout.
+/// The gradient that a hook receives: host memory in any layout.
 pub(crate) struct Gradient<'a>(&'a FlexTensor);
 
 impl Gradient<'_> {
-    /// Calls `f` with the gradient's elements in row-major order; copies only where the layout is another.
+    /// Calls `f` with the gradient's elements in row-major order, or with none if they are not f32; copies them only if
+    /// they have another layout.
     pub(crate) fn with<R>(&self, f: impl FnOnce(Option<&[f32]>) -> R) -> R {
         match self.0.as_slice::<f32>() {
             Some(slice) => f(Some(slice)),
@@ -31,11 +32,11 @@ impl Gradient<'_> {
     }
 }
 
-/// What a hook does with the gradient of the tensor that it is attached to.
+/// A callback for the gradient of the tensor that it is attached to.
 pub(crate) trait GradientHook: Send + Sync + 'static {
-    /// Called once per use of the tensor, during backward. The gradient goes on to the tensor itself.
+    /// Called during backward, once for each use of the tensor. The tensor then receives the gradient as without a hook.
     ///
-    /// Runs under the graph's lock: no operation on tensors of the same graph inside.
+    /// The call holds the graph's lock, so it must not operate on tensors of the same graph.
     fn call(&self, gradient: Gradient<'_>);
 }
 
@@ -63,17 +64,18 @@ impl Backward<Flex, 2> for HookBackward {
     }
 }
 
-/// Whether [`hook_at`] has an effect on `tensor`: it is recorded, of f32, on the host, and nothing of its graph is computed
-/// a second time (gradient checkpointing).
+/// Whether [`hook_at`] has an effect on `tensor`: the tensor is recorded, is f32, is on the host, and its graph recomputes
+/// nothing (gradient checkpointing).
 pub(crate) fn can_hook<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && tensor.clone().try_into_primitive::<Autodiff<Flex>>().is_ok()
 }
 
-/// The longest ladder. A forward pass that makes more nodes is hooked lower: its gradients are sent later, and are the same.
-const MOST_RUNGS: usize = 1 << 16;
+/// Most anchors in a chain. If a forward pass creates more nodes, later hooks get the deepest anchor: they run later, with
+/// the same gradients.
+const MAX_ANCHORS: usize = 1 << 16;
 
-/// Identity of `tensor`, with `hook` called on its gradient at the depth of `anchor` plus one. Where that cannot be
-/// ([`can_hook`]), the tensor itself.
+/// Identity of `tensor` that calls `hook` with its gradient, at the depth of `anchor` plus one. Returns the tensor itself
+/// if it cannot be hooked ([`can_hook`]).
 pub(crate) fn hook_at<const D: usize>(
     tensor: Tensor<D>,
     anchor: Anchor,
@@ -84,7 +86,7 @@ pub(crate) fn hook_at<const D: usize>(
     }
     let tracked: Tracked = match tensor.clone().try_into_primitive::<Autodiff<Flex>>() {
         Ok(tracked) => tracked,
-        // Moved to another backend since: its gradient is taken from Burn's after backward.
+        // The tensor has moved to another backend: its gradient is taken from Burn's gradients after backward.
         Err(_) => return tensor,
     };
     drop(tensor);
@@ -99,28 +101,28 @@ pub(crate) fn hook_at<const D: usize>(
 }
 
 #[derive(Debug)]
-struct Rung;
+struct AnchorBackward;
 
-impl Backward<Flex, 1> for Rung {
+impl Backward<Flex, 1> for AnchorBackward {
     type State = ();
     fn backward(self, _: Ops<(), 1>, _: &mut Gradients, _: &mut Checkpointer) {}
 }
 
-/// A node that is not differentiated and lies at a known depth.
+/// A node at a known depth that receives no gradient.
 pub(crate) struct Anchor(Tracked);
 
-/// A chain of such nodes, one at every depth, grown as needed and kept from step to step.
-pub(crate) struct Ladder {
-    rungs: Vec<Tracked>,
-    /// The newest node when the current forward began; every node since is at most that many levels deep.
+/// A chain of anchors, one at every depth. It grows as needed and is kept from step to step.
+pub(crate) struct AnchorChain {
+    anchors: Vec<Tracked>,
+    /// The newest node when the current forward pass began. The depth of the graph is at most the number of nodes since.
     start: u64,
 }
 
-impl Ladder {
+impl AnchorChain {
     pub(crate) fn new() -> Self {
         let leaf = Tensor::<1>::zeros([1], &super::train_device());
         let leaf = leaf.try_into_primitive::<Autodiff<Flex>>();
-        Self { rungs: leaf.into_iter().collect(), start: NodeId::new().value }
+        Self { anchors: leaf.into_iter().collect(), start: NodeId::new().value }
     }
 
     /// Marks the beginning of a forward pass.
@@ -128,20 +130,21 @@ impl Ladder {
         self.start = NodeId::new().value;
     }
 
-    /// An anchor at least as deep as every node made since [`restart`](Self::restart).
+    /// An anchor at least as deep as every node that was created since [`restart`](Self::restart).
     pub(crate) fn deepest(&mut self) -> Option<Anchor> {
         let before = NodeId::new().value;
-        let depth = usize::try_from(before - self.start).map_or(MOST_RUNGS, |depth| depth.min(MOST_RUNGS));
-        while self.rungs.len() <= depth {
-            let (primitive, node) = self.rungs.last()?.clone().into_parts();
-            let prepared = Backward::<Flex, 1>::prepare::<NoCheckpointing>(Rung, [node]).compute_bound();
-            self.rungs.push(match prepared.stateful() {
+        let depth = usize::try_from(before - self.start).map_or(MAX_ANCHORS, |depth| depth.min(MAX_ANCHORS));
+        while self.anchors.len() <= depth {
+            let (primitive, node) = self.anchors.last()?.clone().into_parts();
+            let prepared =
+                Backward::<Flex, 1>::prepare::<NoCheckpointing>(AnchorBackward, [node]).compute_bound();
+            self.anchors.push(match prepared.stateful() {
                 OpsKind::Tracked(op) => op.finish((), primitive),
                 OpsKind::UnTracked(op) => op.finish(primitive),
             });
         }
-        // The rungs just made are no part of the model's forward: do not count them.
+        // The new anchors are not part of the model's forward pass, so they are not counted.
         self.start += NodeId::new().value - before;
-        self.rungs.get(depth).cloned().map(Anchor)
+        self.anchors.get(depth).cloned().map(Anchor)
     }
 }

@@ -1,4 +1,4 @@
-//! The linear layer, whose weight gradient may be computed later: the zero-bubble schedule fills waiting time with it
+//! The linear layer. Its weight gradient may be computed later: the zero-bubble schedule fills waiting time with it
 //! (Qi et al. 2023, "Zero Bubble Pipeline Parallelism", section 2).
 
 use super::custom::{Back, custom, fused, in_place, numbers, tensor_of, value};
@@ -10,7 +10,7 @@ use regatta_kernel::bias;
 use regatta_kernel::matmul::{Matrix, new_product};
 use std::cell::RefCell;
 
-/// The gradient of a parameter that has yet to be computed.
+/// The gradient of a parameter, not yet computed.
 pub(crate) struct Deferred {
     /// The parameter's node.
     pub(crate) node: NodeId,
@@ -18,7 +18,7 @@ pub(crate) struct Deferred {
 }
 
 impl Deferred {
-    /// Computes it.
+    /// Computes the gradient.
     pub(crate) fn compute(self) -> FlexTensor {
         (self.compute)()
     }
@@ -28,14 +28,14 @@ thread_local! {
     static DEFERRED: RefCell<Option<Vec<Deferred>>> = const { RefCell::new(None) };
 }
 
-/// Runs `backward` and returns beside its result the gradients of weights that it left for later.
+/// Runs `backward` and returns its result and the weight gradients that it deferred.
 pub(crate) fn deferring<R>(backward: impl FnOnce() -> R) -> (R, Vec<Deferred>) {
     DEFERRED.set(Some(vec![]));
     let result = backward();
     (result, DEFERRED.take().unwrap_or_default())
 }
 
-/// Leaves `compute` for later where backward is split, and else does it now.
+/// Defers `compute` while [`deferring`] runs; otherwise returns its result.
 pub(super) fn defer(node: NodeId, compute: impl FnOnce() -> FlexTensor + 'static) -> Option<FlexTensor> {
     DEFERRED.with_borrow_mut(|deferred| match deferred {
         Some(deferred) => {
@@ -46,8 +46,9 @@ pub(super) fn defer(node: NodeId, compute: impl FnOnce() -> FlexTensor + 'static
     })
 }
 
-/// `activation(x * weight + bias)` for `x` `[.., input]`, `weight` `[input, output]` and `bias` `[output]`. Bias and
-/// activation are the product's epilogue, and backward begins with the activation's slope in place.
+/// `activation(x * weight + bias)` for `x` `[.., input]`, `weight` `[input, output]` and `bias` `[output]`, as
+/// `[.., output]`. Bias and activation are the product's epilogue. Backward first multiplies the gradient by the
+/// activation's derivative, in place.
 pub(crate) fn linear<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
@@ -79,7 +80,7 @@ pub(crate) fn linear<const D: usize>(
     }
 }
 
-/// `x` times the transpose of `table`: `x` `[.., input]` and `table` `[output, input]` to `[.., output]`.
+/// The product of `x` `[.., input]` and the transpose of `table` `[output, input]`, as `[.., output]`.
 pub(crate) fn linear_by_rows<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> Tensor<D> {
     if !fused(&x) {
         return x.matmul(table.transpose().unsqueeze());
@@ -96,13 +97,13 @@ pub(crate) fn linear_by_rows<const D: usize>(x: Tensor<D>, table: Tensor<2>) -> 
                 let rows = new_product(matrix(&gradient, &gradient_data), matrix(&table, &table_data));
                 tensor_of(rows, with_last(&gradient, table.shape()[1]))
             });
-            [of_x, of_table.and_then(|node| by_weight(node, gradient, x))]
+            [of_x, of_table.and_then(|node| weight_gradient(node, gradient, x))]
         });
         (output, back)
     })
 }
 
-/// Burn's own operation for an activation.
+/// Burn's operation for an activation.
 pub(crate) fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
     use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
     match activation {
@@ -114,11 +115,11 @@ pub(crate) fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> 
     }
 }
 
-/// What backward needs.
+/// What the backward pass needs from the forward pass.
 struct Layer {
     x: FlexTensor,
     weight: FlexTensor,
-    /// The activation's inputs, if there is one.
+    /// The inputs of the activation; none for the identity.
     sums: Option<Vec<f32>>,
     activation: Activation,
 }
@@ -165,25 +166,25 @@ impl Layer {
         });
         [
             of_x,
-            of_weight.and_then(|node| by_weight(node, self.x, gradient.clone())),
+            of_weight.and_then(|node| weight_gradient(node, self.x, gradient.clone())),
             of_bias.and_then(|node| defer(node, move || column_sums(&gradient))),
         ]
     }
 }
 
-/// The product of `x`'s rows with a matrix of which dimension `columns` is what comes out.
+/// The cost of the product of `x`'s rows and a matrix whose dimension `columns` is the output.
 fn work<const D: usize>(x: &Tensor<D>, matrix: &Tensor<2>, columns: usize) -> Work {
     let rows = x.dims()[..D - 1].iter().product();
     Work::product("linear", rows, x.dims()[D - 1], matrix.dims()[columns])
 }
 
-/// The tensor's rows as a matrix; `data` are its numbers.
+/// The rows of `tensor` as a matrix; `data` are the tensor's numbers.
 fn matrix<'a>(tensor: &FlexTensor, data: &'a [f32]) -> Matrix<'a> {
     let width = tensor.shape().last().copied().unwrap_or(1);
     Matrix::new(data, data.len() / width.max(1), width)
 }
 
-/// The tensor's shape with another last dimension.
+/// The shape of `tensor` with `last` as its last dimension.
 fn with_last(tensor: &FlexTensor, last: usize) -> Shape {
     let mut shape = tensor.shape().to_vec();
     if let Some(width) = shape.last_mut() {
@@ -192,8 +193,8 @@ fn with_last(tensor: &FlexTensor, last: usize) -> Shape {
     Shape::from(shape)
 }
 
-/// `left`'s columns times `right`'s rows: a weight's gradient.
-fn by_weight(node: NodeId, left: FlexTensor, right: FlexTensor) -> Option<FlexTensor> {
+/// The gradient of a weight: the product of the transpose of `left` and `right`. It may be deferred.
+fn weight_gradient(node: NodeId, left: FlexTensor, right: FlexTensor) -> Option<FlexTensor> {
     defer(node, move || {
         let (left_data, right_data) = (numbers(&left), numbers(&right));
         let (left, right) = (matrix(&left, &left_data), matrix(&right, &right_data));
@@ -218,9 +219,9 @@ mod tests {
         Tensor::from_data(TensorData::new(values, shape), &train_device()).require_grad()
     }
 
-    /// Against Burn's own operations, and with the weights' gradients left for later.
+    /// Compares with Burn's operations, with and without deferred weight gradients.
     #[test]
-    fn agrees_with_burn_at_once_and_later() {
+    fn agrees_with_burn_also_with_deferred_gradients() {
         let (x, weight, bias) = (tensor([2, 3, 5], 1), tensor([5, 4], 2), tensor([4], 3));
         let scale = tensor([2, 3, 4], 4);
         let burn = x.clone().matmul(weight.clone().unsqueeze()) + bias.clone().unsqueeze();
@@ -240,7 +241,8 @@ mod tests {
         let root = (ours() * scale).sum();
         let (mut later, deferred) = deferring(|| root.backward());
         assert!(x.grad(&later).is_some() && weight.grad_remove(&mut later).is_none());
-        let found: Vec<Vec<f32>> = deferred.into_iter().map(|one| numbers(&one.compute()).to_vec()).collect();
+        let found: Vec<Vec<f32>> =
+            deferred.into_iter().map(|gradient| numbers(&gradient.compute()).to_vec()).collect();
         close(found[0].clone(), weights);
         close(found[1].clone(), biases);
     }

@@ -1,7 +1,7 @@
-//! Softmax cross entropy over a vocabulary that may be split over an axis: neither logits nor probabilities are ever
-//! gathered (Shoeybi et al. 2019, "Megatron-LM", section 3).
+//! Softmax cross entropy over a vocabulary that may be split over an axis. Neither logits nor probabilities are gathered
+//! (Shoeybi et al. 2019, "Megatron-LM", section 3).
 
-use super::axis::Axis;
+use super::axis::AxisGroup;
 use super::custom::{Back, custom, fused, in_place, integers, numbers, tensor_of, value};
 use super::device::at_least_f32;
 use super::work::Work;
@@ -11,17 +11,20 @@ use burn::tensor::{Int, Tensor};
 use regatta_comm::ReduceOp;
 use regatta_kernel::loss::{Backward, Sums, largest, sums};
 
-/// A class that counts for nothing, as padding.
+/// The target of a sample that the loss ignores, such as padding.
 pub const IGNORED: i64 = -1;
 
 /// Mean cross entropy (natural logarithm) of `logits` `[samples, classes]` against `targets` `[samples]`, as `[1]`, with
-/// label smoothing. With an axis, `logits` are this rank's classes, from class `first` of `all` on. Samples whose target
-/// is [`IGNORED`] count for nothing; the mean is over the others.
+/// label smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", section 7). The mean
+/// leaves out samples whose target is [`IGNORED`].
+///
+/// `split` is an axis, the first of this rank's classes, and the number of all classes: then `logits` are those of this
+/// rank's classes.
 pub(crate) fn cross_entropy(
     logits: Tensor<2>,
     targets: Tensor<1, Int>,
     smoothing: f32,
-    split: Option<(&Axis, usize, usize)>,
+    split: Option<(&AxisGroup, usize, usize)>,
 ) -> Tensor<1> {
     if !fused(&logits) {
         return decomposed(logits, targets, smoothing);
@@ -30,27 +33,27 @@ pub(crate) fn cross_entropy(
     let targets = integers(targets);
     let (axis, first, all_classes) =
         split.map_or((None, 0, classes), |(axis, first, all)| (Some(axis), first, all));
-    let here =
+    let local_class =
         |target: &i64| usize::try_from(*target).ok()?.checked_sub(first).filter(|class| *class < classes);
-    let places: Vec<Option<usize>> = targets.iter().map(here).collect();
+    let local_targets: Vec<Option<usize>> = targets.iter().map(local_class).collect();
     let counts: Vec<bool> = targets.iter().map(|target| *target != IGNORED).collect();
     let counted = counts.iter().filter(|counts| **counts).count().max(1);
     let elements = (rows * classes) as f64;
     custom(Work::new("cross entropy", 4.0 * elements, 8.0 * elements), [value(logits)], |[logits]| {
-        let mut most = vec![0.0f32; rows];
+        let mut largest_logits = vec![0.0f32; rows];
         let mut all = vec![Sums::default(); rows];
         {
             let values = numbers(&logits);
-            largest(&values, classes, &mut most);
+            largest(&values, classes, &mut largest_logits);
             if let Some(axis) = axis {
-                axis.reduce(&mut most, ReduceOp::Max);
+                axis.reduce(&mut largest_logits, ReduceOp::Max);
             }
-            sums(&values, classes, &most, &places, smoothing > 0.0, &mut all);
+            sums(&values, classes, &largest_logits, &local_targets, smoothing > 0.0, &mut all);
         }
         if let Some(axis) = axis {
-            add_up(axis, &mut all, smoothing > 0.0);
+            reduce_sums(axis, &mut all, smoothing > 0.0);
         }
-        let loss = |row: usize| all[row].loss(most[row], smoothing, all_classes);
+        let loss = |row: usize| all[row].loss(largest_logits[row], smoothing, all_classes);
         let total: f64 = (0..rows).filter(|&row| counts[row]).map(loss).sum();
         let back: Back<1> = Box::new(move |gradient, [wanted]| {
             [wanted.map(|_| {
@@ -61,9 +64,9 @@ pub(crate) fn cross_entropy(
                     classes,
                     all_classes,
                     smoothing,
-                    largest: &most,
+                    largest: &largest_logits,
                     sums: &all,
-                    targets: &places,
+                    targets: &local_targets,
                     scales: &scales,
                 };
                 in_place(logits, |logits| backward.run(logits))
@@ -73,31 +76,31 @@ pub(crate) fn cross_entropy(
     })
 }
 
-/// Adds up what the ranks of `axis` have of each row, beside each other, so that one all-reduce carries it.
-fn add_up(axis: &Axis, all: &mut [Sums], smooth: bool) {
-    let mut beside: Vec<f32> = all.iter().map(|sums| sums.exponentials).collect();
-    beside.extend(all.iter().map(|sums| sums.target));
+/// Sums each row's sums over the ranks of `axis`. They are packed into one buffer, so that one all-reduce is enough.
+fn reduce_sums(axis: &AxisGroup, all: &mut [Sums], smooth: bool) {
+    let mut packed: Vec<f32> = all.iter().map(|sums| sums.exponentials).collect();
+    packed.extend(all.iter().map(|sums| sums.target));
     if smooth {
-        beside.extend(all.iter().map(|sums| sums.logits));
+        packed.extend(all.iter().map(|sums| sums.logits));
     }
-    axis.reduce(&mut beside, ReduceOp::Sum);
+    axis.reduce(&mut packed, ReduceOp::Sum);
     let rows = all.len();
     for (row, sums) in all.iter_mut().enumerate() {
-        sums.exponentials = beside[row];
-        sums.target = beside[rows + row];
-        sums.logits = beside.get(2 * rows + row).copied().unwrap_or(0.0);
+        sums.exponentials = packed[row];
+        sums.target = packed[rows + row];
+        sums.logits = packed.get(2 * rows + row).copied().unwrap_or(0.0);
     }
 }
 
-/// By Burn's operations; narrow numbers are summed as f32.
+/// [`cross_entropy`] with Burn's operations. 16-bit numbers are summed as f32.
 fn decomposed(logits: Tensor<2>, targets: Tensor<1, Int>, smoothing: f32) -> Tensor<1> {
     let [rows, _] = logits.dims();
     let logs = log_softmax(at_least_f32(logits), 1);
     let ignored = targets.clone().equal_elem(IGNORED);
     let counted = ignored.clone().bool_not().int().sum().into_scalar::<i64>().max(1);
-    let at = targets.clamp_min(0).reshape([rows, 1]);
-    let of_target = logs.clone().gather(1, at).reshape([rows]);
+    let classes = targets.clamp_min(0).reshape([rows, 1]);
+    let of_target = logs.clone().gather(1, classes).reshape([rows]);
     let smooth = logs.mean_dim(1).reshape([rows]).mul_scalar(smoothing);
-    let each = of_target.mul_scalar(1.0 - smoothing) + smooth;
-    each.mask_fill(ignored, 0.0).sum().mul_scalar(-1.0 / counted as f64)
+    let by_sample = of_target.mul_scalar(1.0 - smoothing) + smooth;
+    by_sample.mask_fill(ignored, 0.0).sum().mul_scalar(-1.0 / counted as f64)
 }

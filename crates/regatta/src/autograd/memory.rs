@@ -1,4 +1,4 @@
-//! Tensors over memory that the engine owns, and the way back from a tensor to its numbers.
+//! Tensors over memory that the engine owns, and access to the numbers of a tensor.
 
 use burn::backend::{DType, Flex};
 use burn::tensor::{Tensor, TensorData};
@@ -8,25 +8,25 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Alignment of every block: a cache line, and the widest vector register.
+/// Alignment of every block in bytes: a cache line, and the widest vector register.
 const ALIGN: usize = 64;
 
-/// A block of f32 that tensors view while the engine writes it between steps: parameters live here, so that
-/// the optimizer updates them in place and no copy goes back into the model. Its memory is the system's until it is
-/// written, and again after [`release`](Self::release).
+/// A block of f32 that tensors view and that the engine writes between steps. It holds parameters, so that the optimizer
+/// updates them in place and the model needs no copy. The system provides the memory only when it is first written, and
+/// takes it back at [`release`](Self::release).
 pub struct Memory {
     map: MmapMut,
     len: usize,
 }
 
-// SAFETY: a `Memory` is plain numbers; who may write when is the contract of `slice_mut`.
+// SAFETY: a `Memory` is plain numbers; the contract of `slice_mut` says who may write them and when.
 unsafe impl Sync for Memory {}
 
 impl Memory {
     /// A zeroed block of `len` elements.
     ///
     /// # Panics
-    /// When the system has no memory left to map.
+    /// The system cannot map the memory.
     pub fn zeroed(len: usize) -> Arc<Self> {
         let map =
             MmapMut::map_anon((len * size_of::<f32>()).max(1)).expect("memory for a block of parameters");
@@ -42,11 +42,6 @@ impl Memory {
         self.len
     }
 
-    /// Whether the block has no element.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// The block's numbers.
     ///
     /// # Safety
@@ -56,11 +51,14 @@ impl Memory {
         unsafe { std::slice::from_raw_parts(self.start(), self.len) }
     }
 
-    /// The block's numbers, to write.
+    /// The numbers of `range`, to write.
     ///
     /// # Safety
-    /// Nobody else may read or write these elements meanwhile: no tensor that views them may be in use by
-    /// another thread, and no other slice of them may be alive.
+    /// Nothing else may read or write these elements while the slice is alive: no other thread may use a tensor that views
+    /// them, and no other slice of them may be alive.
+    ///
+    /// # Panics
+    /// `range` is not within the block.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn slice_mut(&self, range: Range<usize>) -> &mut [f32] {
         assert!(
@@ -72,14 +70,14 @@ impl Memory {
         unsafe { std::slice::from_raw_parts_mut(self.start().add(range.start), range.len()) }
     }
 
-    /// Gives the memory back to the system; all elements are zero from now on. Where the system cannot take it back, it
-    /// keeps its numbers.
+    /// Returns the memory to the system; all elements are zero from now on. If the system cannot take it back, the elements
+    /// keep their values.
     ///
     /// # Safety
     /// As for [`slice_mut`](Self::slice_mut) of all elements.
     pub unsafe fn release(&self) {
         #[cfg(target_os = "linux")]
-        // SAFETY: private memory of no file, which nobody looks at now: what is lost is what is to be lost.
+        // SAFETY: the mapping is private and anonymous, and the caller promises that nothing reads it now.
         let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
     }
 }
@@ -108,55 +106,61 @@ impl AllocationController for Window {
 
     unsafe fn memory_mut(&mut self, _: AccessPolicy) -> Result<&mut [MaybeUninit<u8>], AccessError> {
         let (start, len) = self.bytes();
-        // SAFETY: `&mut self` and the second handle that `view` returns keep kernels from getting here while
-        // the engine holds the block.
+        // SAFETY: the caller of `view` keeps a second handle to the tensor, so Burn's in-place kernels do not call this
+        // while the engine uses the block.
         Ok(unsafe { std::slice::from_raw_parts_mut(start, len) })
     }
 
     fn memory(&self, _: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
         let (start, len) = self.bytes();
-        // SAFETY: initialised, in bounds, and written by the engine only between steps.
+        // SAFETY: the bytes are initialised and in bounds, and the engine writes them only between steps.
         Ok(unsafe { std::slice::from_raw_parts(start, len) })
     }
 }
 
-/// Keeps memory that tensors free for the tensors of the next step, instead of giving it back to the system:
-/// a step allocates what the last one freed, and would otherwise take a page fault for every 4 KiB of it.
-/// For a process that trains; does nothing where the C library is not glibc.
+/// Makes the allocator keep the memory that tensors free, instead of returning it to the system. A step allocates what the
+/// last one freed, and would otherwise take a page fault for every 4 KiB. Call it once in a process that trains. It has an
+/// effect only with glibc.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         unsafe extern "C" {
             fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
         }
+        // The parameters of `mallopt`, as in glibc's malloc.h.
         const TRIM_THRESHOLD: std::ffi::c_int = -1;
         const MMAP_THRESHOLD: std::ffi::c_int = -3;
         const ARENA_MAX: std::ffi::c_int = -8;
-        // SAFETY: `mallopt` may be called at any time and refuses what it does not know.
+        /// Smaller allocations come from the heap, which keeps their memory.
+        const LARGEST_KEPT_BYTES: std::ffi::c_int = 1 << 30;
+        // SAFETY: `mallopt` may be called at any time and rejects parameters that it does not know.
         unsafe {
             mallopt(TRIM_THRESHOLD, std::ffi::c_int::MAX);
-            mallopt(MMAP_THRESHOLD, 1 << 30);
-            // Memory freed by one thread serves the others too.
+            mallopt(MMAP_THRESHOLD, LARGEST_KEPT_BYTES);
+            // With one arena, memory that one thread frees can be reused by all threads.
             mallopt(ARENA_MAX, 1);
         }
     }
 }
 
-/// A tensor of `shape` over the elements of `memory` from `offset` (a multiple of 16) on. No copy.
+/// A tensor of `shape` over the elements of `memory` from element `offset` on, without a copy.
 ///
-/// Keep a clone of the tensor for as long as the memory must stay untouched: Burn's in-place kernels write
-/// through a handle that is the only one.
+/// Keep a clone of the tensor for as long as kernels must not write the memory: Burn's in-place kernels write to a tensor
+/// that has a single handle.
+///
+/// # Panics
+/// `offset` is not a multiple of 16, or the tensor does not fit into the block.
 pub fn view<const D: usize>(memory: &Arc<Memory>, offset: usize, shape: [usize; D]) -> Tensor<D> {
     let len: usize = shape.iter().product();
     assert!(offset.is_multiple_of(ALIGN / size_of::<f32>()), "offset {offset} is not on a cache line");
     assert!(offset + len <= memory.len, "a view of {len} at {offset} is outside a block of {}", memory.len);
     let window = Window { memory: memory.clone(), range: offset..offset + len };
-    // SAFETY: the controller serves exactly this many initialised bytes for as long as it lives.
+    // SAFETY: the controller provides exactly this many initialised bytes for as long as it lives.
     let bytes = unsafe { Bytes::from_controller(Box::new(window), len * size_of::<f32>()) };
     Tensor::from_data(TensorData::from_bytes(bytes, shape, DType::F32), &super::device())
 }
 
-/// The tensor's numbers in row-major order as f32, or nothing where a device fails.
+/// The tensor's numbers as f32 in row-major order; none if the device fails.
 pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Option<Vec<f32>> {
     let tensor = if tensor.is_autodiff() { tensor.inner() } else { tensor };
     match tensor.clone().try_into_primitive::<Flex>() {
@@ -172,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_view_sees_what_the_engine_writes_and_kernels_do_not_write_through() {
+    fn a_view_shows_the_engines_writes_and_kernels_do_not_write_to_it() {
         let memory = Memory::zeroed(32);
         // SAFETY: no tensor exists yet.
         unsafe { memory.slice_mut(16..22) }.copy_from_slice(&[1., 2., 3., 4., 5., 6.]);

@@ -7,7 +7,7 @@ use burn::backend::{TensorMetadata, flex::FlexTensor};
 use burn::tensor::Tensor;
 use regatta_kernel::norm::{self, Moments, Norm};
 
-/// `x` `[.., width]` normalised, times `gamma` `[width]`, plus `beta` `[width]`.
+/// Normalises `x` `[.., width]` over its last dimension, multiplies by `gamma` `[width]` and adds `beta` `[width]`.
 pub(crate) fn normalise<const D: usize>(
     x: Tensor<D>,
     gamma: Tensor<1>,
@@ -35,14 +35,14 @@ pub(crate) fn normalise<const D: usize>(
     }
 }
 
-/// By Burn's operations; narrow numbers are summed as f32.
+/// [`normalise`] with Burn's operations. 16-bit numbers are summed as f32.
 fn decomposed<const D: usize>(
     x: Tensor<D>,
     gamma: Tensor<1>,
     beta: Option<Tensor<1>>,
     norm: Norm,
 ) -> Tensor<D> {
-    let given = x.dtype();
+    let dtype = x.dtype();
     let x = at_least_f32(x);
     let x = if norm.centred { x.clone() - x.mean_dim(D - 1) } else { x };
     let variance = x.clone().powi_scalar(2).mean_dim(D - 1);
@@ -51,10 +51,10 @@ fn decomposed<const D: usize>(
         Some(beta) => x + at_least_f32(beta).unsqueeze(),
         None => x,
     };
-    cast(x, given)
+    cast(x, dtype)
 }
 
-/// What backward needs.
+/// What the backward pass needs from the forward pass.
 struct Layer {
     norm: Norm,
     x: FlexTensor,

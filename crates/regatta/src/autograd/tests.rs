@@ -1,11 +1,11 @@
-//! Every fused operation against Burn's own in f64, on random shapes: an operation whose input is not f32 on Flex is made
-//! of Burn's.
+//! Compares every fused operation with Burn's operations in f64, on random shapes. An operation whose input is not f32 on
+//! Flex uses Burn's operations.
 
 use super::*;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use proptest::prelude::*;
 use regatta_kernel::activation::Activation;
-use regatta_kernel::dropout::Dropout;
+use regatta_kernel::dropout::{Dropout, Noise, SampleRows};
 use regatta_kernel::norm::Norm as Rows;
 use regatta_kernel::random::Stream;
 
@@ -25,14 +25,14 @@ fn numbers_of<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
     detached(tensor).into_data().iter::<f64>().collect()
 }
 
-/// What an operation is given: a tensor, a matrix and a vector.
-type Given<const D: usize> = (Tensor<D>, Tensor<2>, Tensor<1>);
+/// The inputs of an operation: a tensor, a matrix and a vector.
+type Inputs<const D: usize> = (Tensor<D>, Tensor<2>, Tensor<1>);
 
-/// The output and the gradients of what `operation` is given, of numbers of type `dtype`.
+/// The output of `operation` and the gradients of its inputs, computed with numbers of type `dtype`.
 fn run<const D: usize, const E: usize>(
     dtype: DType,
-    (x, matrix, vector): &Given<D>,
-    operation: &impl Fn(Given<D>) -> Tensor<E>,
+    (x, matrix, vector): &Inputs<D>,
+    operation: &impl Fn(Inputs<D>) -> Tensor<E>,
 ) -> Vec<Vec<f64>> {
     let (x, matrix, vector) = (
         x.clone().cast(dtype).require_grad(),
@@ -49,18 +49,19 @@ fn run<const D: usize, const E: usize>(
     all
 }
 
-/// Asserts that `operation` gives the same fused and of Burn's operations in f64: the largest difference of each result
-/// is under 1e-5 of its largest number, or of 0.1 where all are smaller (inputs are about 1); of a gradient that is all but zero, as that of the queries of a single key, of a tenth
-/// of the largest number of any gradient.
+/// Asserts that the fused `operation` agrees with Burn's operations in f64. The largest difference of each result must be
+/// under 1e-5 of its largest number, or of 0.1 if all its numbers are smaller (inputs are about 1). For gradients the bound
+/// is at least 1e-5 of a tenth of the largest number in any gradient, because some gradients are almost zero: those of the
+/// queries if there is a single key.
 #[track_caller]
 fn agree<const D: usize, const E: usize>(
     what: &str,
-    given: Given<D>,
-    operation: impl Fn(Given<D>) -> Tensor<E>,
+    inputs: Inputs<D>,
+    operation: impl Fn(Inputs<D>) -> Tensor<E>,
 ) {
-    let (found, costs) = recording(|| run(DType::F32, &given, &operation));
+    let (found, costs) = recording(|| run(DType::F32, &inputs, &operation));
     assert!(costs.iter().any(|one| one.phase == Phase::Forward), "{what} is not fused");
-    let (wanted, costs) = recording(|| run(DType::F64, &given, &operation));
+    let (wanted, costs) = recording(|| run(DType::F64, &inputs, &operation));
     assert!(costs.is_empty(), "{what} of f64 is fused: there is nothing to compare with");
     let largest_of = |values: &[f64]| values.iter().fold(0.1f64, |most, x| most.max(x.abs()));
     let of_gradients = wanted[1..].iter().map(|values| largest_of(values)).fold(0.0, f64::max);
@@ -73,8 +74,14 @@ fn agree<const D: usize, const E: usize>(
     }
 }
 
-fn drops(rate: f32, seed: u64, part: usize) -> Drops {
-    Drops { dropout: Dropout { noise: Stream::new(seed), rate }, part: 1..1 + part, whole: part + 3 }
+fn dropout(rate: f32, seed: u64, part: usize) -> DropoutPart {
+    let rows = SampleRows { first: 2, stride: 3 };
+    DropoutPart {
+        dropout: Dropout { noise: Stream::new(seed), rate },
+        rows,
+        part: 1..1 + part,
+        full: part + 3,
+    }
 }
 
 proptest! {
@@ -85,8 +92,8 @@ proptest! {
         let given = || (tensor([batch, time, input], seed), tensor([input, output], seed ^ 1), tensor([output], seed ^ 2));
         let all = [Activation::Identity, Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu];
         for activation in all {
-            // Where a rectifier's input is so near to 0 the types may not agree on its side.
-            let near = |(x, matrix, vector): Given<3>| {
+            // Near 0, the input of ReLU may have different signs in f32 and f64.
+            let near = |(x, matrix, vector): Inputs<3>| {
                 let sums = x.matmul(matrix.unsqueeze()) + vector.unsqueeze();
                 numbers_of(sums).iter().any(|x| x.abs() < 1e-4)
             };
@@ -102,7 +109,7 @@ proptest! {
 
     #[test]
     fn norms(batch in 1usize..5, time in 1usize..40, width in 8usize..80, centred: bool, seed: u64) {
-        // Of a few numbers hardly more than rounding is left once mean and direction are taken off.
+        // A norm over fewer than 8 numbers leaves little more than rounding in the gradient.
         let norm = Rows { centred, eps: 1e-5 };
         let given = || (tensor([batch, time, width], seed), tensor([1, width], seed ^ 1), tensor([width], seed ^ 2));
         agree("a norm", given(), |(x, gamma, beta)| normalise(x, gamma.reshape([width]), Some(beta), norm));
@@ -111,7 +118,7 @@ proptest! {
 
     #[test]
     fn losses(rows in 1usize..30, classes in 2usize..80, smooth: bool, seed: u64) {
-        // Some of the targets are to be ignored.
+        // Some targets are IGNORED.
         let targets = ids([rows], seed, classes as i64 + 1).sub_scalar(1);
         let smoothing = if smooth { 0.1 } else { 0.0 };
         let given = (tensor([rows, classes], seed).mul_scalar(3.0).detach(), tensor([1, 1], 0), tensor([1], 0));
@@ -120,7 +127,7 @@ proptest! {
 
     #[test]
     fn embeddings(batch in 1usize..4, time in 1usize..20, rows in 1usize..30, width in 1usize..40, first in 0usize..4, seed: u64) {
-        // Of a table that has other rows before and behind these.
+        // The table is part of a larger one, with rows before and after it.
         let ids = ids([batch, time], seed, (rows + first + 2) as i64);
         let table = (tensor([1], 0), tensor([rows, width], seed ^ 1), tensor([1], 0));
         agree("an embedding", table, |(_, table, _)| rows_of(table, ids.clone(), first));
@@ -133,21 +140,23 @@ proptest! {
         let shape = [batch, time, width];
         let given = || (tensor(shape, seed), tensor([batch * time, width], seed ^ 1), tensor([1], 0));
         agree("a residual", given(), |(x, y, _)| residual(x, y.reshape(shape), None));
-        agree("a residual", given(), |(x, y, _)| residual(x, y.reshape(shape), Some(drops(rate, seed, time))));
-        agree("dropout", given(), |(x, ..)| drop_elements(x, drops(rate, seed, time)));
+        agree("a residual", given(), |(x, y, _)| residual(x, y.reshape(shape), Some(dropout(rate, seed, time))));
+        agree("dropout", given(), |(x, ..)| drop_elements(x, dropout(rate, seed, time)));
     }
 
     #[test]
     fn attentions(batch in 1usize..3, heads in 1usize..4, time in 1usize..40, seen in 1usize..40, width in 1usize..40, causal: bool, dropped: bool, seed: u64) {
-        let noise = dropped.then(|| Stream::new(seed));
-        let rule = Rule { heads, first: 1, all: heads + 2, past: causal.then_some(0), rate: 0.2, noise };
-        let itself = (tensor([batch, time, 3 * heads * width], seed), tensor([1, 1], 0), tensor([1], 0));
-        agree("attention", itself, |(all, ..)| attention(Seen::Itself(all), rule));
-        let rule = Rule { past: None, ..rule };
+        let rows = SampleRows { first: 1, stride: 2 };
+        let noise = dropped.then(|| Noise { stream: Stream::new(seed), rows });
+        let past = causal.then_some(0);
+        let options = AttentionOptions { heads, first_head: 1, all_heads: heads + 2, past, rate: 0.2, noise };
+        let one = (tensor([batch, time, 3 * heads * width], seed), tensor([1, 1], 0), tensor([1], 0));
+        agree("attention", one, |(all, ..)| attention(AttentionInput::Fused(all), options));
+        let options = AttentionOptions { past: None, ..options };
         let [row, both] = [heads * width, 2 * heads * width];
         let other = (tensor([batch, time, row], seed), tensor([batch * seen, both], seed ^ 1), tensor([1], 0));
         agree("attention", other, |(queries, others, _)| {
-            attention(Seen::Other(queries, others.reshape([batch, seen, both])), rule)
+            attention(AttentionInput::Cross(queries, others.reshape([batch, seen, both])), options)
         });
     }
 }

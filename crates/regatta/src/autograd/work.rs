@@ -1,9 +1,9 @@
-//! What operations cost and how long they took, where somebody records it.
+//! The cost of operations and the time that they took, for the profile of a step.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-/// What an operation does, by count.
+/// What an operation costs.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Cost {
     /// Floating-point operations.
@@ -12,14 +12,14 @@ pub struct Cost {
     pub bytes: f64,
 }
 
-/// An operation and its costs.
+/// An operation and its cost.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Work {
-    /// The operation.
+    /// The name of the operation.
     pub(crate) name: &'static str,
-    /// Of forward.
+    /// The cost of its forward pass.
     pub(crate) forward: Cost,
-    /// Of backward.
+    /// The cost of its backward pass.
     pub(crate) backward: Cost,
 }
 
@@ -30,22 +30,22 @@ pub enum Phase {
     Forward,
     /// From the loss to the gradients.
     Backward,
-    /// Everything else: gradients' communication, the optimizer.
+    /// Everything else: the communication of gradients, the optimizer.
     Update,
 }
 
 /// One run of an operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Measured {
-    /// The operation.
+    /// The name of the operation.
     pub name: &'static str,
-    /// In which part of the step.
+    /// The part of the step that it ran in.
     pub phase: Phase,
     /// When it began.
     pub begun: Instant,
     /// How long it took.
     pub took: Duration,
-    /// What it did.
+    /// What it cost.
     pub cost: Cost,
 }
 
@@ -53,14 +53,14 @@ thread_local! {
     static RECORD: RefCell<Option<Vec<Measured>>> = const { RefCell::new(None) };
 }
 
-/// Runs `body` and returns beside its result what every operation of this thread cost meanwhile.
+/// Runs `body` and returns its result and the measurements of every operation that this thread ran in it.
 pub fn recording<R>(body: impl FnOnce() -> R) -> (R, Vec<Measured>) {
     RECORD.set(Some(vec![]));
     let result = body();
     (result, RECORD.take().unwrap_or_default())
 }
 
-/// Runs `body` as one operation; not inside of another one.
+/// Runs `body` and measures it as one operation while [`recording`] runs. Must not be nested.
 pub(crate) fn measured<R>(name: &'static str, phase: Phase, cost: Cost, body: impl FnOnce() -> R) -> R {
     if RECORD.with_borrow(Option::is_none) {
         return body();
@@ -74,24 +74,24 @@ pub(crate) fn measured<R>(name: &'static str, phase: Phase, cost: Cost, body: im
     result
 }
 
-/// Runs `body`, which waits for other ranks.
+/// Runs `body`, which waits for other ranks, and measures it as an operation without cost.
 pub(crate) fn waiting<R>(name: &'static str, body: impl FnOnce() -> R) -> R {
     measured(name, Phase::Update, Cost::default(), body)
 }
 
 impl Work {
-    /// An operation whose backward costs as much as its forward.
+    /// An operation whose backward pass costs as much as its forward pass.
     pub(crate) fn new(name: &'static str, flops: f64, bytes: f64) -> Self {
         let cost = Cost { flops, bytes };
         Self { name, forward: cost, backward: cost }
     }
 
-    /// An operation that only hands on what it is given.
+    /// An operation that passes its input on without computation.
     pub(crate) fn none(name: &'static str) -> Self {
         Self::new(name, 0.0, 0.0)
     }
 
-    /// A product of an `[rows, inner]` and an `[inner, columns]` matrix; backward is two of them.
+    /// A product of an f32 `[rows, inner]` and an f32 `[inner, columns]` matrix. The backward pass is two such products.
     pub(crate) fn product(name: &'static str, rows: usize, inner: usize, columns: usize) -> Self {
         let (rows, inner, columns) = (rows as f64, inner as f64, columns as f64);
         let bytes = 4.0 * (rows * inner + inner * columns + rows * columns);

@@ -1,4 +1,4 @@
-//! Completing a checkpoint whose files are written, and removing those that nothing names any longer.
+//! Completes a checkpoint whose files are written, and removes checkpoints that are no longer kept.
 
 use super::State;
 use super::manifest::{FileEntry, Manifest};
@@ -6,14 +6,14 @@ use super::names::{BEST, LAST, MANIFEST, checked, parse};
 use super::storage::Location;
 use crate::error::{Error, Result};
 
-/// Completes the checkpoint `folder` of all ranks' `files`: writes its manifest and reads it back, lets `last` (and `best`)
-/// name it, and removes the checkpoints that nothing keeps: neither `last` nor `best`, nor the configuration's `train.keep`
-/// and `train.keep_every`. Nothing is removed while the last validation loss is not finite. For rank 0, after every rank has
-/// told it its [`FileEntry`].
+/// Completes the checkpoint `folder` from the `files` of all ranks: writes its manifest, reads it back, and makes
+/// `last` (and `best`, where `best` is true) name it. Then removes the checkpoints that `last`, `best`, `train.keep`
+/// and `train.keep_every` do not keep. Removes nothing while the last validation loss is not finite. Rank 0 calls this
+/// after every rank has sent it its [`FileEntry`].
 ///
 /// # Errors
-/// Files that do not make up every tensor exactly, or that cannot be seen from here; a write that fails, or that cannot be
-/// read. Then what `last` and `best` name is as it was. Call [`abandon`] to remove what was written.
+/// The files do not cover every tensor exactly once, rank 0 cannot see a file, or a write or a read fails. `last` and
+/// `best` then name what they named before. Call [`abandon`] to remove the files.
 pub fn commit(
     location: &Location,
     folder: &str,
@@ -29,7 +29,7 @@ pub fn commit(
         if found != Some(file.bytes) {
             return Err(Error::checkpoint(
                 location.show(&name),
-                "was written by its rank but is not whole as rank 0 sees it: give all ranks the same folder, on a \
+                "was written by its rank, but rank 0 does not see all of it: give all ranks the same folder, on a \
                  file system that they share, or an object store's URL",
             ));
         }
@@ -40,7 +40,7 @@ pub fn commit(
     let bytes = manifest.to_bytes().map_err(|error| Error::checkpoint(&path, error.to_string()))?;
     location.put(&format!("{folder}/{MANIFEST}"), bytes)?;
     if let Err(error) = Manifest::read(location, folder) {
-        // A manifest that nobody can read must not count as one: older checkpoints stay in its place.
+        // An unreadable manifest must not mark the checkpoint as complete: the older ones stay.
         let _ = location.remove_folder(folder, MANIFEST);
         return Err(error);
     }
@@ -48,17 +48,17 @@ pub fn commit(
     if best {
         location.put(BEST, folder.into())?;
     }
-    // After a validation loss that is not finite, the older ones may be what is left to go on from.
+    // After a validation loss that is not finite, the user may need an older checkpoint.
     if state.val_loss.is_none_or(f64::is_finite) {
         prune(location, this, state.config.train.keep, state.config.train.keep_every);
     }
     Ok(())
 }
 
-/// Removes the checkpoint `folder` that will not be completed, as when a rank could not write its file.
+/// Removes the incomplete checkpoint `folder`, for example after a rank could not write its file.
 ///
 /// # Errors
-/// A checkpoint that is complete, or a folder that cannot be removed.
+/// The checkpoint is complete, or the folder cannot be removed.
 pub fn abandon(location: &Location, folder: &str) -> Result<()> {
     checked(location, folder)?;
     let path = location.show(folder);
@@ -68,10 +68,11 @@ pub fn abandon(location: &Location, folder: &str) -> Result<()> {
     location.remove_folder(folder, MANIFEST).map_err(Error::io("remove", path))
 }
 
-/// Removes what nothing keeps: complete checkpoints, and incomplete ones before `this`. Those after it may be in writing,
-/// for ranks that are done with this one go on to the next. Complete ones after it are of a run that was taken back.
+/// Removes complete checkpoints that are not kept, and incomplete ones before `this`. Incomplete ones after it may be
+/// in progress, because ranks that have finished this one begin the next. Complete ones after it are from a run that
+/// was resumed at an earlier step.
 fn prune(location: &Location, this: (usize, usize), keep: usize, keep_every: usize) {
-    // What stays is only wasted space, and the next save tries again. So where anything is unclear, it stays.
+    // A checkpoint that stays costs only space, and the next save tries again. So in doubt nothing is removed.
     let (Ok(folders), Ok(last), Ok(best)) = (location.folders(), location.text(LAST), location.text(BEST))
     else {
         return;
@@ -98,15 +99,16 @@ fn prune(location: &Location, this: (usize, usize), keep: usize, keep_every: usi
     location.remove_temporaries_of(BEST);
 }
 
-/// Of complete checkpoints in their order (step and attempt): the newest `keep`, and of every `every` steps the first
-/// one. Where checkpoints come every so many steps, and `every` is a multiple of that, these are its multiples.
+/// Selects from `complete`, sorted by step and attempt, the newest `keep` and the first one of every `every` steps.
+/// Where `every` is a multiple of the steps between checkpoints, the latter are the checkpoints at multiples of
+/// `every`.
 fn kept(complete: &[(usize, usize)], keep: usize, every: usize) -> Vec<(usize, usize)> {
     let newest = &complete[complete.len().saturating_sub(keep)..];
-    let stretch = |step: usize| step.checked_div(every).unwrap_or(0);
+    let interval = |step: usize| step.checked_div(every).unwrap_or(0);
     let mut kept = newest.to_vec();
     for (index, (step, _)) in complete.iter().enumerate() {
         let before = complete[..index].iter().rev().map(|(step, _)| *step).find(|before| before != step);
-        if stretch(*step) > 0 && before.is_none_or(|before| stretch(before) < stretch(*step)) {
+        if interval(*step) > 0 && before.is_none_or(|before| interval(before) < interval(*step)) {
             kept.push(complete[index]);
         }
     }
@@ -118,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_newest_and_one_of_every_stretch_are_kept() {
+    fn the_newest_and_one_of_every_interval_are_kept() {
         let at = |steps: &[usize]| steps.iter().map(|&step| (step, 0)).collect::<Vec<_>>();
         let sorted = |complete: &[(usize, usize)], keep, every| {
             let mut kept = kept(complete, keep, every);
@@ -131,11 +133,11 @@ mod tests {
         assert_eq!(sorted(&tens, 3, 0), at(&[50, 60, 70]));
         assert_eq!(sorted(&tens, 100, 0), tens);
         assert_eq!(sorted(&tens, 1, 30), at(&[30, 60, 70]));
-        // Checkpoints by the clock come at any step.
+        // Checkpoints that are due by time come at any step.
         assert_eq!(sorted(&at(&[7, 29, 33, 58, 59, 61, 95, 97]), 1, 30), at(&[33, 61, 95, 97]));
-        // What is kept for good stays when those before it are gone.
+        // A checkpoint that is kept for good stays when the ones before it are removed.
         assert_eq!(sorted(&at(&[33, 61, 95, 97, 130]), 2, 30), at(&[33, 61, 95, 97, 130]));
-        // All attempts at that step, for one of them may be what a run went on from.
+        // All attempts at that step stay, because a run may have resumed from any of them.
         assert_eq!(sorted(&[(30, 0), (30, 1), (40, 0), (50, 0)], 1, 30), [(30, 0), (30, 1), (50, 0)]);
         assert_eq!(sorted(&[], 2, 5), []);
     }

@@ -1,4 +1,4 @@
-//! Whether pieces make up a tensor.
+//! Checks whether pieces cover a tensor.
 
 use regatta_plan::{Piece, Run};
 use std::cmp::Reverse;
@@ -7,9 +7,9 @@ use std::collections::BinaryHeap;
 /// Checks that `pieces` hold each of a tensor's `total` elements exactly once.
 ///
 /// # Errors
-/// Says which elements are missing or there twice.
+/// The message says which elements are missing or occur twice.
 pub(super) fn exactly_once(total: usize, pieces: &[&Piece]) -> Result<(), String> {
-    // All runs of all pieces in order, one a piece at a time in memory.
+    // Merges the runs of all pieces in order; at most one run of each piece is in memory.
     let mut runs: Vec<_> = pieces.iter().map(|piece| piece.runs()).collect();
     let entry = |index: usize, run: Run| Reverse((run.global, run.end(), index));
     let mut next: BinaryHeap<_> =
@@ -20,25 +20,26 @@ pub(super) fn exactly_once(total: usize, pieces: &[&Piece]) -> Result<(), String
             return Err(format!("elements {covered}..{start} of {total} are missing"));
         }
         if start < covered {
-            return Err(format!("elements {start}..{} are there twice", end.min(covered)));
+            return Err(format!("elements {start}..{} occur twice", end.min(covered)));
         }
         covered = end;
         next.extend(runs[index].next().map(|run| entry(index, run)));
     }
-    match covered < total {
-        true => Err(format!("elements {covered}..{total} of {total} are missing")),
-        false => Ok(()),
+    if covered < total {
+        return Err(format!("elements {covered}..{total} of {total} are missing"));
     }
+    Ok(())
 }
 
-/// Whether one of two shapes is the other with some neighbouring dimensions multiplied, as `[8, 24]` is of
-/// `[8, 3, 2, 4]`: then both number the same elements alike.
+/// Whether one shape results from the other by merging neighbouring dimensions, as `[8, 24]` from `[8, 3, 2, 4]`. Then
+/// an element has the same flat index in both.
 pub(super) fn same_tensor(a: &[usize], b: &[usize]) -> bool {
-    groups(a, b) || groups(b, a)
+    merges_to(b, a) || merges_to(a, b)
 }
 
-fn groups(coarse: &[usize], fine: &[usize]) -> bool {
-    // Dimensions of one element change nothing.
+/// Whether merging neighbouring dimensions of `fine` gives `coarse`.
+fn merges_to(fine: &[usize], coarse: &[usize]) -> bool {
+    // Dimensions of size 1 do not matter.
     let mut fine = fine.iter().filter(|&&dim| dim != 1);
     for &dim in coarse.iter().filter(|&&dim| dim != 1) {
         let mut product = 1usize;
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gaps_and_overlaps_are_told() {
+    fn gaps_and_overlaps_are_reported() {
         let half = |range| Piece::boxed(&[3, 4], &[0..3, range]);
         let (left, right) = (half(0..2), half(2..4));
         assert_eq!(exactly_once(12, &[&right, &left]), Ok(()));
@@ -69,7 +70,7 @@ mod tests {
         assert_eq!(exactly_once(12, &[&right]), Err("elements 0..2 of 12 are missing".into()));
         let short = right.narrow(0..5);
         assert_eq!(exactly_once(12, &[&left, &short]), Err("elements 11..12 of 12 are missing".into()));
-        assert_eq!(exactly_once(12, &[&left, &half(1..4)]), Err("elements 1..2 are there twice".into()));
+        assert_eq!(exactly_once(12, &[&left, &half(1..4)]), Err("elements 1..2 occur twice".into()));
         assert_eq!(exactly_once(12, &[]), Err("elements 0..12 of 12 are missing".into()));
         assert_eq!(exactly_once(0, &[&Piece::whole(&[0])]), Ok(()));
     }

@@ -1,8 +1,8 @@
-//! The head of safetensors files, for files whose tensors are written one after the other.
+//! The header of safetensors files, for files whose tensors are written one after the other.
 
 use serde_json::{Map, Value, json};
 
-/// Everything before the values of f32 `tensors` (names and shapes) that follow without gaps.
+/// The bytes of the header for f32 `tensors` (names and shapes) whose values follow without gaps.
 pub(super) fn safetensors_header(
     metadata: &[(&str, &str)],
     tensors: impl Iterator<Item = (String, Vec<usize>)>,

@@ -1,4 +1,4 @@
-//! The table of contents of a checkpoint: `manifest.json`, which makes it complete.
+//! `manifest.json`: what a checkpoint contains. A checkpoint with a manifest is complete.
 
 use super::State;
 use super::coverage::{exactly_once, same_tensor};
@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::io;
 
-/// Grows when the layout changes.
+/// Version of the format; increases with every change.
 const VERSION: u32 = 2;
-/// Says that a manifest is ours.
+/// Identifies a manifest of Regatta.
 const FORMAT: &str = "regatta checkpoint";
 
 /// What a checkpoint holds and where.
@@ -27,19 +27,19 @@ pub struct Manifest {
     pub files: Vec<FileEntry>,
 }
 
-/// A file of a checkpoint. Ranks send it to rank 0, as JSON, when theirs is written.
+/// A file of a checkpoint. Each rank sends its entry to rank 0, as JSON, after it has written its file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
     /// Its name in the checkpoint's folder.
     pub file: String,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: u64,
     /// CRC-32 of everything before the first part.
     pub header: u32,
-    /// Shapes of the tensors that it has parts of, until the manifest takes them over.
+    /// Shapes of the tensors of which it has parts. Empty in a manifest, which has them in one map.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tensors: BTreeMap<String, Vec<usize>>,
-    /// What it holds, in the order of their places.
+    /// The parts in it, in the order of their offsets.
     pub parts: Vec<PartEntry>,
 }
 
@@ -52,18 +52,18 @@ pub struct PartEntry {
     pub piece: Piece,
     /// CRC-32 of its bytes.
     pub checksum: u32,
-    /// Where in the file its f32 values begin.
+    /// Byte offset of its f32 values in the file.
     pub offset: u64,
 }
 
 impl PartEntry {
-    /// Size in the file.
+    /// Size in the file in bytes.
     pub fn bytes(&self) -> u64 {
         self.piece.len() as u64 * 4
     }
 }
 
-/// The file itself: the contents under a checksum of their own.
+/// The file's outer layer: the manifest with its checksum.
 #[derive(Serialize, Deserialize)]
 struct Envelope {
     format: String,
@@ -72,7 +72,7 @@ struct Envelope {
     manifest: Box<RawValue>,
 }
 
-/// What is looked at before anything else, so that files of other versions are told apart from damaged ones.
+/// The fields that are read first, to tell files of other versions from damaged ones.
 #[derive(Deserialize)]
 struct Kind {
     #[serde(default)]
@@ -82,10 +82,10 @@ struct Kind {
 }
 
 impl Manifest {
-    /// A manifest over `files`.
+    /// A manifest of `files`.
     ///
     /// # Errors
-    /// Says which tensors are not there exactly once, or with several shapes.
+    /// The message says which tensors the files do not hold exactly once, or hold with several shapes.
     pub(super) fn new(state: State, mut files: Vec<FileEntry>) -> Result<Self, String> {
         let mut tensors = BTreeMap::new();
         let mut problems = vec![];
@@ -106,13 +106,11 @@ impl Manifest {
         if problems.is_empty() {
             problems = manifest.uncovered();
         }
-        match problems.is_empty() {
-            true => Ok(manifest),
-            false => Err(problems.join("; ")),
-        }
+        if problems.is_empty() { Ok(manifest) } else { Err(problems.join("; ")) }
     }
 
-    /// Tensors that the parts do not hold exactly once, with what is wrong.
+    /// The tensors that the parts do not hold exactly once, each with a description of the problem. Takes time in
+    /// proportion to the number of runs of elements.
     pub fn uncovered(&self) -> Vec<String> {
         let mut pieces: BTreeMap<&str, Vec<&Piece>> =
             self.tensors.keys().map(|name| (name.as_str(), vec![])).collect();
@@ -126,7 +124,7 @@ impl Manifest {
         wrong.collect()
     }
 
-    /// Checks that every part is of a tensor that is listed and lies within its file.
+    /// Checks that every part belongs to a listed tensor and lies within its file.
     fn check(&self) -> Result<(), String> {
         for (name, shape) in &self.tensors {
             let count = shape.iter().try_fold(4u64, |count, &dim| count.checked_mul(dim.max(1) as u64));
@@ -134,13 +132,16 @@ impl Manifest {
         }
         for file in &self.files {
             if file.file.contains(['/', '\\']) || !file.file.ends_with(".safetensors") {
-                return Err(format!("{:?} is no name of a file of a checkpoint", file.file));
+                return Err(format!("{:?} is not the name of a checkpoint's file", file.file));
             }
             for part in &file.parts {
                 let (name, piece) = (&part.name, &part.piece);
                 let shape = self.tensors.get(name).ok_or_else(|| format!("tensor {name} has no shape"))?;
                 if !piece.is_valid() || !same_tensor(shape, &piece.dims) {
-                    return Err(format!("a part of {name} in {} is not of its shape {shape:?}", file.file));
+                    return Err(format!(
+                        "a part of {name} in {} does not fit its shape {shape:?}",
+                        file.file
+                    ));
                 }
                 if part.offset.checked_add(part.bytes()).is_none_or(|end| end > file.bytes) {
                     return Err(format!("a part of {name} lies outside {}", file.file));
@@ -160,43 +161,43 @@ impl Manifest {
     /// Reads the manifest of the checkpoint in `folder`.
     ///
     /// # Errors
-    /// A folder without one (the save never ended), or one that is damaged, foreign or of another version.
+    /// There is no manifest (the save was not completed), or it is damaged, not Regatta's, or of another version.
     pub(super) fn read(location: &Location, folder: &str) -> Result<Self> {
         let name = format!("{folder}/{MANIFEST}");
         let path = location.show(&name);
         let wrong = |problem: String| Error::checkpoint(&path, problem);
         let bytes = location.get(&name).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound if older(location, folder) => wrong(
-                "is not there, for this checkpoint is of format version 1: train anew, or resume it with \
+            io::ErrorKind::NotFound if is_version_1(location, folder) => wrong(
+                "does not exist, because this checkpoint has format version 1: train again, or resume it with \
                        the Regatta that wrote it"
                     .into(),
             ),
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => wrong(
-                "is not there: the checkpoint was never completed, or there is none; use another one".into(),
+                "does not exist: the checkpoint is missing or was not completed; use another one".into(),
             ),
             _ => Error::io("read", &path)(error),
         })?;
         Self::parse(&bytes).map_err(wrong)
     }
 
-    /// The manifest that is in `bytes`, checked as far as it can be without its files.
+    /// Parses `bytes` and checks the manifest as far as is possible without its files.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let no_json = |error: serde_json::Error| {
-            format!("is truncated or no manifest of Regatta ({error}); use another checkpoint")
+        let malformed = |error: serde_json::Error| {
+            format!("is truncated or not a manifest of Regatta ({error}); use another checkpoint")
         };
-        let kind: Kind = serde_json::from_slice(bytes).map_err(no_json)?;
+        let kind: Kind = serde_json::from_slice(bytes).map_err(malformed)?;
         if kind.format != FORMAT {
             return Err("was not written by Regatta; use another checkpoint".into());
         }
         if kind.version != VERSION {
-            return Err(format!("has format version {}, this Regatta reads {VERSION}", kind.version));
+            return Err(format!("has format version {}, but this Regatta reads {VERSION}", kind.version));
         }
-        let envelope: Envelope = serde_json::from_slice(bytes).map_err(no_json)?;
+        let envelope: Envelope = serde_json::from_slice(bytes).map_err(malformed)?;
         let text = envelope.manifest.get();
         if crc32fast::hash(text.as_bytes()) != envelope.checksum {
             return Err("does not match its checksum: it is damaged; use another checkpoint".into());
         }
-        let manifest: Self = serde_json::from_str(text).map_err(no_json)?;
+        let manifest: Self = serde_json::from_str(text).map_err(malformed)?;
         let checked = manifest.check().and_then(|()| manifest.plausible());
         checked.map_err(|problem| format!("{problem}; use another checkpoint"))?;
         Ok(manifest)
@@ -204,6 +205,6 @@ impl Manifest {
 }
 
 /// Whether `folder` is a checkpoint of format version 1.
-fn older(location: &Location, folder: &str) -> bool {
+fn is_version_1(location: &Location, folder: &str) -> bool {
     matches!(location.size(&format!("{folder}/state.json")), Ok(Some(_)))
 }

@@ -1,20 +1,20 @@
-//! Names in a place of checkpoints: `step-NNNNNNNN`, or `step-NNNNNNNN-G` for the G-th attempt at the same step.
+//! Names of checkpoint folders: `step-NNNNNNNN`, or `step-NNNNNNNN-G` for the G-th further attempt at the same step.
 
 use super::storage::Location;
 use crate::error::{Error, Result};
 
-/// Names the newest complete checkpoint.
+/// The file that names the newest complete checkpoint.
 pub(super) const LAST: &str = "last";
-/// Names the checkpoint with the lowest validation loss.
+/// The file that names the checkpoint with the lowest validation loss.
 pub(super) const BEST: &str = "best";
-/// Written last into a checkpoint's folder: it is complete where this is.
+/// The file that is written last into a checkpoint's folder and makes it complete.
 pub(super) const MANIFEST: &str = "manifest.json";
 
-/// Step and attempt that the folder `name` is of, by which folders are ordered; none for other folders.
+/// Step and attempt in the folder's name, by which folders are sorted; none for other folders.
 pub(super) fn parse(name: &str) -> Option<(usize, usize)> {
-    let number = |text: &str| match text.bytes().all(|byte| byte.is_ascii_digit()) {
-        true => text.parse().ok(),
-        false => None,
+    let number = |text: &str| {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse().ok().filter(|_| digits)
     };
     let rest = name.strip_prefix("step-")?;
     match rest.split_once('-') {
@@ -28,7 +28,7 @@ pub(super) fn checked(location: &Location, name: &str) -> Result<(usize, usize)>
     parse(name).ok_or_else(|| {
         Error::checkpoint(
             location.show(name),
-            "is no name of a checkpoint: use step-NUMBER or step-NUMBER-ATTEMPT",
+            "is not a checkpoint's name: use step-NUMBER or step-NUMBER-ATTEMPT",
         )
     })
 }
@@ -38,11 +38,11 @@ pub(super) fn rank_file(rank: usize) -> String {
     format!("rank-{rank:05}.safetensors")
 }
 
-/// A name for the checkpoint of `step` that no folder has yet, so that nothing saved before is written over. Rank 0
-/// chooses it and tells the others.
+/// A name for the checkpoint of `step` that no folder has yet, so that no earlier checkpoint is overwritten. Rank 0
+/// chooses it and sends it to the others.
 ///
 /// # Errors
-/// When the location cannot be listed.
+/// The location cannot be listed.
 pub fn fresh_folder(location: &Location, step: usize) -> Result<String> {
     let folders = location.folders().map_err(Error::io("list the checkpoints in", location.show("")))?;
     let attempts = folders.iter().filter_map(|name| parse(name)).filter(|(of, _)| *of == step);
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fresh_name_is_used_by_nobody() {
+    fn a_fresh_name_is_not_in_use() {
         let place = tempfile::tempdir().unwrap();
         let location = Location::folder(place.path());
         for expected in ["step-00000007", "step-00000007-1", "step-00000007-2"] {

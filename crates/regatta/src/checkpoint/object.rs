@@ -1,4 +1,4 @@
-//! Object stores behind blocking calls.
+//! Blocking access to object stores.
 
 use crate::error::{Error, Result};
 use object_store::local::LocalFileSystem;
@@ -11,14 +11,14 @@ use std::io;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// Up to this many bytes go in one request.
-const SINGLE: u64 = 16 << 20;
-/// Stores take at most 10 000 parts an object.
+/// Bytes up to which an object is uploaded in one request.
+const SINGLE_BYTES: u64 = 16 << 20;
+/// Most parts of an upload; stores accept at most 10 000.
 const MOST_PARTS: u64 = 9_000;
-/// Parts under way at once.
+/// Parts that are uploaded at once.
 const IN_FLIGHT: usize = 4;
 
-/// The stores of `memory://NAME`: one a name, for as long as the process lives.
+/// The stores of `memory://NAME`, by name; they live as long as the process.
 static MEMORY: LazyLock<Mutex<HashMap<String, Arc<InMemory>>>> = LazyLock::new(Mutex::default);
 
 /// A prefix in an object store.
@@ -34,7 +34,7 @@ pub(super) struct ObjectFolder {
 impl ObjectFolder {
     pub fn parse(url: &str) -> Result<Self> {
         let wrong = |problem: String| Error::checkpoint(url, problem);
-        let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("is no URL".into()))?;
+        let (scheme, rest) = url.split_once("://").ok_or_else(|| wrong("is not a URL".into()))?;
         let (bucket, path) = rest.split_once('/').unwrap_or((rest, ""));
         let store = store(scheme, bucket, url).map_err(wrong)?;
         let prefix = Key::from_url_path(path).map_err(|error| wrong(error.to_string()))?;
@@ -61,7 +61,7 @@ impl ObjectFolder {
 
     fn wait<T: Send>(&self, work: impl Future<Output = object_store::Result<T>> + Send) -> io::Result<T> {
         let waited = if Handle::try_current().is_ok() {
-            // A thread that runs async code may not block on more of it, another may.
+            // A thread that runs async code must not block on a future, but another thread may.
             let panicked = || io::Error::other("the object store's client panicked");
             std::thread::scope(|scope| scope.spawn(|| self.runtime.block_on(work)).join())
                 .map_err(|_| panicked())?
@@ -124,10 +124,10 @@ impl ObjectFolder {
 
     pub fn create(&self, name: &str, total: u64) -> io::Result<Upload> {
         let key = self.key(name);
-        let state = if total <= SINGLE {
+        let state = if total <= SINGLE_BYTES {
             State::Single(Vec::with_capacity(total as usize))
         } else {
-            let part = SINGLE.max(total.div_ceil(MOST_PARTS)) as usize;
+            let part = SINGLE_BYTES.max(total.div_ceil(MOST_PARTS)) as usize;
             let upload = self.wait(self.store.put_multipart(&key))?;
             State::Parts(WriteMultipart::new_with_chunk_size(upload, part))
         };
@@ -155,12 +155,12 @@ fn store(scheme: &str, bucket: &str, url: &str) -> Result<Arc<dyn ObjectStore>, 
         "gs" => gcs(url),
         "az" | "abfs" | "abfss" | "azure" => azure(url),
         _ => Err(format!(
-            "{scheme}:// is no object store that Regatta knows: use s3://, gs://, az://, file:/// or memory://"
+            "{scheme}:// is not supported as an object store: use s3://, gs://, az://, file:/// or memory://"
         )),
     }
 }
 
-/// A function that makes the client of a cloud store, or says with which feature this program would have one.
+/// Defines a function that creates a cloud store's client, or returns an error that names the missing feature.
 macro_rules! cloud {
     ($name:ident, $feature:literal, $builder:path) => {
         #[cfg(feature = $feature)]
@@ -182,7 +182,7 @@ cloud!(s3, "s3", object_store::aws::AmazonS3Builder);
 cloud!(gcs, "gcs", object_store::gcp::GoogleCloudStorageBuilder);
 cloud!(azure, "azure", object_store::azure::MicrosoftAzureBuilder);
 
-/// An object being written; it appears when it is finished.
+/// An object that is being written. It exists in the store only after [`finish`](Self::finish).
 pub(super) struct Upload {
     folder: ObjectFolder,
     key: Key,
@@ -224,13 +224,13 @@ impl Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         if let State::Parts(parts) = std::mem::replace(&mut self.state, State::Finished) {
-            // The error that led here is what matters.
+            // The error that caused the abort matters more.
             let _ = self.folder.wait(parts.abort());
         }
     }
 }
 
-/// An object of which parts are read.
+/// An object that is read in parts.
 pub(super) struct Object {
     folder: ObjectFolder,
     key: Key,

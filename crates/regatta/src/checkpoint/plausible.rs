@@ -1,27 +1,29 @@
-//! Whether what a manifest says can be true: somebody else may have written it, with a right checksum.
+//! Checks whether a manifest can be true. A foreign manifest may be wrong though its checksum is right.
 //!
-//! Everything that is counted, divided by or reserved because of a manifest is held here against what it lists, and what it
-//! lists is held against the files when they are used, so that a few bytes cannot ask for terabytes.
+//! Every size by which the reader counts, divides or allocates is compared with the tensors that the manifest lists,
+//! and these are compared with the files when they are read. So a small manifest cannot make the reader allocate
+//! terabytes.
 
 use super::Manifest;
-use crate::train::ModelConfig;
 
-/// No size of a model is larger: products of four of them can still be counted.
-const LARGEST: usize = 1 << 24;
+/// Largest vocabulary: its products with the sizes of a model do not overflow.
+const LARGEST_VOCABULARY: usize = 1 << 24;
 
-/// No step has more samples: their products with tokens can still be counted.
+/// Most samples in a step: their products with tokens do not overflow.
 const MOST_SAMPLES: usize = 1 << 40;
 
-/// No stage has more parts of a model.
+/// Most chunks of a model on a stage.
 const MOST_CHUNKS: usize = 1 << 16;
 
-/// More layers than this are believed only where there are as many tensors: to describe these costs nothing.
-const MANY_LAYERS: usize = 1000;
+/// Blocks that a manifest may have without listing as many tensors; describing this many is cheap.
+const MANY_BLOCKS: usize = 1000;
 
 impl Manifest {
+    /// Checks that the manifest is consistent.
+    ///
     /// # Errors
-    /// A configuration that no user could have given, a plan that cannot be, sizes that do not go with the tensors, tensors
-    /// that the parts do not fill.
+    /// The configuration or the plan is invalid, sizes do not match the tensors, or the parts do not cover the
+    /// tensors.
     pub(super) fn plausible(&self) -> Result<(), String> {
         let state = &self.state;
         state.config.check_stored()?;
@@ -30,54 +32,28 @@ impl Manifest {
         let even = plan.accumulate > 0 && plan.batch_per_worker.is_multiple_of(plan.accumulate);
         if batch == 0 || batch > MOST_SAMPLES || !even || !(1..=MOST_CHUNKS).contains(&plan.chunks) {
             return Err(format!(
-                "has a plan that cannot be: {} samples for each of {} workers in {} micro-batches, {} chunks a stage",
+                "has an invalid plan: {} samples for each of {} workers in {} micro-batches, {} chunks a stage",
                 plan.batch_per_worker,
                 plan.mesh.workers(),
                 plan.accumulate,
                 plan.chunks
             ));
         }
-        let tensors = self.tensors.len();
-        let layers = |counts: &[usize]| {
-            let all = counts.iter().try_fold(0usize, |all, &count| all.checked_add(count));
-            all.filter(|&all| all <= tensors.max(MANY_LAYERS))
-                .map(drop)
-                .ok_or_else(|| format!("has a model of {counts:?} layers, but only {tensors} tensors"))
-        };
-        let sizes = |sizes: &[usize]| match sizes.iter().find(|&&size| size > LARGEST) {
-            Some(size) => Err(format!("has a model with a size of {size}: {LARGEST} is the largest")),
-            None => Ok(()),
-        };
-        sizes(&[state.vocab])?;
-        match &state.config.model {
-            ModelConfig::Gpt(gpt) => {
-                layers(&[gpt.layers])?;
-                sizes(&[gpt.heads, gpt.embed, gpt.block])?;
-            }
-            ModelConfig::EncoderDecoder(model) => {
-                layers(&[model.encoder_layers, model.decoder_layers])?;
-                sizes(&[model.heads, model.embed, model.block])?;
-            }
-            ModelConfig::Mlp(mlp) => {
-                layers(&[mlp.hidden.len()])?;
-                sizes(&mlp.hidden)?;
-            }
-            ModelConfig::Cnn(cnn) => {
-                sizes(&cnn.channels)?;
-                sizes(&[cnn.hidden])?;
-            }
-            ModelConfig::Resnet(resnet) => {
-                layers(&resnet.stages)?;
-                sizes(&[resnet.channels, resnet.inputs])?;
-                // Its square counts pixels.
-                sizes(&[resnet.side.saturating_mul(256)])?;
-            }
+        if state.vocab > LARGEST_VOCABULARY {
+            return Err(format!(
+                "has a model with {} tokens or classes: at most {LARGEST_VOCABULARY} are supported",
+                state.vocab
+            ));
         }
-        self.filled()
+        let (blocks, tensors) = (state.config.model.costs(state.vocab).len(), self.tensors.len());
+        if blocks > tensors.max(MANY_BLOCKS) {
+            return Err(format!("has a model of {blocks} blocks, but only {tensors} tensors"));
+        }
+        self.check_elements()
     }
 
-    /// Whether the parts of every tensor have as many elements as it has.
-    fn filled(&self) -> Result<(), String> {
+    /// Checks that the parts of every tensor have as many elements as the tensor.
+    fn check_elements(&self) -> Result<(), String> {
         let mut missing: std::collections::BTreeMap<&str, i128> = self
             .tensors
             .iter()

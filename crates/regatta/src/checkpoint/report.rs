@@ -1,4 +1,4 @@
-//! What a person asks of checkpoints: what is in one, and whether it is whole.
+//! Reports for users: what a checkpoint contains, and whether it is undamaged.
 
 use super::manifest::Manifest;
 use super::names::{MANIFEST, parse};
@@ -14,28 +14,28 @@ use std::path::{Path, PathBuf};
 pub struct Report {
     /// The checkpoints that were read.
     pub checkpoints: Vec<PathBuf>,
-    /// Their files.
+    /// Number of their files.
     pub files: usize,
-    /// Bytes of those.
+    /// Size of these files in bytes.
     pub bytes: u64,
-    /// What is wrong, a sentence each; whole where this is empty.
+    /// Problems, one sentence each; empty if there is no damage.
     pub problems: Vec<String>,
-    /// What is worth knowing, but no damage.
+    /// Notes that are not about damage.
     pub notes: Vec<String>,
 }
 
-/// Reads every byte of the checkpoint, or of all complete checkpoints of the run, that `target` names (a folder or
-/// a URL), and lists what is wrong: files missing, truncated or changed, tensors that are not whole.
+/// Reads every byte of the checkpoint that `target` names (a folder or a URL), or of all complete checkpoints if it
+/// names a run. Lists the problems: files that are missing, truncated or changed, and tensors that are incomplete.
 ///
 /// # Errors
-/// No checkpoint there, or a place that cannot be listed. Damage is no error but in the report.
+/// There is no checkpoint, or the location cannot be listed. Damage is not an error; it is in the report.
 pub fn verify(target: &(impl AsRef<Path> + ?Sized)) -> Result<Report> {
     let (location, folder) = resolve(target.as_ref())?;
     let mut report = Report { checkpoints: vec![], files: 0, bytes: 0, problems: vec![], notes: vec![] };
     let folders = match folder {
         Some(folder) => vec![folder],
         None => {
-            // Says what `last` and `best` name wrongly, or that there is nothing.
+            // Reports wrong contents of `last` and `best`, or that there is no checkpoint.
             for which in [Which::Last, Which::Best] {
                 for warning in Checkpoint::find(&location, which)?.warnings() {
                     if !report.problems.contains(warning) {
@@ -68,22 +68,22 @@ pub fn verify(target: &(impl AsRef<Path> + ?Sized)) -> Result<Report> {
     Ok(report)
 }
 
-/// What is in a checkpoint; prints as text.
+/// What a checkpoint contains; it displays as text.
 #[derive(Debug, Clone)]
 pub struct Summary {
-    /// Where it is.
+    /// Path of its folder.
     pub path: PathBuf,
     /// Progress and configuration.
     pub state: State,
     /// Every tensor's shape.
     pub tensors: BTreeMap<String, Vec<usize>>,
-    /// Elements of the model's parameters.
+    /// Number of elements of the model's parameters.
     pub parameters: usize,
-    /// Bytes of values by kind: `parameters`, and what comes before the slash in names of other tensors.
+    /// Bytes of values by kind: `parameters`, and the part before the slash in the names of other tensors.
     pub kinds: BTreeMap<String, u64>,
-    /// Names and sizes of the files.
+    /// Names of the files, and their sizes in bytes.
     pub files: Vec<(String, u64)>,
-    /// What should be said about how it was found.
+    /// Warnings about how it was found.
     pub warnings: Vec<String>,
 }
 
@@ -146,7 +146,7 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Bytes for people.
+/// Bytes as text with a unit.
 fn size(bytes: u64) -> String {
     match bytes {
         0..1024 => format!("{bytes} B"),

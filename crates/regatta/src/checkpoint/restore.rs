@@ -1,4 +1,4 @@
-//! Reading checkpoints, whatever the plan they were written under.
+//! Reads checkpoints that were written under any plan.
 
 use super::coverage::same_tensor;
 use super::manifest::{FileEntry, Manifest, PartEntry};
@@ -13,12 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A complete checkpoint, of which any piece of any tensor can be read, by many threads at once.
+/// Largest header of a file in bytes; Regatta writes shorter ones.
+const LONGEST_HEADER: usize = 1 << 30;
+
+/// A complete checkpoint. Many threads at once can read any piece of any tensor from it.
 pub struct Checkpoint {
     location: Location,
     folder: String,
     manifest: Manifest,
-    /// By tensor: where its parts are.
+    /// The parts of each tensor, by its name.
     parts: HashMap<String, Vec<Place>>,
     files: Vec<OnceLock<Source>>,
     warnings: Vec<String>,
@@ -27,16 +30,16 @@ pub struct Checkpoint {
 struct Place {
     file: usize,
     part: usize,
-    /// Whether its checksum was found right.
+    /// Whether its checksum was verified.
     verified: AtomicBool,
 }
 
 impl Checkpoint {
-    /// Finds a checkpoint at `location`. Where the file `last` (or `best`) is damaged or names a folder that is not
+    /// Finds a checkpoint at `location`. If the file `last` (or `best`) is damaged or names a folder that is not
     /// complete, this is the newest complete one, and [`warnings`](Self::warnings) says so.
     ///
     /// # Errors
-    /// None there, or none whose manifest can be read.
+    /// There is no checkpoint, or none with a readable manifest.
     pub fn find(location: &Location, which: Which) -> Result<Self> {
         let Candidates { folders, mut warnings } = candidates(location, which)?;
         let mut first_error = None;
@@ -44,7 +47,7 @@ impl Checkpoint {
             match (Self::open(location, &folder), named) {
                 (Ok(found), named) => {
                     if !warnings.is_empty() && named.is_none() {
-                        warnings.push(format!("going on from {folder}, the newest complete checkpoint"));
+                        warnings.push(format!("using {folder}, the newest complete checkpoint"));
                     }
                     return Ok(Self { warnings, ..found });
                 }
@@ -74,7 +77,7 @@ impl Checkpoint {
     /// Opens the checkpoint `folder` at `location`.
     ///
     /// # Errors
-    /// One that is not complete, or whose manifest is damaged, foreign or of another version.
+    /// The checkpoint is not complete, or its manifest is damaged, not Regatta's, or of another version.
     pub fn open(location: &Location, folder: &str) -> Result<Self> {
         let manifest = Manifest::read(location, folder)?;
         let mut parts: HashMap<String, Vec<Place>> = HashMap::new();
@@ -89,12 +92,12 @@ impl Checkpoint {
         Ok(Self { location, folder, manifest, parts, files, warnings: vec![] })
     }
 
-    /// What should be said to the user about how this checkpoint was found.
+    /// Warnings for the user about how this checkpoint was found.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// Where its folder is.
+    /// Path or URL of its folder.
     pub fn path(&self) -> PathBuf {
         self.location.show(&self.folder)
     }
@@ -109,7 +112,7 @@ impl Checkpoint {
         &self.manifest.state
     }
 
-    /// What it holds and where.
+    /// Its manifest: tensors, files and state.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -119,11 +122,11 @@ impl Checkpoint {
         &self.manifest.tensors
     }
 
-    /// Checks that all files are there and as long as the manifest says, so that nothing is reserved for numbers that do
-    /// not exist.
+    /// Checks that all files exist with the length that the manifest states, so that no memory is allocated for values
+    /// that do not exist.
     ///
     /// # Errors
-    /// A file that is missing or of another length.
+    /// A file is missing or has another length.
     pub(crate) fn present(&self) -> Result<()> {
         for file in &self.manifest.files {
             let first = file.parts.first().map_or("(none)", |part| part.name.as_str());
@@ -144,8 +147,8 @@ impl Checkpoint {
     /// checksum of each part on its first use. The piece's dimensions may factor the stored shape.
     ///
     /// # Errors
-    /// A tensor that is not there or has another shape, a file that is missing, truncated or changed, parts that do
-    /// not cover the piece. What is in `target` is then of no use; [`check`](Self::check) finds such errors before
+    /// The tensor does not exist or has another shape, a file is missing, truncated or changed, or the parts do not
+    /// cover the piece. The content of `target` is then undefined; [`check`](Self::check) finds such errors before
     /// anything is overwritten.
     pub fn read(&self, name: &str, piece: &Piece, target: &mut [f32]) -> Result<()> {
         if target.len() != piece.len() {
@@ -161,7 +164,8 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Verifies all parts that reading these pieces takes, so that it cannot fail halfway for damaged files.
+    /// Verifies all parts that are needed to read these pieces, so that damaged files cannot make the reading fail
+    /// halfway.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
@@ -176,7 +180,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The parts of `name` that hold something of `piece`.
+    /// The parts of `name` that overlap `piece`.
     fn needed(&self, name: &str, piece: &Piece) -> Result<Vec<&Place>> {
         let other = |problem: String| {
             let problem = format!("{problem}: use the [model] and [optimizer] it was trained with");
@@ -187,7 +191,7 @@ impl Checkpoint {
         };
         if !piece.is_valid() || !same_tensor(shape, &piece.dims) {
             return other(format!(
-                "has {name} as {shape:?}, but this configuration makes it {:?}",
+                "has {name} as {shape:?}, but this configuration requires {:?}",
                 piece.dims
             ));
         }
@@ -201,7 +205,7 @@ impl Checkpoint {
         }
         if covered != piece.len() {
             let problem = format!(
-                "holds {covered} of the {} values of {name} that are needed here: it is not whole; use another \
+                "holds {covered} of the {} values of {name} that are needed here: it is incomplete; use another \
                  checkpoint",
                 piece.len()
             );
@@ -215,8 +219,8 @@ impl Checkpoint {
         (file, &file.parts[place.part])
     }
 
-    /// Goes through a part chunk by chunk: verifies its checksum if that was not done yet, and copies what `wanted`
-    /// shares with it.
+    /// Reads a part chunk by chunk: verifies its checksum if that was not done yet, and copies the elements that
+    /// `wanted` shares with it.
     fn scan(&self, place: &Place, mut wanted: Option<(&Piece, &mut [f32])>) -> Result<()> {
         let (file, part) = self.entry(place);
         let source = self.source(place.file, &part.name)?;
@@ -228,7 +232,7 @@ impl Checkpoint {
         while start < part.piece.len() {
             let end = part.piece.len().min(start + most);
             let chunk = part.piece.narrow(start..end);
-            // What is verified and shares nothing need not be read.
+            // A chunk that is verified and shares no elements need not be read.
             if verify || wanted.as_ref().is_some_and(|(piece, _)| piece.shared(&chunk) > 0) {
                 let values = &mut values[..end - start];
                 let bytes = bytemuck::cast_slice_mut(values);
@@ -248,7 +252,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The open file, which must be as long as it was written; `name` is the tensor it is needed for.
+    /// The open file, which must have the length that the manifest states. `name` is the tensor for which it is read.
     fn source(&self, index: usize, name: &str) -> Result<&Source> {
         let (slot, entry) = (&self.files[index], &self.manifest.files[index]);
         if let Some(source) = slot.get() {
@@ -277,10 +281,11 @@ impl Checkpoint {
         Error::checkpoint(path, format!("tensor {name} {problem}; use another checkpoint"))
     }
 
-    /// Verifies every file and part; what is wrong.
+    /// Verifies every file and part. Returns the problems.
     pub(super) fn verify(&self) -> Vec<String> {
         let mut problems: Vec<String> = vec![];
-        // Going through pieces takes as long as there are elements: files of other lengths are told below.
+        // This takes time in proportion to the elements, so the files must be long enough. The loop below reports
+        // files of other lengths.
         let uncovered = if self.present().is_ok() { self.manifest.uncovered() } else { vec![] };
         for problem in uncovered {
             problems.push(format!("checkpoint {}: {problem}", self.path().display()));
@@ -289,17 +294,17 @@ impl Checkpoint {
             let first = file.parts.first().map_or("(none)", |part| part.name.as_str());
             let whole = self.source(index, first).and_then(|source| {
                 let end = file.parts.iter().map(|part| part.offset).min().unwrap_or(file.bytes);
-                // A head of this size is not ours.
-                let mut header = vec![0; usize::try_from(end).unwrap_or(0).min(1 << 30)];
+                let mut header = vec![0; usize::try_from(end).unwrap_or(0).min(LONGEST_HEADER)];
                 source.read_at(0, &mut header).map_err(|error| self.unreadable(file, first, &error))?;
-                match crc32fast::hash(&header) == file.header {
-                    true => Ok(()),
-                    false => Err(self.damaged(file, first, "stands behind a head that was changed")),
+                if crc32fast::hash(&header) != file.header {
+                    let problem = "is in a file whose header does not match its checksum";
+                    return Err(self.damaged(file, first, problem));
                 }
+                Ok(())
             });
             if let Err(error) = whole {
                 problems.push(error.to_string());
-                // Where the file itself cannot be opened, one line says it all.
+                // If the file cannot be opened, one message is enough.
                 if self.files[index].get().is_none() {
                     continue;
                 }
@@ -318,7 +323,7 @@ impl std::fmt::Debug for Checkpoint {
     }
 }
 
-/// A checkpoint that may serve.
+/// A checkpoint that may be used.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Candidate {
     /// The name of its folder.
@@ -327,19 +332,19 @@ pub(crate) struct Candidate {
     pub named: Option<&'static str>,
 }
 
-/// Checkpoints in the order in which to try them.
+/// Checkpoints in the order in which they are tried.
 #[derive(Debug)]
 pub(crate) struct Candidates {
-    /// The one that is wanted, and those that may stand in for it, the newest first. None where there is none at all.
+    /// The wanted one, then those that may replace it, the newest first. Empty if there is no checkpoint.
     pub folders: Vec<Candidate>,
-    /// What is wrong with `last` or `best` themselves.
+    /// Problems of the files `last` and `best` themselves.
     pub warnings: Vec<String>,
 }
 
-/// The checkpoints at `location` that may be taken where `which` is wanted.
+/// The checkpoints at `location` that may be used for `which`.
 ///
 /// # Errors
-/// A location that cannot be listed, or a step after which there is none.
+/// The location cannot be listed, or there is no checkpoint of the wanted step.
 pub(crate) fn candidates(location: &Location, which: Which) -> Result<Candidates> {
     let complete = complete_folders(location)?;
     let names: &[&str] = match which {
@@ -363,7 +368,7 @@ pub(crate) fn candidates(location: &Location, which: Which) -> Result<Candidates
             Ok(Some(text)) => {
                 let text: String = text.chars().take(40).collect();
                 warnings.push(format!(
-                    "{}: names {text:?}, which is no checkpoint's folder",
+                    "{}: names {text:?}, which is not a checkpoint's folder",
                     location.show(name).display()
                 ));
             }
@@ -376,9 +381,9 @@ pub(crate) fn candidates(location: &Location, which: Which) -> Result<Candidates
     Ok(Candidates { folders, warnings })
 }
 
-/// That there is no checkpoint at `location`.
+/// The error that there is no checkpoint at `location`.
 pub(crate) fn none_at(location: &Location) -> Error {
-    let problem = "there is none that is complete: give the folder of a run that has saved one";
+    let problem = "there is no complete checkpoint: give the folder of a run that has saved one";
     Error::checkpoint(location.show(""), problem)
 }
 
@@ -386,7 +391,7 @@ fn no_step(location: &Location, step: usize, complete: &[String]) -> Error {
     let there: Vec<String> =
         complete.iter().rev().filter_map(|name| Some(format!("step-{}", parse(name)?.0))).collect();
     let there = if there.is_empty() { "none".into() } else { there.join(", ") };
-    Error::checkpoint(location.show(""), format!("there is none of step {step}; there are: {there}"))
+    Error::checkpoint(location.show(""), format!("there is no checkpoint of step {step}; there are: {there}"))
 }
 
 /// Folders with a manifest, the newest first.
@@ -398,13 +403,13 @@ pub(super) fn complete_folders(location: &Location) -> Result<Vec<String>> {
     Ok(folders.into_iter().rev().map(|(_, name)| name).filter(complete).collect())
 }
 
-/// The location that `target` names, and the checkpoint's folder in it if it names one.
+/// The location that `target` names, and the checkpoint's folder if it names one.
 pub(super) fn resolve(target: &Path) -> Result<(Location, Option<String>)> {
     // A path need not be text; a URL is.
     let url = target.to_str().filter(|text| text.contains("://"));
     let here = match url {
         Some(url) => Location::parse(url)?,
-        // So that `.` has a name.
+        // An absolute path, because `.` has no name.
         None => Location::folder(std::fs::canonicalize(target).unwrap_or_else(|_| target.into())),
     };
     match here.split() {

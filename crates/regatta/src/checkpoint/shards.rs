@@ -1,4 +1,4 @@
-//! Writing what one rank owns, in the background.
+//! Writes what one rank owns, in the background.
 
 use super::header::safetensors_header;
 use super::manifest::{FileEntry, PartEntry};
@@ -10,15 +10,15 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 
-/// Values are checksummed and written this many at a time: checksum and copy to the file meet them in the cache.
-const CHUNK: usize = 256 << 10;
+/// Values that are checksummed and written at once: few enough to stay in the cache in between.
+const CHUNK_VALUES: usize = 256 << 10;
 
 /// A part of a tensor to save.
 #[derive(Debug, Clone)]
 pub struct Part<'a> {
     /// The tensor's name.
     pub name: String,
-    /// The whole tensor's stored shape.
+    /// The shape of the whole tensor.
     pub shape: Vec<usize>,
     /// Which part of it.
     pub piece: Piece,
@@ -26,17 +26,17 @@ pub struct Part<'a> {
     pub values: &'a [f32],
 }
 
-/// Writes the file of one rank into checkpoints, on a thread of its own.
+/// Writes one rank's file of each checkpoint, on a separate thread.
 ///
-/// [`begin`](Self::begin) copies the values and returns; training goes on while they are written. When all ranks'
-/// files are written, rank 0 completes the checkpoint with [`commit`](super::commit).
+/// [`begin`](Self::begin) copies the values and returns; training continues while they are written. When the files of
+/// all ranks are written, rank 0 completes the checkpoint with [`commit`](super::commit).
 #[derive(Debug)]
 pub struct ShardWriter {
     location: Location,
     rank: usize,
-    /// The values being written are in here, or were: kept, so that its pages are touched for the first time once.
+    /// Memory for the copied values. It is reused, so that page faults occur only once.
     buffer: Vec<f32>,
-    under_way: usize,
+    pending: usize,
     finished: VecDeque<Result<FileEntry>>,
     thread: Option<Thread>,
 }
@@ -44,7 +44,7 @@ pub struct ShardWriter {
 #[derive(Debug)]
 struct Thread {
     jobs: Sender<Job>,
-    done: Receiver<Done>,
+    outcomes: Receiver<Outcome>,
     handle: JoinHandle<()>,
 }
 
@@ -55,24 +55,24 @@ struct Job {
     values: Vec<f32>,
 }
 
-struct Done {
+struct Outcome {
     result: Result<FileEntry>,
     values: Vec<f32>,
 }
 
 impl ShardWriter {
-    /// For `rank`, into checkpoints at `location`.
+    /// A writer of the files of `rank`, for checkpoints at `location`.
     pub fn new(location: Location, rank: usize) -> Self {
-        Self { location, rank, buffer: vec![], under_way: 0, finished: VecDeque::new(), thread: None }
+        Self { location, rank, buffer: vec![], pending: 0, finished: VecDeque::new(), thread: None }
     }
 
     /// Copies the values and begins to write them into the checkpoint `folder` (see
-    /// [`fresh_folder`](super::fresh_folder)). While an earlier save is being written, waits for that first; its
-    /// outcome stays to be fetched.
+    /// [`fresh_folder`](super::fresh_folder)). If an earlier save is being written, waits for its end first; its
+    /// outcome can still be fetched.
     ///
     /// # Errors
-    /// A part that does not fit its piece, a folder's name that is none, too little memory for the copy. What
-    /// happens while writing is told by [`poll`](Self::poll) and [`wait`](Self::wait).
+    /// A part does not fit its piece, `folder` is not a checkpoint's name, or there is too little memory for the copy.
+    /// [`poll`](Self::poll) and [`wait`](Self::wait) report errors of writing.
     pub fn begin(&mut self, folder: &str, parts: Vec<Part<'_>>) -> Result<()> {
         checked(&self.location, folder)?;
         let mut tensors = BTreeMap::new();
@@ -84,12 +84,12 @@ impl ShardWriter {
                 && tensors.insert(name.clone(), shape.clone()).is_none_or(|before| before == *shape);
             if !fits {
                 return Err(Error::Usage(format!(
-                    "cannot save {name}: {} values are no part {piece:?} of a tensor of shape {shape:?}",
+                    "cannot save {name}: {} values do not fit the part {piece:?} of a tensor of shape {shape:?}",
                     values.len()
                 )));
             }
         }
-        while self.under_way > 0 {
+        while self.pending > 0 {
             self.receive();
         }
         let total = parts.iter().map(|part| part.values.len()).sum();
@@ -98,31 +98,31 @@ impl ShardWriter {
         values.try_reserve_exact(total).map_err(|_| {
             Error::checkpoint(
                 self.location.show(folder),
-                format!("there is no memory for a copy of {} MiB; use more ranks", total >> 18),
+                format!("there is not enough memory for a copy of {} MiB; use more ranks", total >> 18),
             )
         })?;
         let mut pieces = Vec::with_capacity(parts.len());
         for part in parts {
             values.extend_from_slice(part.values);
-            // An empty part has no place in a file.
+            // Empty parts are not written.
             if !part.piece.is_empty() {
                 pieces.push((part.name, part.piece));
             }
         }
         let job = Job { folder: folder.into(), tensors, parts: pieces, values };
         match self.thread()?.jobs.send(job) {
-            Ok(()) => self.under_way += 1,
-            Err(_) => return Err(self.ended()),
+            Ok(()) => self.pending += 1,
+            Err(_) => return Err(self.reset()),
         }
         Ok(())
     }
 
-    /// The outcome of the earliest save that was not yet fetched, if it has ended.
+    /// The outcome of the earliest save whose outcome was not fetched yet, if that save has ended.
     pub fn poll(&mut self) -> Option<Result<FileEntry>> {
-        if self.under_way > 0
+        if self.pending > 0
             && let Some(thread) = &self.thread
         {
-            match thread.done.try_recv() {
+            match thread.outcomes.try_recv() {
                 Ok(done) => self.take(done),
                 Err(TryRecvError::Empty) => {}
                 Err(TryRecvError::Disconnected) => self.receive(),
@@ -131,13 +131,13 @@ impl ShardWriter {
         self.finished.pop_front()
     }
 
-    /// Waits for the outcome of the earliest save that was not yet fetched.
+    /// Waits for the outcome of the earliest save whose outcome was not fetched yet.
     ///
     /// # Errors
-    /// When writing failed, a full disk included: earlier checkpoints are as they were, and no partial file of this
-    /// rank is left.
+    /// Writing failed, for example because the disk is full. Earlier checkpoints are unchanged, and no partial file of
+    /// this rank is left.
     pub fn wait(&mut self) -> Result<FileEntry> {
-        if self.finished.is_empty() && self.under_way > 0 {
+        if self.finished.is_empty() && self.pending > 0 {
             self.receive();
         }
         let nothing = || Error::Usage("no save was begun: there is nothing to wait for".into());
@@ -145,24 +145,24 @@ impl ShardWriter {
     }
 
     fn receive(&mut self) {
-        match self.thread.as_ref().map(|thread| thread.done.recv()) {
+        match self.thread.as_ref().map(|thread| thread.outcomes.recv()) {
             Some(Ok(done)) => self.take(done),
             _ => {
-                let error = self.ended();
+                let error = self.reset();
                 self.finished.push_back(Err(error));
             }
         }
     }
 
-    fn take(&mut self, done: Done) {
-        self.under_way -= 1;
+    fn take(&mut self, done: Outcome) {
+        self.pending -= 1;
         self.buffer = done.values;
         self.finished.push_back(done.result);
     }
 
-    /// The thread panicked: a new one is started for the next save.
-    fn ended(&mut self) -> Error {
-        (self.thread, self.under_way) = (None, 0);
+    /// Forgets the thread, which has panicked; the next save starts a new one. Returns the error.
+    fn reset(&mut self) -> Error {
+        (self.thread, self.pending) = (None, 0);
         Error::checkpoint(
             self.location.show(""),
             "the thread that writes checkpoints ended; see its message above",
@@ -179,11 +179,11 @@ impl ShardWriter {
 }
 
 impl Drop for ShardWriter {
-    /// Ends what was begun.
+    /// Waits until the pending saves are written.
     fn drop(&mut self) {
         if let Some(Thread { jobs, handle, .. }) = self.thread.take() {
             drop(jobs);
-            // A panic of the thread has been printed.
+            // If the thread panicked, its message was printed then.
             let _ = handle.join();
         }
     }
@@ -192,28 +192,28 @@ impl Drop for ShardWriter {
 impl Thread {
     fn start(location: Location, rank: usize) -> Result<Self> {
         let (jobs, inbox) = channel::<Job>();
-        let (outbox, done) = channel();
+        let (outbox, outcomes) = channel();
         let place = location.show("");
         let work = move || {
             for job in inbox {
                 let result = write(&location, rank, &job);
-                // Nobody may be left to hear of it.
-                let _ = outbox.send(Done { result, values: job.values });
+                // Fails if the writer was dropped, and then no one needs the outcome.
+                let _ = outbox.send(Outcome { result, values: job.values });
             }
         };
         let handle = std::thread::Builder::new().name("checkpoint".into()).spawn(work);
-        Ok(Self { jobs, done, handle: handle.map_err(Error::io("start a thread to write", place))? })
+        Ok(Self { jobs, outcomes, handle: handle.map_err(Error::io("start a thread to write", place))? })
     }
 }
 
-/// Writes the file of `rank`, and returns what is in it.
+/// Writes the file of `rank`. Returns its entry for the manifest.
 fn write(location: &Location, rank: usize, job: &Job) -> Result<FileEntry> {
     let file = rank_file(rank);
     let name = format!("{}/{file}", job.folder);
     let path = location.show(&name);
     let manifest = format!("{}/{MANIFEST}", job.folder);
     if location.size(&manifest).map_err(Error::io("look for", location.show(&manifest)))?.is_some() {
-        let problem = "belongs to a checkpoint that is complete already; save under another name";
+        let problem = "belongs to a checkpoint that is already complete; save under another name";
         return Err(Error::checkpoint(path, problem));
     }
     let header = header(&job.parts, rank).map_err(|error| Error::checkpoint(&path, error.to_string()))?;
@@ -224,7 +224,7 @@ fn write(location: &Location, rank: usize, job: &Job) -> Result<FileEntry> {
         let mut start = 0;
         for (name, piece) in &job.parts {
             let mut checksum = crc32fast::Hasher::new();
-            for chunk in job.values[start..start + piece.len()].chunks(CHUNK) {
+            for chunk in job.values[start..start + piece.len()].chunks(CHUNK_VALUES) {
                 let bytes = bytemuck::cast_slice(chunk);
                 checksum.update(bytes);
                 sink.write(bytes)?;
@@ -241,7 +241,7 @@ fn write(location: &Location, rank: usize, job: &Job) -> Result<FileEntry> {
     Ok(FileEntry { file, bytes, header, tensors: job.tensors.clone(), parts })
 }
 
-/// The head of a file with `parts`: `NAME#0`, `NAME#1` of each tensor.
+/// The header of a file with `parts`, which are called `NAME#0`, `NAME#1` and so on for each tensor.
 fn header(parts: &[(String, Piece)], rank: usize) -> serde_json::Result<Vec<u8>> {
     let mut counts: HashMap<&str, usize> = HashMap::new();
     let tensors = parts.iter().map(|(name, piece)| {

@@ -1,13 +1,18 @@
-//! Where checkpoints lie: a local folder, written with `fsync`, or an object store named by a URL.
+//! Storage of checkpoints: a local folder, written with `fsync`, or an object store named by a URL.
 
-use super::atomic::{sync_folder, write_atomically};
 use super::object::{Object, ObjectFolder, Upload};
 use crate::error::{Error, Result};
+use crate::files::{sync_folder, write_atomically};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// A place with folders of checkpoints and the small files `last` and `best`.
+/// Bytes that are read at once from a local file.
+const LOCAL_CHUNK_BYTES: usize = 1 << 20;
+/// Bytes that are read at once from an object.
+const OBJECT_CHUNK_BYTES: usize = 16 << 20;
+
+/// A location with folders of checkpoints and the small files `last` and `best`.
 #[derive(Debug, Clone)]
 pub struct Location(Kind);
 
@@ -28,20 +33,28 @@ impl Location {
         Self(Kind::Folder(path.into()))
     }
 
-    /// An object store where `text` is a URL (`s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`,
-    /// `file:///folder`, or `memory://name/prefix`, which lives as long as this process); else the checkpoints of
-    /// the run folder `text`. The keys of cloud stores come from their usual environment variables.
+    /// The object store that `text` names if it is a URL (`s3://bucket/prefix`, `gs://bucket/prefix`,
+    /// `az://container/prefix`, `file:///folder`, or `memory://name/prefix`, which lives as long as this process);
+    /// else the checkpoints of the run folder `text`. The credentials of cloud stores come from their usual
+    /// environment variables.
     ///
     /// # Errors
-    /// A URL of an unknown kind, of one that this build has no client for, or without the settings it needs.
+    /// The URL's scheme is unknown, this build has no client for it, or settings that it needs are missing.
+    ///
+    /// ```
+    /// use regatta::checkpoint::Location;
+    /// let location = Location::parse("memory://example/run")?;
+    /// assert_eq!(location.show("last").to_str(), Some("memory://example/run/last"));
+    /// # Ok::<(), regatta::Error>(())
+    /// ```
     pub fn parse(text: &str) -> Result<Self> {
-        match text.contains("://") {
-            true => Ok(Self(Kind::Objects(ObjectFolder::parse(text)?))),
-            false => Ok(Self::of_run(Path::new(text))),
+        if text.contains("://") {
+            return Ok(Self(Kind::Objects(ObjectFolder::parse(text)?)));
         }
+        Ok(Self::of_run(Path::new(text)))
     }
 
-    /// Where `name` is, for messages.
+    /// The path or URL of `name`, for messages.
     pub fn show(&self, name: &str) -> PathBuf {
         match &self.0 {
             Kind::Folder(folder) => folder.join(name),
@@ -69,7 +82,7 @@ impl Location {
         }
     }
 
-    /// The text of a small file; none where it is not there.
+    /// The text of a small file; none if it does not exist.
     pub(crate) fn text(&self, name: &str) -> io::Result<Option<String>> {
         match self.get(name) {
             Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(io::Error::other),
@@ -78,7 +91,7 @@ impl Location {
         }
     }
 
-    /// Writes a small file that is either as before or wholly new.
+    /// Writes a small file atomically: it has its old or its new content at any time.
     pub(crate) fn put(&self, name: &str, bytes: Vec<u8>) -> Result<()> {
         match &self.0 {
             Kind::Folder(folder) => write_atomically(&folder.join(name), &bytes),
@@ -86,7 +99,7 @@ impl Location {
         }
     }
 
-    /// Size of a file in bytes; none where it is not there.
+    /// Size of a file in bytes; none if it does not exist.
     pub(super) fn size(&self, name: &str) -> io::Result<Option<u64>> {
         let size = match &self.0 {
             Kind::Folder(folder) => fs::metadata(folder.join(name)).map(|data| data.len()),
@@ -99,7 +112,7 @@ impl Location {
         }
     }
 
-    /// Makes the place itself, where it is a folder that is not there yet.
+    /// Creates the folder of this location if it does not exist. Object stores have no folders to create.
     pub(crate) fn create_folder(&self) -> io::Result<()> {
         match &self.0 {
             Kind::Folder(folder) => fs::create_dir_all(folder),
@@ -107,18 +120,17 @@ impl Location {
         }
     }
 
-    /// Asks the file system for the names around it anew: clients of network file systems remember for a while what was not
-    /// there.
+    /// Lists the folder and its parents: clients of network file systems cache for a while that a name does not exist.
     pub(crate) fn refresh(&self) {
         let Kind::Folder(folder) = &self.0 else { return };
         let around: Vec<&Path> = folder.ancestors().take(4).collect();
         for folder in around.into_iter().rev() {
-            // It may not be there yet.
+            // It may not exist yet.
             let _ = fs::read_dir(folder).map(Iterator::count);
         }
     }
 
-    /// Removes a small file; one that is not there is no error.
+    /// Removes a small file. It is not an error if it does not exist.
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
         let removed = match &self.0 {
             Kind::Folder(folder) => fs::remove_file(folder.join(name)),
@@ -150,7 +162,7 @@ impl Location {
         Ok(names)
     }
 
-    /// Removes a folder, the file `first` before all others.
+    /// Removes a folder and its files, the file `first` before all others.
     pub(super) fn remove_folder(&self, name: &str, first: &str) -> io::Result<()> {
         let folder = match &self.0 {
             Kind::Folder(folder) => folder.join(name),
@@ -166,20 +178,20 @@ impl Location {
         }
     }
 
-    /// Removes what killed writers of the small file `name` left beside it.
+    /// Removes the temporary files of writers of the small file `name` that were killed.
     pub(super) fn remove_temporaries_of(&self, name: &str) {
-        // Object stores keep nothing of an upload that did not end.
+        // An object store does not keep an upload that was not finished.
         let Kind::Folder(folder) = &self.0 else { return };
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let file = entry.file_name().to_string_lossy().into_owned();
             if file.strip_prefix(name).is_some_and(|rest| rest.starts_with('.') && rest.ends_with(".tmp")) {
-                // Only wasted space; the next save tries again.
+                // A file that stays costs only space, and the next save tries again.
                 let _ = fs::remove_file(entry.path());
             }
         }
     }
 
-    /// Begins a file of `total` bytes, which is there only once it is finished.
+    /// Begins a file of `total` bytes. It exists under its name only after [`Sink::finish`].
     pub(super) fn create(&self, name: &str, total: u64) -> io::Result<Sink> {
         match &self.0 {
             Kind::Folder(folder) => LocalSink::create(folder.join(name)).map(Sink::Local),
@@ -202,7 +214,7 @@ impl Location {
     }
 }
 
-/// A file being written. Dropped before it is finished, it leaves nothing behind.
+/// A file that is being written. If it is dropped before it is finished, it is removed.
 pub(super) enum Sink {
     Local(LocalSink),
     Object(Upload),
@@ -216,7 +228,7 @@ impl Sink {
         }
     }
 
-    /// Makes it last, under its name.
+    /// Makes the file durable and gives it its name.
     pub fn finish(self) -> io::Result<()> {
         match self {
             Self::Local(sink) => sink.finish(),
@@ -250,7 +262,7 @@ impl LocalSink {
         if let Some(folder) = folders.next() {
             sync_folder(folder).map_err(io::Error::other)?;
         }
-        // Those around it, up to the run's, may be new as well; or old and not ours to open.
+        // The parent folders up to the run's may be new, too. Errors do not matter: others may not be ours to open.
         folders.filter(|folder| !folder.as_os_str().is_empty()).take(2).for_each(|folder| {
             let _ = sync_folder(folder);
         });
@@ -263,7 +275,7 @@ impl Drop for LocalSink {
         if self.finished {
             return;
         }
-        // The error that led here is what matters. The folder goes too if no other rank has a file in it.
+        // The error that caused the drop matters more. The folder is removed only if no other rank has a file in it.
         let _ = fs::remove_file(&self.temporary);
         if let Some(folder) = self.path.parent() {
             let _ = fs::remove_dir(folder);
@@ -271,7 +283,7 @@ impl Drop for LocalSink {
     }
 }
 
-/// A file of which parts are read.
+/// A file that is read in parts.
 pub(super) struct Source {
     len: u64,
     kind: SourceKind,
@@ -288,16 +300,16 @@ impl Source {
         self.len
     }
 
-    /// How many bytes are best read at once: what stays in the cache, or what is worth a request.
+    /// Bytes to read at once: few enough for the cache, or enough to be worth a request.
     pub fn chunk(&self) -> usize {
         match self.kind {
-            SourceKind::Local(_) => 1 << 20,
-            SourceKind::Object(_) => 16 << 20,
+            SourceKind::Local(_) => LOCAL_CHUNK_BYTES,
+            SourceKind::Object(_) => OBJECT_CHUNK_BYTES,
         }
     }
 
-    /// Reads `target.len()` bytes from `offset`. Not by a memory map: should the disk fail or the file shrink, that
-    /// would end the process with a signal.
+    /// Reads `target.len()` bytes from `offset`. Does not use a memory map, because a signal would end the process if
+    /// the disk failed or the file shrank.
     pub fn read_at(&self, offset: u64, target: &mut [u8]) -> io::Result<()> {
         match &self.kind {
             SourceKind::Local(file) => read_exact_at(file, offset, target),
@@ -314,9 +326,9 @@ fn read_exact_at(file: &File, offset: u64, target: &mut [u8]) -> io::Result<()> 
 #[cfg(not(unix))]
 fn read_exact_at(mut file: &File, offset: u64, target: &mut [u8]) -> io::Result<()> {
     use std::io::{Read, Seek};
-    // One cursor for all threads.
-    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // All threads share the file's position.
+    static POSITION: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _guard = POSITION.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     file.seek(io::SeekFrom::Start(offset))?;
     file.read_exact(target)
 }

@@ -1,7 +1,7 @@
 //! Byte-level byte-pair encoding with GPT-2's words (Sennrich et al. 2016; Radford et al. 2019, section 2.2).
 //!
-//! The crate `tokenizers` reads and applies the merges. Text repeats its words, so each word of a text is
-//! given to it once; that is several times faster than handing it the text. Merges are learned in `bpe_trainer`.
+//! The crate `tokenizers` reads and applies the merges. Words recur in a text, so each word is passed to it only once;
+//! that is several times faster than passing the whole text. Merges are learned in `bpe_trainer`.
 
 use super::bpe_trainer;
 use super::words::{ascii_words, pieces};
@@ -19,13 +19,16 @@ use tokenizers::{
 type BytePair =
     TokenizerImpl<BPE, tokenizers::NormalizerWrapper, ByteLevel, tokenizers::PostProcessorWrapper, ByteLevel>;
 
-/// Bytes of text that are handed to `tokenizers` at once.
+/// Bytes of text that are passed to `tokenizers` at once.
 const PIECE: usize = 1 << 14;
 
-/// No vocabulary in use has a tenth of this.
+/// Bytes of a piece whose words are counted by one task.
+const COUNTED_PIECE: usize = 1 << 16;
+
+/// Upper bound of ids. No vocabulary in use has a tenth of this.
 const MOST_TOKENS: u32 = 1 << 24;
 
-/// What tokenizers of this kind call the end of a document: GPT-2, its successors, RoBERTa.
+/// Tokens that mark the end of a document in tokenizers of this kind: GPT-2's, its successors', RoBERTa's.
 const ENDS: [&str; 3] = ["<|endoftext|>", "<|end_of_text|>", "</s>"];
 
 /// Merges, their vocabulary and the bytes of each token.
@@ -33,7 +36,7 @@ const ENDS: [&str; 3] = ["<|endoftext|>", "<|end_of_text|>", "</s>"];
 pub(super) struct Bpe {
     inner: BytePair,
     bytes: HashMap<u32, Box<[u8]>>,
-    /// Tokens that are taken out of the text before it is split into words, as `<|endoftext|>`.
+    /// Tokens that are recognised before the text is split into words, as `<|endoftext|>`.
     added: Vec<String>,
     /// The special token that ends a document.
     end_of_text: Option<u32>,
@@ -42,7 +45,7 @@ pub(super) struct Bpe {
 }
 
 impl Bpe {
-    /// Trained on `texts` up to `vocab_size` tokens; `progress` is told how many there are.
+    /// Trains on `texts` until there are `vocab_size` tokens. `progress` gets the number of tokens so far.
     pub(super) fn train<'a>(
         texts: impl Iterator<Item = &'a str> + Send,
         vocab_size: usize,
@@ -50,12 +53,12 @@ impl Bpe {
     ) -> Result<Self> {
         if vocab_size < 256 {
             return Err(Error::Usage(format!(
-                "a byte-level vocabulary has a token for each of 256 bytes: {vocab_size} are too few"
+                "a byte-level vocabulary has a token for each of 256 bytes: {vocab_size} tokens are too few"
             )));
         }
         let failed = |error: String| Error::Usage(format!("cannot train a tokenizer: {error}"));
         let mut words: Vec<_> = count_words(texts).map_err(failed)?.into_iter().collect();
-        // So that nothing depends on the order of a table in memory.
+        // The order of a hash map is random and must not affect the result.
         words.sort_unstable();
         let (alphabet, spelling) = alphabet();
         let words = words.iter().map(|(word, count)| (word.as_bytes(), *count));
@@ -75,43 +78,42 @@ impl Bpe {
         Ok(Self::new(inner))
     }
 
-    /// From the contents of GPT-2's two files.
+    /// Reads the contents of GPT-2's two files.
     pub(super) fn from_texts(vocab: &str, merges: &str) -> Result<Self, String> {
         let vocab: HashMap<String, u32> = serde_json::from_str(vocab)
-            .map_err(|error| format!("is no tokenizer: its vocabulary: {error}"))?;
+            .map_err(|error| format!("is not a tokenizer: its vocabulary: {error}"))?;
         let pairs = merges.lines().filter(|line| !line.starts_with("#version") && !line.is_empty());
         let pairs = pairs.map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
             [a, b] => Ok((a.to_string(), b.to_string())),
-            _ => Err(format!("is no tokenizer: {line:?} is no merge of two tokens")),
+            _ => Err(format!("is not a tokenizer: {line:?} is not a merge of two tokens")),
         });
         let pairs: Vec<(String, String)> = pairs.collect::<Result<_, _>>()?;
         let vocab: AHashMap<String, u32> = vocab.into_iter().collect();
         let model = BPE::builder().vocab_and_merges(vocab, pairs).build();
-        Self::checked(byte_level(model.map_err(|error| format!("is no tokenizer: {error}"))?))
+        Self::checked(byte_level(model.map_err(|error| format!("is not a tokenizer: {error}"))?))
     }
 
-    /// Refuses ids that no vocabulary has, and those of two tokens: a model's first and last layers have a row for each id
-    /// below the largest.
+    /// Refuses very large ids, because a model has a row for each id up to the largest, and an id of two tokens.
     fn checked(inner: BytePair) -> Result<Self, String> {
         let mut tokens: Vec<(u32, String)> =
             inner.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
         tokens.sort_unstable();
         if let Some([(id, a), (_, b)]) = tokens.array_windows().find(|[a, b]| a.0 == b.0) {
-            return Err(format!("is no tokenizer: the tokens {a:?} and {b:?} both have the id {id}"));
+            return Err(format!("is not a tokenizer: the tokens {a:?} and {b:?} both have the id {id}"));
         }
         match tokens.last() {
-            None => Err("is no tokenizer: it has no tokens".into()),
+            None => Err("is not a tokenizer: it has no tokens".into()),
             Some((id, token)) if *id >= MOST_TOKENS => Err(format!(
-                "has a token {token:?} with the id {id}: there can be {MOST_TOKENS} tokens at most"
+                "has a token {token:?} with the id {id}: at most {MOST_TOKENS} tokens are supported"
             )),
             Some(_) => Ok(Self::new(inner)),
         }
     }
 
-    /// From Hugging Face's `tokenizer.json`.
+    /// Reads Hugging Face's `tokenizer.json`.
     pub(super) fn from_json(mut value: Value) -> Result<Self, String> {
         supported(&value)?;
-        // Settings for other uses, which would cut, fill or vary what is learned from.
+        // These settings would truncate, pad or vary the text.
         for key in ["truncation", "padding"] {
             if let Some(setting) = value.get_mut(key) {
                 setting.take();
@@ -121,7 +123,7 @@ impl Bpe {
             dropout.take();
         }
         let inner = BytePair::from_bytes(value.to_string())
-            .map_err(|error| format!("is no byte-level BPE tokenizer: {error}"))?;
+            .map_err(|error| format!("is not a byte-level BPE tokenizer: {error}"))?;
         match inner.get_pre_tokenizer() {
             Some(level) if level.use_regex && !level.add_prefix_space => Self::checked(inner),
             _ => {
@@ -139,7 +141,7 @@ impl Bpe {
             inner.get_vocab(false).into_iter().map(|(token, id)| (id, spelt(&token))).collect();
         let (mut added, mut ends) = (vec![], vec![]);
         for (id, token) in inner.get_added_tokens_decoder() {
-            // These are text as it is, not spelt byte by byte.
+            // Their content is plain text, not spelt byte by byte.
             bytes.insert(id, token.content.as_bytes().into());
             if let Some(place) = ENDS.iter().position(|end| token.special && *end == token.content) {
                 ends.push((place, id));
@@ -155,22 +157,22 @@ impl Bpe {
         self.inner.to_string(false).map_err(|error| Error::Usage(format!("cannot save a tokenizer: {error}")))
     }
 
-    /// One more than the largest id: ids need not be dense in files of others.
+    /// One more than the largest id: ids in foreign files may have gaps.
     pub(super) fn vocab_size(&self) -> usize {
         self.bytes.keys().max().map_or(0, |&id| id as usize + 1)
     }
 
-    /// The token that ends a document, where there is one.
+    /// The token that ends a document, if there is one.
     pub(super) fn end_of_text(&self) -> Option<u32> {
         self.end_of_text
     }
 
-    /// Whether there is such a token.
+    /// Whether a token has this id.
     pub(super) fn has(&self, id: u32) -> bool {
         self.bytes.contains_key(&id)
     }
 
-    /// The bytes of a token; none where there is no such token.
+    /// The bytes of a token; empty if no token has this id.
     pub(super) fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(&id).map_or(&[], |bytes| bytes)
     }
@@ -192,7 +194,7 @@ impl Bpe {
         Ok(ids)
     }
 
-    /// Word by word; a word that came before is copied from where it is in `ids`.
+    /// Encodes word by word. The tokens of a word that occurred before are copied from `ids`.
     fn encode_words<'a>(&self, text: &'a str, ids: &mut Vec<u32>) -> Result<()> {
         let mut seen: HashMap<&'a str, std::ops::Range<usize>> = HashMap::new();
         for piece in pieces(text, 1) {
@@ -219,7 +221,7 @@ impl Bpe {
         Ok(())
     }
 
-    /// Names the first character of `text` that `ids` do not give back.
+    /// Checks that `ids` decode to `text`. The error names the first character that they lack.
     fn check(&self, text: &str, ids: &[u32]) -> Result<()> {
         let back: Vec<u8> = ids.iter().flat_map(|&id| self.token_bytes(id)).copied().collect();
         let lost = text.char_indices().find(|&(at, c)| {
@@ -234,11 +236,11 @@ impl Bpe {
     }
 }
 
-/// Refuses what byte-level tokenizers do not have, before the crate reads it: with some of it, it panics.
+/// Refuses settings that byte-level tokenizers do not have. Some of them would make the crate panic.
 fn supported(value: &Value) -> Result<(), String> {
     for key in ["continuing_subword_prefix", "end_of_word_suffix"] {
         if value["model"][key].as_str().is_some_and(|affix| !affix.is_empty()) {
-            return Err(format!("is no byte-level BPE tokenizer: it has a {key}"));
+            return Err(format!("is not a byte-level BPE tokenizer: it has a {key}"));
         }
     }
     fn normalizes(value: &Value) -> Result<(), String> {
@@ -278,11 +280,11 @@ fn count_words<'a>(texts: impl Iterator<Item = &'a str> + Send) -> Result<AHashM
         less.into_iter().for_each(|(word, count)| *all.entry(word).or_default() += count);
         Ok(all)
     };
-    // Small enough that they are counted in parallel.
-    texts.flat_map(|text| pieces(text, 1 << 16)).par_bridge().map(count).try_reduce(Counts::new, sum)
+    texts.flat_map(|text| pieces(text, COUNTED_PIECE)).par_bridge().map(count).try_reduce(Counts::new, sum)
 }
 
-/// The bytes in the order of their ids, which is that of the characters they are written as, and these characters by byte.
+/// The bytes in the order of their ids, and by byte the character that it is written as. Ids are in the order of these
+/// characters.
 pub(super) fn alphabet() -> ([u8; 256], [char; 256]) {
     let mut spelling = ['\0'; 256];
     spelling.iter_mut().zip(byte_chars()).for_each(|(slot, c)| *slot = c);
@@ -295,7 +297,7 @@ fn byte_level(model: BPE) -> BytePair {
     let mut tokenizer = BytePair::new(model);
     let level = ByteLevel::new(false, true, true);
     tokenizer.with_pre_tokenizer(Some(level)).with_decoder(Some(level));
-    // GPT-2's only special token, where its vocabulary has it.
+    // GPT-2's only special token, if its vocabulary has it.
     if tokenizer.token_to_id("<|endoftext|>").is_some() {
         tokenizer.add_special_tokens(&[AddedToken::from("<|endoftext|>", true)]);
     }
@@ -323,7 +325,7 @@ mod tests {
         Bpe::train([text.as_str()].into_iter(), 330, &mut |_| {}).unwrap()
     });
 
-    /// A vocabulary of all bytes and `merges`.
+    /// A tokenizer of all bytes and `merges`.
     fn with_merges(merges: &[[&str; 2]], change: impl FnOnce(&mut Value)) -> Result<Bpe, String> {
         let mut vocab: HashMap<String, u32> = byte_chars().map(String::from).zip(0..).collect();
         for (n, [a, b]) in merges.iter().enumerate() {
@@ -356,7 +358,7 @@ mod tests {
         }
     }
 
-    /// As the crate trains on texts.
+    /// The tokenizer that the crate trains on the texts.
     fn by_the_crate(texts: &[String], vocab_size: usize) -> String {
         let mut trainer = tokenizers::models::bpe::BpeTrainerBuilder::new()
             .vocab_size(vocab_size)

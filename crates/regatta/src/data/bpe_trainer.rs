@@ -1,28 +1,28 @@
-//! Learning the merges of byte-pair encoding (Sennrich et al. 2016), in time that grows with the text and not with the
-//! square of its longest word.
+//! Learns the merges of byte-pair encoding (Sennrich et al. 2016). The time grows with the text, not with the square
+//! of its longest word.
 //!
-//! The result is that of the crate `tokenizers`, merge by merge. That crate goes through every word that has the pair
-//! of a merge from end to end; text without spaces is one word, so each merge there costs as much as the whole text.
-//! Here a merge visits only the places of its pair.
+//! The merges are the same as those of the crate `tokenizers`. For each merge, that crate scans the whole of every
+//! word with the pair; text without spaces is one word, so each merge scans the whole text. Here a merge visits only
+//! the places of its pair.
 
 use ahash::AHashMap;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-/// Two tokens that stand side by side.
+/// Two adjacent tokens.
 type Pair = (u32, u32);
 
-/// No place: the end of a word, or a token that went into the one before it.
+/// No place or no token: beyond the end of a word, or a token that was merged into the one before it.
 const NONE: u32 = u32::MAX;
 
-/// Tokens by id, and the pairs that were merged, in their order. A pair may come twice; its later place counts.
+/// Tokens by id, and the merged pairs in their order. If a pair occurs twice, its later position counts.
 #[derive(Debug, PartialEq)]
 pub(super) struct Learned {
     pub tokens: Vec<Vec<u8>>,
     pub merges: Vec<Pair>,
 }
 
-/// A pair that waits for its turn: how often it was found, and in which words.
+/// A pair in the queue: how often it occurred when it was queued, and in which words.
 struct Entry {
     count: i64,
     pair: Pair,
@@ -30,7 +30,7 @@ struct Entry {
 }
 
 impl Ord for Entry {
-    /// The most frequent first, and of equally frequent ones that of the smallest ids.
+    /// The most frequent pair first; of equally frequent ones, the one with the smallest ids.
     fn cmp(&self, other: &Self) -> Ordering {
         self.count.cmp(&other.count).then_with(|| other.pair.cmp(&self.pair))
     }
@@ -50,13 +50,13 @@ impl PartialEq for Entry {
 
 impl Eq for Entry {}
 
-/// All words one after the other, as lists of tokens in which each knows its neighbours.
+/// All words one after the other, as doubly linked lists of tokens.
 #[derive(Default)]
 struct Words {
     token: Vec<u32>,
     before: Vec<u32>,
     after: Vec<u32>,
-    /// The word that a place belongs to.
+    /// The word of each place.
     word: Vec<u32>,
     /// How often each word occurs.
     counts: Vec<i64>,
@@ -87,15 +87,15 @@ impl Words {
     }
 }
 
-/// Places of pairs, ascending unless a pair came up in several merges.
+/// Places of pairs. They are ascending unless several merges created the pair.
 type Places = AHashMap<Pair, Vec<u32>>;
 
 /// Learns from `words`, each with the number of times that it occurs, until there are `vocab_size` tokens or no pair
-/// occurs `min_count` times. The first 256 tokens are the bytes in the order of `alphabet`. `progress` is told the
-/// number of tokens after each merge.
+/// occurs `min_count` times. The first 256 tokens are the bytes in the order of `alphabet`. `progress` gets the number
+/// of tokens after each merge.
 ///
 /// # Errors
-/// Words of more bytes than places can be counted.
+/// The words have more than 4 GiB in all, so that places do not fit 32 bits.
 pub(super) fn learn<'a>(
     words: impl Iterator<Item = (&'a [u8], u64)>,
     alphabet: &[u8; 256],
@@ -132,13 +132,13 @@ pub(super) fn learn<'a>(
         .collect();
 
     let mut merges = vec![];
-    // By word: the last merge that is to change it.
-    let mut chosen = vec![0u64; all.counts.len()];
-    let mut turn = 0;
-    let mut fresh = Places::new();
+    // By word: the number of the last merge that changes it.
+    let mut last_merge = vec![0u64; all.counts.len()];
+    let mut number = 0;
+    let mut created = Places::new();
     while tokens.len() < vocab_size {
         let Some(mut top) = queue.pop() else { break };
-        // Merges since it was put here may have taken places away.
+        // Later merges may have reduced its count.
         let now = counts[&top.pair];
         if top.count != now {
             top.count = now;
@@ -150,20 +150,20 @@ pub(super) fn learn<'a>(
         }
         let (first, second) = top.pair;
         let spelt = [&tokens[first as usize][..], &tokens[second as usize]].concat();
-        // The same bytes may have been put together in another way before.
+        // Other merges may have created a token of the same bytes before.
         let merged = *ids.entry(spelt).or_insert_with_key(|spelt| {
             tokens.push(spelt.clone());
             tokens.len() as u32 - 1
         });
         merges.push(top.pair);
 
-        turn += 1;
-        top.words.iter().for_each(|&word| chosen[word as usize] = turn);
+        number += 1;
+        top.words.iter().for_each(|&word| last_merge[word as usize] = number);
         let mut here = places.remove(&top.pair).unwrap_or_default();
-        // A pair that came up in several merges has an entry for each, and each changes its own words alone.
+        // A pair that several merges created has an entry for each, and each entry changes only its own words.
         let mut others = vec![];
         here.retain(|&at| {
-            let own = chosen[all.word[at as usize] as usize] == turn;
+            let own = last_merge[all.word[at as usize] as usize] == number;
             if !own {
                 others.push(at);
             }
@@ -172,12 +172,12 @@ pub(super) fn learn<'a>(
         if !others.is_empty() {
             places.insert(top.pair, others);
         }
-        // From left to right, as it decides which of overlapping pairs are merged.
+        // From left to right, because the order decides which of overlapping pairs are merged.
         here.sort();
         for at in here {
-            merge(&mut all, at, top.pair, merged, &mut counts, &mut fresh);
+            merge(&mut all, at, top.pair, merged, &mut counts, &mut created);
         }
-        for (pair, found) in fresh.drain() {
+        for (pair, found) in created.drain() {
             let count = counts[&pair];
             if count > 0 {
                 queue.push(Entry { count, pair, words: words_of(&all, &found) });
@@ -189,42 +189,42 @@ pub(super) fn learn<'a>(
     Ok(Learned { tokens, merges })
 }
 
-/// Replaces `pair` at `at`, if it still is there, by `merged`; counts the pairs that come and go.
+/// Replaces `pair` at `at` by `merged`, if it still is there, and updates the counts of neighbouring pairs.
 fn merge(
     all: &mut Words,
     at: u32,
     pair: Pair,
     merged: u32,
     counts: &mut AHashMap<Pair, i64>,
-    fresh: &mut Places,
+    created: &mut Places,
 ) {
     let i = at as usize;
     if all.token[i] == NONE || all.pair(at) != Some(pair) {
         return;
     }
     let count = all.counts[all.word[i] as usize];
-    let (gone, before) = (all.after[i], all.before[i]);
-    let after = all.after[gone as usize];
+    let (removed, before) = (all.after[i], all.before[i]);
+    let after = all.after[removed as usize];
     let mut change = |pair: Pair, by: i64| *counts.entry(pair).or_default() += by;
     if before != NONE {
         let neighbour = all.token[before as usize];
         change((neighbour, pair.0), -count);
         change((neighbour, merged), count);
-        fresh.entry((neighbour, merged)).or_default().push(before);
+        created.entry((neighbour, merged)).or_default().push(before);
     }
     all.token[i] = merged;
-    all.token[gone as usize] = NONE;
+    all.token[removed as usize] = NONE;
     all.after[i] = after;
     if after != NONE {
         all.before[after as usize] = at;
         let neighbour = all.token[after as usize];
         change((pair.1, neighbour), -count);
         change((merged, neighbour), count);
-        fresh.entry((merged, neighbour)).or_default().push(at);
+        created.entry((merged, neighbour)).or_default().push(at);
     }
 }
 
-/// The words of `places`, each once where places ascend.
+/// The words of `places`, each once if the places are ascending.
 fn words_of(all: &Words, places: &[u32]) -> Vec<u32> {
     let mut words: Vec<u32> = places.iter().map(|&at| all.word[at as usize]).collect();
     words.dedup();
@@ -241,7 +241,7 @@ mod tests {
     use tokenizers::pre_tokenizers::byte_level::ByteLevel;
     use tokenizers::tokenizer::Trainer;
 
-    /// The vocabulary and the merges, by rank, that the crate's own trainer makes of `words`.
+    /// The vocabulary and the merges, by rank, that the crate's trainer learns from `words`.
     fn by_the_crate(words: &[(String, u64)], vocab_size: usize) -> (BTreeMap<String, u32>, Vec<String>) {
         let mut trainer = BpeTrainerBuilder::new()
             .vocab_size(vocab_size)
@@ -249,7 +249,7 @@ mod tests {
             .show_progress(false)
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .build();
-        // A word with a count is that word so many times.
+        // A word with a count is repeated that many times.
         let list: Vec<String> = words
             .iter()
             .flat_map(|(word, count)| std::iter::repeat_n(word.clone(), *count as usize))
@@ -267,7 +267,7 @@ mod tests {
     }
 
     fn by_us(words: &[(String, u64)], vocab_size: usize) -> (BTreeMap<String, u32>, Vec<String>) {
-        // All of these are written as themselves.
+        // The characters of these words are written as themselves.
         let (alphabet, spell) = super::super::bpe::alphabet();
         let words = words.iter().map(|(word, count)| (word.as_bytes(), *count));
         let learned = learn(words, &alphabet, vocab_size, 2, &mut |_| {}).unwrap();
@@ -297,7 +297,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
 
-        /// Few letters make ties, overlapping pairs, and tokens that are put together in several ways.
+        /// Few letters cause ties, overlapping pairs, and tokens that several merges create.
         #[test]
         fn merges_are_those_of_the_crate(
             words in prop::collection::vec("[ab]{1,30}|[abc]{1,12}|a{1,20}|[ACGT]{20,200}|(abc|bca|ab){1,9}", 1..40),

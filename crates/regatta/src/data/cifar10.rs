@@ -11,25 +11,25 @@ pub const SIDE: usize = 32;
 pub const CHANNELS: usize = 3;
 /// Classes.
 pub const CLASSES: usize = 10;
-/// Bytes of a picture: each channel's pixels in turn.
+/// Bytes of an image: the pixels of one channel after the other.
 const PIXELS: usize = CHANNELS * SIDE * SIDE;
-/// Mean and deviation of the training pixels of each channel, for normalisation.
+/// Mean and standard deviation of each channel's training pixels, for normalisation.
 const MEAN: [f32; CHANNELS] = [0.4914, 0.4822, 0.4465];
 const DEVIATION: [f32; CHANNELS] = [0.2470, 0.2435, 0.2616];
 
-/// Pictures with their labels.
+/// Images with their labels.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Pictures {
-    /// Of each picture its label and its pixels, as in the files.
+pub struct Images {
+    /// The label and the pixels of each image, as in the files.
     records: Vec<u8>,
 }
 
-impl Pictures {
-    /// Reads the pictures to learn from (`data_batch_*.bin`) and the held-out ones (`test_batch.bin`) in `folder`, or in
-    /// the folder `cifar-10-batches-bin` there, as the archive has it.
+impl Images {
+    /// Reads the training images (`data_batch_*.bin`) and the held-out ones (`test_batch.bin`) in `folder`, or in its
+    /// folder `cifar-10-batches-bin`, which is the name in the archive.
     ///
     /// # Errors
-    /// Files that are missing or hold something else.
+    /// A file is missing or has other content.
     pub fn read(folder: &Path) -> Result<[Self; 2]> {
         let inner = folder.join("cifar-10-batches-bin");
         let folder = if inner.is_dir() { inner } else { folder.to_path_buf() };
@@ -60,23 +60,18 @@ impl Pictures {
         Ok([Self { records: train }, Self { records: read_records(&test)? }])
     }
 
-    /// Number of pictures.
+    /// Number of images.
     pub fn len(&self) -> usize {
         self.records.len() / (1 + PIXELS)
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
-    }
-
-    /// The class of the picture at `index`.
+    /// The class of the image at `index`.
     pub fn label(&self, index: usize) -> u8 {
         self.records[index * (1 + PIXELS)]
     }
 
-    /// Appends the picture at `index`, `[32, 32, 3]` and normalised, to `out`. With `shift`, moved by up to so many pixels
-    /// each way and mirrored every other time, as `noise` says.
+    /// Appends the image at `index`, `[32, 32, 3]` and normalised, to `out`. With `shift` above 0, `noise` decides by
+    /// how many pixels, up to `shift` in each direction, the image is moved, and whether it is mirrored.
     pub fn fill(&self, index: usize, shift: usize, noise: Stream, out: &mut Vec<f32>) {
         let pixels = &self.records[index * (1 + PIXELS) + 1..][..PIXELS];
         let moved = |n: u64| (noise.bits(n) % (2 * shift as u64 + 1)) as usize;
@@ -85,7 +80,7 @@ impl Pictures {
         for y in 0..SIDE {
             for x in 0..SIDE {
                 let x = if mirrored { SIDE - 1 - x } else { x };
-                // Shifted by dx - shift and dy - shift; what comes in from outside is the mean.
+                // Shifted by dx - shift and dy - shift; pixels from outside have the mean value.
                 let (from_x, from_y) = ((x + shift).wrapping_sub(dx), (y + shift).wrapping_sub(dy));
                 let inside = from_x < SIDE && from_y < SIDE;
                 for channel in 0..CHANNELS {
@@ -107,7 +102,7 @@ fn read_records(path: &Path) -> Result<Vec<u8>> {
 pub(crate) fn check_records(bytes: &[u8]) -> Result<(), String> {
     if bytes.is_empty() || !bytes.len().is_multiple_of(1 + PIXELS) {
         return Err(format!(
-            "is truncated or no binary CIFAR-10: {} bytes are no whole number of records of {}",
+            "is truncated or not binary CIFAR-10: {} bytes are not a multiple of the {} bytes of a record",
             bytes.len(),
             1 + PIXELS
         ));
@@ -128,20 +123,20 @@ mod tests {
     }
 
     #[test]
-    fn files_in_their_order_and_pixels_in_theirs() {
+    fn files_are_sorted_and_pixels_are_channels_last() {
         let folder = tempfile::tempdir().unwrap();
         let inner = folder.path().join("cifar-10-batches-bin");
         fs::create_dir(&inner).unwrap();
         fs::write(inner.join("data_batch_2.bin"), record(3, 0)).unwrap();
         fs::write(inner.join("data_batch_1.bin"), [record(1, 9), record(2, 8)].concat()).unwrap();
         fs::write(inner.join("test_batch.bin"), record(4, 0)).unwrap();
-        let [train, test] = Pictures::read(folder.path()).unwrap();
+        let [train, test] = Images::read(folder.path()).unwrap();
         assert_eq!((train.len(), test.len()), (3, 1));
         assert_eq!([0, 1, 2].map(|i| train.label(i)), [1, 2, 3]);
         let mut out = vec![];
         test.fill(0, 0, Stream::new(0), &mut out);
         assert_eq!(out.len(), PIXELS);
-        // The second pixel: of each channel the second number of its plane.
+        // The second pixel consists of the second value of each channel's plane.
         for channel in 0..CHANNELS {
             let value = ((channel * SIDE * SIDE + 1) % 7) as f32 / 255.0;
             let wanted = (value - MEAN[channel]) / DEVIATION[channel];
@@ -152,7 +147,7 @@ mod tests {
     #[test]
     fn damaged_files_say_what_is_wrong() {
         let folder = tempfile::tempdir().unwrap();
-        let problem = || Pictures::read(folder.path()).unwrap_err().to_string();
+        let problem = || Images::read(folder.path()).unwrap_err().to_string();
         assert!(problem().contains("has no data_batch_1.bin"), "{}", problem());
         let batch = folder.path().join("data_batch_1.bin");
         fs::write(&batch, record(1, 0)).unwrap();
@@ -162,16 +157,16 @@ mod tests {
         assert!(problem().contains("truncated") && problem().contains("data_batch_1.bin"));
         fs::write(&batch, record(10, 0)).unwrap();
         assert!(problem().contains("label 10"));
-        assert!(Pictures::read(&folder.path().join("nowhere")).is_err());
+        assert!(Images::read(&folder.path().join("nowhere")).is_err());
     }
 
     #[test]
     fn shifts_and_mirrors_keep_the_size() {
-        let pictures = Pictures { records: record(0, 100) };
+        let images = Images { records: record(0, 100) };
         let mut seen = std::collections::BTreeSet::new();
         for n in 0..50 {
             let mut out = vec![];
-            pictures.fill(0, 2, Stream::new(n), &mut out);
+            images.fill(0, 2, Stream::new(n), &mut out);
             assert_eq!(out.len(), PIXELS);
             seen.insert(out.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
         }

@@ -1,9 +1,10 @@
-//! From a file's bytes to text.
+//! Decodes a file's bytes to text.
 
-/// The text of `bytes`, which are UTF-8, or UTF-16 with a byte-order mark. The mark is no part of the text.
+/// The text of `bytes`, which are UTF-8, or UTF-16 with a byte-order mark. The mark is removed.
 ///
 /// # Errors
-/// Bytes of another encoding or of no text at all: what they are, where the first wrong one is, and what to do.
+/// The bytes have another encoding or are not text. The message says which, where the first wrong byte is, and what to
+/// do.
 pub(crate) fn text(bytes: Vec<u8>) -> Result<String, String> {
     if let [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] = bytes[..] {
         return Err(convert("is UTF-32", "UTF-32"));
@@ -13,8 +14,8 @@ pub(crate) fn text(bytes: Vec<u8>) -> Result<String, String> {
         [0xfe, 0xff, ..] => return utf16(&bytes, u16::from_be_bytes),
         _ => {}
     }
-    // Text of UTF-16 that is ASCII is valid UTF-8 too, with zeros between the letters.
-    if let Some(name) = without_mark(&bytes) {
+    // ASCII text in UTF-16 is valid UTF-8, too, with zeros between the letters.
+    if let Some(name) = utf16_without_mark(&bytes) {
         return Err(convert(&format!("looks like {name} without a byte-order mark"), name));
     }
     match String::from_utf8(bytes) {
@@ -32,7 +33,7 @@ pub(crate) fn text(bytes: Vec<u8>) -> Result<String, String> {
             }
             let line = 1 + bytes[..at].iter().filter(|&&byte| byte == b'\n').count();
             let problem = format!(
-                "is no UTF-8 text: byte {:#04x} at offset {at} (line {line}) belongs to another encoding, or to no text",
+                "is not UTF-8 text: byte {:#04x} at offset {at} (line {line}) is of another encoding or not of a text",
                 bytes[at]
             );
             Err(convert(&problem, "LATIN1"))
@@ -40,14 +41,14 @@ pub(crate) fn text(bytes: Vec<u8>) -> Result<String, String> {
     }
 }
 
-/// The name of UTF-16 where `bytes` look like it, without a byte-order mark.
-fn without_mark(bytes: &[u8]) -> Option<&'static str> {
-    let seen = &bytes[..bytes.len().min(4096)];
+/// The byte order of UTF-16 if `bytes` look like it, without a byte-order mark.
+fn utf16_without_mark(bytes: &[u8]) -> Option<&'static str> {
+    let seen = &bytes[..bytes.len().min(EXAMINED_BYTES)];
     if seen.len() < 8 {
         return None;
     }
     let zeros = |parity: usize| seen.iter().skip(parity).step_by(2).filter(|&&byte| byte == 0).count();
-    // Of every two bytes of ASCII one is zero, and always the same one.
+    // Of the two bytes of an ASCII character one is zero, always at the same position.
     let (even, odd, most) = (zeros(0), zeros(1), seen.len() * 2 / 5);
     match (even, odd) {
         (0, odd) if odd > most => Some("UTF-16LE"),
@@ -56,16 +57,19 @@ fn without_mark(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
+/// Bytes that are examined to recognise UTF-16.
+const EXAMINED_BYTES: usize = 4096;
+
 /// Unicode's byte-order mark.
 const MARK: char = '\u{feff}';
 
-/// JSON without the byte-order mark that some editors put in front.
+/// JSON text without the byte-order mark that some editors write at its beginning.
 pub(crate) fn json(text: &str) -> &str {
     text.strip_prefix(MARK).unwrap_or(text)
 }
 
 fn convert(problem: &str, encoding: &str) -> String {
-    format!("{problem}; convert it, as with `iconv -f {encoding} -t UTF-8 FILE > NEW`, or leave it out")
+    format!("{problem}; convert it, as with `iconv -f {encoding} -t UTF-8 FILE > NEW`, or remove it")
 }
 
 fn utf16(bytes: &[u8], unit: impl Fn([u8; 2]) -> u16) -> Result<String, String> {
@@ -88,14 +92,14 @@ fn utf16(bytes: &[u8], unit: impl Fn([u8; 2]) -> u16) -> Result<String, String> 
     Ok(text)
 }
 
-/// What files begin with that are often found among texts.
+/// The format of `bytes`, by the first bytes of formats that are often found among texts.
 fn format_of(bytes: &[u8]) -> Option<&'static str> {
     let known: [(&[u8], &str); 5] = [
         (b"PAR1", "a Parquet table: write its column of text into a text file first"),
         (&[0x1f, 0x8b], "compressed: unpack it with gunzip"),
         (&[0x28, 0xb5, 0x2f, 0xfd], "compressed: unpack it with zstd -d"),
         (b"PK\x03\x04", "a zip archive: unpack it first"),
-        (b"%PDF", "a PDF document: take the text out of it first, as with pdftotext"),
+        (b"%PDF", "a PDF document: extract its text first, as with pdftotext"),
     ];
     known.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, what)| *what)
 }
@@ -111,12 +115,12 @@ mod tests {
     }
 
     #[test]
-    fn marks_are_no_part_of_the_text() {
+    fn byte_order_marks_are_removed() {
         assert_eq!(text(b"\xef\xbb\xbfabc".to_vec()).unwrap(), "abc");
         assert_eq!(text(b"\xef\xbb\xbf".to_vec()).unwrap(), "");
         assert_eq!(text(encoded("grüß 世界 𝄞\n", true, u16::to_le_bytes)).unwrap(), "grüß 世界 𝄞\n");
         assert_eq!(text(encoded("grüß 世界 𝄞\n", true, u16::to_be_bytes)).unwrap(), "grüß 世界 𝄞\n");
-        // One within the text is a character as any other.
+        // Within the text it is a character like any other.
         assert_eq!(text("a\u{feff}b".into()).unwrap(), "a\u{feff}b");
         assert_eq!(json("\u{feff}{}"), "{}");
     }
@@ -141,7 +145,7 @@ mod tests {
             problem(&[&[0xff, 0xfe][..], &encoded("ab\n", false, u16::to_le_bytes), &[0, 0xd8]].concat());
         assert!(half.contains("half a character at offset 8 (line 2)"), "{half}");
         assert!(problem(b"PAR1\xff\xff\xff").contains("Parquet"));
-        // A zero now and then is text.
+        // Single zeros are text.
         assert_eq!(text(b"a\0bcdefgh ijkl".to_vec()).unwrap(), "a\0bcdefgh ijkl");
     }
 
@@ -152,13 +156,13 @@ mod tests {
         }
 
         #[test]
-        fn text_comes_back_from_every_encoding(said in "\\PC{0,60}") {
-            prop_assume!(!said.starts_with(MARK));
-            prop_assert_eq!(&text(said.clone().into_bytes()).unwrap(), &said);
-            prop_assert_eq!(&text(encoded(&said, true, u16::to_be_bytes)).unwrap(), &said);
-            // Two zeros behind this mark are that of UTF-32.
-            prop_assume!(!said.starts_with('\0'));
-            prop_assert_eq!(&text(encoded(&said, true, u16::to_le_bytes)).unwrap(), &said);
+        fn text_comes_back_from_every_encoding(original in "\\PC{0,60}") {
+            prop_assume!(!original.starts_with(MARK));
+            prop_assert_eq!(&text(original.clone().into_bytes()).unwrap(), &original);
+            prop_assert_eq!(&text(encoded(&original, true, u16::to_be_bytes)).unwrap(), &original);
+            // This mark and two zeros are the mark of UTF-32.
+            prop_assume!(!original.starts_with('\0'));
+            prop_assert_eq!(&text(encoded(&original, true, u16::to_le_bytes)).unwrap(), &original);
         }
     }
 }

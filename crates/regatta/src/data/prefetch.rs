@@ -1,4 +1,4 @@
-//! Preparing batches in a thread while the step before computes.
+//! Prepares batches in a thread while the step before is computed.
 
 use crate::error::{Error, Result};
 use std::any::Any;
@@ -6,19 +6,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
-/// Items of a producer that runs ahead in a thread of its own. What was prepared but not taken is forgotten, so
-/// an item that carries its position makes a checkpoint exact. Dropping it waits for the item being prepared, if
-/// any, and no longer.
+/// Items of a producer that runs ahead in a separate thread. Items that were prepared but not taken are dropped, so a
+/// checkpoint must store the position of the last item that was taken. Dropping this waits only for the item that is
+/// being prepared.
 pub struct Prefetch<T> {
     items: Option<Receiver<Result<T>>>,
     thread: Option<JoinHandle<()>>,
-    /// Why there is no thread, until it was told.
+    /// Why there is no thread, until the error was returned.
     failed: Option<Error>,
 }
 
 impl<T: Send + 'static> Prefetch<T> {
-    /// Runs `produce` until it returns nothing or an error, with at most `depth` items in a queue and one more that
-    /// waits for room in it. Should the system refuse a thread, the first [`next`](Self::next) says so.
+    /// Runs `produce` until it returns none or an error. At most `depth` items are in the queue, and one more waits
+    /// for room. If the thread cannot be started, the first [`next`](Self::next) returns the error.
     pub fn new(depth: usize, produce: impl FnMut() -> Result<Option<T>> + Send + 'static) -> Self {
         let (sender, items) = sync_channel(depth);
         let thread = std::thread::Builder::new().name("regatta-batches".into());
@@ -34,10 +34,10 @@ impl<T: Send + 'static> Prefetch<T> {
     /// The next item.
     ///
     /// # Errors
-    /// The producer's error, what its panic said, or that it has no more.
+    /// The producer returned an error, panicked (the error has its message), or has no more items.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<T> {
-        let ended = || Error::Usage("the preparation of batches has ended: there are no more".into());
+        let ended = || Error::Usage("the preparation of batches has ended: there are no more batches".into());
         match (&self.items, self.failed.take()) {
             (_, Some(failed)) => Err(failed),
             (Some(items), None) => items.recv().unwrap_or_else(|_| Err(ended())),
@@ -48,7 +48,7 @@ impl<T: Send + 'static> Prefetch<T> {
 
 fn run<T>(mut produce: impl FnMut() -> Result<Option<T>>, sender: &SyncSender<Result<T>>) {
     loop {
-        // The producer is not called again after a panic, so nobody sees what it left half done.
+        // The producer is not called again after a panic, so its state cannot be seen.
         let item = catch_unwind(AssertUnwindSafe(&mut produce)).unwrap_or_else(|panic| {
             Err(Error::Usage(format!("the preparation of batches panicked: {}", message(&*panic))))
         });
@@ -60,7 +60,7 @@ fn run<T>(mut produce: impl FnMut() -> Result<Option<T>>, sender: &SyncSender<Re
     }
 }
 
-/// What `panic!` was called with.
+/// The message of a panic.
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
@@ -71,7 +71,7 @@ impl<T> Drop for Prefetch<T> {
         // Without a receiver the producer's next send fails, and it ends.
         drop(self.items.take());
         if let Some(thread) = self.thread.take() {
-            // Its panics were caught and reported to whoever asked for the next item.
+            // Its panics were caught and returned by `next`.
             let _ = thread.join();
         }
     }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn it_runs_no_further_ahead_than_told() {
+    fn at_most_depth_items_are_queued() {
         let (called, calls) = std::sync::mpsc::channel();
         let mut n = 0;
         let mut items = Prefetch::new(2, move || {
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(items.next().unwrap(), 1);
         assert_eq!(calls.recv_timeout(deadline).unwrap(), 4);
         drop(items);
-        // The thread has ended, for it has dropped its end of the channel.
+        // The thread has ended, because it has dropped its end of the channel.
         assert_eq!(calls.iter().count(), 0);
     }
 

@@ -1,4 +1,4 @@
-//! The cache of prepared text: its folders, what is in them, and how to remove them.
+//! The cache of prepared text: its folders, their content, and their removal.
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -7,27 +7,27 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// Grows when the same settings would be prepared differently; the settings begin with it.
+/// Version of the preparation, with which the settings begin. Increases when the same settings give another result.
 pub(crate) const PREPARED: u32 = 3;
-/// What is in a folder that is whole.
+/// The files in a complete folder: training tokens, held-out tokens, tokenizer.
 pub(crate) const FILES: [&str; 3] = ["train.tok", "val.tok", "tokenizer.json"];
-/// What says that a folder is whole.
+/// The file that is written last and makes a folder complete.
 pub(crate) const META: &str = "meta.json";
 
-/// `meta.json`.
+/// The content of `meta.json`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Meta {
-    /// All that the result depends on.
+    /// Everything on which the result depends.
     pub settings: String,
-    /// Where the text came from.
+    /// The source of the text.
     pub source: String,
-    /// How it was prepared, whatever the content of files.
+    /// How it was prepared, without the content of files.
     pub variant: String,
     pub train_tokens: usize,
     pub val_tokens: usize,
     pub vocab: usize,
-    /// What the user should know of this data, whenever it is used.
+    /// Warnings for the user about this data, which are repeated whenever it is used.
     pub warnings: Vec<String>,
 }
 
@@ -36,17 +36,17 @@ pub(crate) struct Meta {
 pub struct Prepared {
     /// The folder.
     pub folder: PathBuf,
-    /// Where its text came from; empty where that is not known.
+    /// The source of its text; empty if unknown.
     pub source: String,
-    /// Tokens to learn from and held out; none where the folder is not whole.
+    /// Numbers of training tokens and of held-out tokens; none if the folder is incomplete.
     pub tokens: Option<[usize; 2]>,
-    /// Bytes of its files.
+    /// Size of its files in bytes.
     pub bytes: u64,
-    /// When it was last used, or made.
+    /// When it was last used or created.
     pub used: SystemTime,
     /// Whether a process is preparing it now.
     pub busy: bool,
-    /// Whether its source was prepared again in the same way since, or this version of Regatta cannot use it.
+    /// Whether its source was prepared in the same way again later, or this version of Regatta cannot use it.
     pub stale: bool,
 }
 
@@ -55,14 +55,14 @@ fn meta(folder: &Path) -> Option<Meta> {
     FILES.iter().all(|name| folder.join(name).is_file()).then_some(meta)
 }
 
-/// What `folder` holds, if it is whole and was made with these `settings`.
+/// The metadata of `folder`, if it is complete and was prepared with these `settings`.
 pub(crate) fn find(folder: &Path, settings: &str) -> Option<Meta> {
     meta(folder).filter(|meta| meta.settings == settings)
 }
 
-/// Notes that `folder` is used now.
+/// Records that `folder` is used now.
 pub(crate) fn used(folder: &Path) {
-    // A cache that cannot be written can be used all the same.
+    // A cache that cannot be written can still be used.
     let _ = File::options()
         .append(true)
         .open(folder.join(META))
@@ -94,27 +94,27 @@ fn folders(cache: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// Removes temporary files that nobody writes any more.
+/// Removes temporary files of processes that have ended.
 pub(crate) fn remove_temporary(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.path().extension().is_some_and(|extension| extension == "tmp") {
-            // Best effort: they only take space.
+            // A file that stays costs only space.
             let _ = fs::remove_file(entry.path());
         }
     }
 }
 
-/// All folders of `cache`, the one that was used last at the end.
+/// All folders of `cache`, the last used one at the end. Empty if the cache does not exist.
 ///
 /// # Errors
-/// A cache that is there and cannot be read.
+/// The cache exists and cannot be read.
 pub fn list(cache: &Path) -> Result<Vec<Prepared>> {
     if cache.exists() {
         fs::read_dir(cache).map_err(Error::io("read the folder", cache))?;
     }
     let mut all: Vec<(Prepared, String)> = folders(cache).iter().map(|folder| describe(folder)).collect();
     all.sort_by_key(|(prepared, _)| prepared.used);
-    // Of those that were made of the same source in the same way, the last one is of its present content.
+    // Of the folders of the same source and the same preparation, only the last used one is current.
     let mut seen = HashSet::new();
     for (prepared, variant) in all.iter_mut().rev().filter(|(prepared, _)| prepared.tokens.is_some()) {
         let newest = seen.insert((prepared.source.clone(), variant.clone()));
@@ -134,13 +134,13 @@ fn describe(folder: &Path) -> (Prepared, String) {
         let lock = File::open(folder.join("lock"));
         lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)))
     };
-    let whole = meta.is_some();
+    let complete = meta.is_some();
     let meta = meta.unwrap_or_default();
     let prepared = Prepared {
         folder: folder.into(),
-        busy: !whole && locked(),
-        stale: whole && !meta.settings.starts_with(&format!("{PREPARED} ")),
-        tokens: whole.then_some([meta.train_tokens, meta.val_tokens]),
+        busy: !complete && locked(),
+        stale: complete && !meta.settings.starts_with(&format!("{PREPARED} ")),
+        tokens: complete.then_some([meta.train_tokens, meta.val_tokens]),
         source: meta.source,
         bytes: metas.iter().map(fs::Metadata::len).sum(),
         used,
@@ -148,16 +148,16 @@ fn describe(folder: &Path) -> (Prepared, String) {
     (prepared, meta.variant)
 }
 
-/// Removes a folder of the cache. Runs that use it go on, since they have its files open.
+/// Removes a folder of the cache. Runs that use it continue, because they have its files open.
 ///
 /// # Errors
-/// A folder that a process is preparing, or that cannot be removed.
+/// A process is preparing the folder, or it cannot be removed.
 pub fn remove(prepared: &Prepared) -> Result<()> {
     let folder = &prepared.folder;
     if describe(folder).0.busy {
         return Err(Error::data(folder, "is being prepared now, and is not removed"));
     }
-    // First what says that it is whole, so that nobody takes what is left for it.
+    // This file first: without it no process uses the folder.
     let _ = fs::remove_file(folder.join(META));
     fs::remove_dir_all(folder).map_err(Error::io("remove", folder))
 }

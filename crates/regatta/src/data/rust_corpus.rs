@@ -1,14 +1,15 @@
-//! Real text on every machine that built Regatta: the Rust sources of the crates that cargo downloaded.
+//! Text that every machine with a build of Regatta has: the Rust sources of the crates that cargo has downloaded.
 
-use super::text::{Texts, hash};
+use super::hash::hash;
+use super::text::Texts;
 use crate::error::{Error, Result};
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Longer files are mostly generated.
+/// Bytes of the longest file that is used; longer ones are mostly generated.
 const LONGEST_FILE: u64 = 64 << 10;
-/// So are files with longer lines.
+/// Bytes of the longest line in a file that is used; files with longer ones are mostly generated.
 const LONGEST_LINE: usize = 300;
 
 /// Where cargo keeps the sources of downloaded crates.
@@ -20,18 +21,18 @@ pub fn registry() -> Option<PathBuf> {
     Some(home?.join("registry").join("src"))
 }
 
-/// Up to `max_bytes` of Rust files below `registry` (see [`registry`]), without duplicates, split by file. Files
-/// are chosen by a hash of their path within the registry, so the choice depends on the crates alone.
+/// Reads up to `max_bytes` of Rust files below `registry` (see [`registry`]), without duplicates, and splits them by
+/// file. Files are chosen by a hash of their path within the registry, so the choice depends only on the crates.
 ///
 /// # Errors
-/// No such folder or no Rust files in it.
+/// There is no such folder, or it has fewer than two Rust files within `max_bytes`.
 pub fn read(registry: &Path, max_bytes: usize, val_fraction: f64) -> Result<Texts> {
     let mut paths = vec![];
     for index in folders(registry) {
-        // Bindings are lists of names that machines wrote.
-        let written =
+        // Bindings (`-sys` crates) are generated.
+        let handwritten =
             |path: &PathBuf| !path.file_name().is_some_and(|name| name.to_string_lossy().contains("-sys-"));
-        for package in folders(&index).into_iter().filter(written) {
+        for package in folders(&index).into_iter().filter(handwritten) {
             walk(&package, &index, &mut paths);
         }
     }
@@ -41,7 +42,7 @@ pub fn read(registry: &Path, max_bytes: usize, val_fraction: f64) -> Result<Text
     let (mut chosen, mut seen, mut bytes) = (vec![], HashSet::new(), 0);
     let mut full = false;
     for (name, path) in paths {
-        // A file that vanished or is no UTF-8 is left out.
+        // A file that has vanished or is not UTF-8 is skipped.
         let Ok(text) = fs::read_to_string(&path) else { continue };
         if text.is_empty()
             || text.lines().any(|line| line.len() > LONGEST_LINE)
@@ -49,7 +50,7 @@ pub fn read(registry: &Path, max_bytes: usize, val_fraction: f64) -> Result<Text
         {
             continue;
         }
-        // The first that does not fit ends it: to look for smaller ones would favour them.
+        // The first file that does not fit ends the search: to go on would favour small files.
         full = bytes + text.len() > max_bytes;
         if full {
             break;
@@ -64,14 +65,14 @@ pub fn read(registry: &Path, max_bytes: usize, val_fraction: f64) -> Result<Text
     if chosen.len() < 2 {
         return Err(Error::data(
             registry,
-            "holds no Rust sources of downloaded crates; run `cargo fetch` first",
+            "has no Rust sources of downloaded crates; run `cargo fetch` first",
         ));
     }
     chosen.sort();
     Ok(Texts::split(chosen.into_iter().map(|(_, text)| text).collect(), val_fraction))
 }
 
-/// A hash of which crates `registry` holds, without reading them.
+/// A hash of the names and versions of the crates in `registry`.
 pub fn fingerprint(registry: &Path) -> u64 {
     let packages = folders(registry).into_iter().flat_map(|index| folders(&index));
     let names = packages.filter_map(|package| Some(package.file_name()?.to_string_lossy().into_owned()));
@@ -96,7 +97,7 @@ fn walk(folder: &Path, base: &Path, found: &mut Vec<(String, PathBuf)>) {
             Ok(kind) if kind.is_file() && path.extension().is_some_and(|extension| extension == "rs") => {
                 let short = entry.metadata().is_ok_and(|meta| meta.len() <= LONGEST_FILE);
                 if let (true, Ok(name)) = (short, path.strip_prefix(base)) {
-                    // With the same separator everywhere, as its hash decides.
+                    // The same separator everywhere, because files are chosen by the hash of this name.
                     let parts: Vec<_> = name.iter().map(|part| part.to_string_lossy()).collect();
                     found.push((parts.join("/"), path.clone()));
                 }

@@ -1,27 +1,28 @@
-//! Which samples each rank sees, and when (after PyTorch's `DistributedSampler`).
+//! Decides which samples each rank sees, and when (like PyTorch's `DistributedSampler`).
 //!
-//! Every epoch shuffles all samples by a seed of its own. Rank r of n takes places r, r+n, r+2n, ... of that
-//! order, so the k-th global batch of B samples is the same for every number of ranks.
+//! Every epoch shuffles all samples with another seed. Rank r of n takes the places r, r+n, r+2n, ... of that order,
+//! so the k-th global batch of B samples is the same for every number of ranks.
 
 use crate::error::{Error, Result};
 use crate::random::Stream;
 use serde::{Deserialize, Serialize};
 
-/// What becomes of samples that do not fill an epoch's last global batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How to handle samples that do not fill an epoch's last global batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum LastBatch {
-    /// They are left out of this epoch.
+    /// They are dropped from this epoch.
     Drop,
-    /// The batch is filled with samples from the epoch's beginning.
+    /// The batch is padded with samples from the epoch's beginning.
     Pad,
 }
 
-/// A place in the endless sequence of global batches; the same for all ranks and any number of them.
+/// A position in the endless sequence of global batches. It is the same on all ranks and for any number of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Position {
     /// Epoch, from 0.
     pub epoch: u64,
-    /// Global batches of the epoch that are done.
+    /// Number of global batches of the epoch that are done.
     pub batch: usize,
 }
 
@@ -49,11 +50,11 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Batches of `rows` samples a rank out of `len`.
+    /// Batches of `rows` samples per rank, out of `len` samples.
     ///
     /// # Errors
-    /// Fewer samples than one global batch (`Drop`) or none (`Pad`), or more than 2^32; batches of 0 samples; a
-    /// rank that is not below `world`.
+    /// There are fewer samples than one global batch (`Drop`), none (`Pad`), or 2^32 or more; `rows` is 0; or `rank`
+    /// is not below `world`.
     pub fn new(
         len: usize,
         world: usize,
@@ -72,7 +73,7 @@ impl Sampler {
         let needed = if last == LastBatch::Drop { rows * world } else { 1 };
         if len < needed || u32::try_from(len).is_err() {
             return Err(Error::Usage(format!(
-                "there are {len} training samples, but one batch takes {needed}: lower train.batch, give more data, \
+                "there are {len} training samples, but one batch needs {needed}: lower train.batch, give more data, \
                  or set train.last_batch = \"pad\""
             )));
         }
@@ -88,12 +89,12 @@ impl Sampler {
         }
     }
 
-    /// Where the next batch is.
+    /// The position of the next batch.
     pub fn position(&self) -> Position {
         self.position
     }
 
-    /// Goes to `position`, as one stored in a checkpoint.
+    /// Continues at `position`, for example one from a checkpoint.
     pub fn seek(&mut self, position: Position) {
         self.position = position;
     }
@@ -120,7 +121,7 @@ impl Sampler {
         let mut order: Vec<u32> = (0..self.len as u32).collect();
         if self.shuffle {
             let stream = Stream::new(self.seed).named("sampler").at(epoch);
-            // Fisher & Yates, in Durstenfeld's form.
+            // The shuffle by Fisher and Yates, in Durstenfeld's form.
             for i in (1..order.len()).rev() {
                 let j = (u128::from(stream.bits(i as u64)) * (i as u128 + 1)) >> 64;
                 order.swap(i, j as usize);
@@ -171,7 +172,7 @@ mod tests {
         }
 
         #[test]
-        fn seeking_goes_on_where_it_was(len in 10usize..100, before in 0usize..50) {
+        fn a_sampler_continues_at_a_position(len in 10usize..100, before in 0usize..50) {
             let mut whole = sampler(len, 2, 1, 3, LastBatch::Drop);
             for _ in 0..before { whole.next_batch(); }
             let mut resumed = sampler(len, 2, 1, 3, LastBatch::Drop);
@@ -185,7 +186,7 @@ mod tests {
         let mut sampler = sampler(100, 1, 0, 100, LastBatch::Drop);
         assert_ne!(sampler.next_batch().indices, sampler.next_batch().indices);
         let error = Sampler::new(5, 2, 0, 0, true, LastBatch::Drop, 3).unwrap_err();
-        assert!(error.to_string().contains("5 training samples, but one batch takes 6"), "{error}");
+        assert!(error.to_string().contains("5 training samples, but one batch needs 6"), "{error}");
         for (world, rank, rows) in [(2, 2, 1), (0, 0, 1), (1, 0, 0)] {
             for last in [LastBatch::Drop, LastBatch::Pad] {
                 assert!(Sampler::new(50, world, rank, 0, true, last, rows).is_err());
@@ -196,7 +197,7 @@ mod tests {
 
     #[test]
     fn the_last_batch_is_dropped_or_padded_from_the_epochs_beginning() {
-        // In order, 10 samples on 2 ranks by 2: two whole global batches, two samples left.
+        // 10 samples in order on 2 ranks, 2 per batch and rank: two global batches, and two samples are left.
         let epoch = |rank, last| -> Vec<Vec<usize>> {
             let mut sampler = Sampler::new(10, 2, rank, 0, false, last, 2).unwrap();
             (0..sampler.batches_per_epoch()).map(|_| sampler.next_batch().indices).collect()
@@ -205,7 +206,7 @@ mod tests {
         assert_eq!(epoch(1, LastBatch::Drop), [[1, 3], [5, 7]]);
         assert_eq!(epoch(0, LastBatch::Pad), [[0, 2], [4, 6], [8, 0]]);
         assert_eq!(epoch(1, LastBatch::Pad), [[1, 3], [5, 7], [9, 1]]);
-        // Fewer samples than a batch go round more than once.
+        // Fewer samples than a batch are repeated.
         let mut few = Sampler::new(3, 1, 0, 0, false, LastBatch::Pad, 8).unwrap();
         assert_eq!(few.next_batch().indices, [0, 1, 2, 0, 1, 2, 0, 1]);
     }

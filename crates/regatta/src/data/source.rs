@@ -1,7 +1,7 @@
-//! The files that texts come from, and a digest of all that is in them.
+//! The files from which texts are read, and a digest of their content.
 
 use super::decode;
-use super::text::hash;
+use super::hash::hash;
 use crate::error::{Error, Result};
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -22,15 +22,15 @@ pub(crate) struct Source {
 /// The texts of a source.
 pub(crate) struct Read {
     pub texts: Vec<String>,
-    /// Files that are left out, with the reason.
+    /// Files that were skipped, with the reason.
     pub skipped: Vec<(PathBuf, String)>,
-    /// The digest of what was read.
+    /// The digest of the files.
     pub digest: u128,
 }
 
 impl Source {
-    /// The file `path`, or all files below the folder `path`: links to files are followed, links to folders are not, and
-    /// hidden files are left out.
+    /// The file `path`, or all files below the folder `path`. Links to files are followed, links to folders are not,
+    /// and hidden files are skipped.
     pub(crate) fn find(path: &Path) -> Result<Self> {
         let meta = fs::metadata(path).map_err(|error| {
             Error::data(path, format!("cannot be read ({error}); set data.path to a text file or folder"))
@@ -40,7 +40,7 @@ impl Source {
         Ok(Self { path: path.into(), files, folder })
     }
 
-    /// A digest of the bytes of all files, in their order. It says nothing of names and times.
+    /// A digest of the content of all files, in their order. It does not depend on names and times.
     pub(crate) fn digest(&self) -> Result<u128> {
         let mut all = Xxh3::new();
         let mut buffer = vec![0; CHUNK];
@@ -53,7 +53,10 @@ impl Source {
         Ok(all.digest128())
     }
 
-    /// Reads all texts. Copies of a text are left out; so is what is no text, with the reason.
+    /// Reads all texts. Of a folder, copies of a text and files that are not text are skipped.
+    ///
+    /// # Errors
+    /// There is no text, or the source is a single file that is not text.
     pub(crate) fn read(&self) -> Result<Read> {
         let mut read = Read { texts: vec![], skipped: vec![], digest: 0 };
         let (mut all, mut seen) = (Xxh3::new(), HashSet::new());
@@ -72,7 +75,7 @@ impl Source {
                     read.texts.push(text);
                 }
                 Ok(_) => {}
-                // A picture among the texts is no reason to stop.
+                // An image among the texts is not an error.
                 Err(problem) if self.folder => read.skipped.push((file.clone(), problem)),
                 Err(problem) => return Err(Error::data(file, problem)),
             }
@@ -80,11 +83,11 @@ impl Source {
         read.digest = all.digest128();
         if read.texts.iter().all(String::is_empty) {
             let problem = match &read.skipped[..] {
-                [] => "holds no text".to_string(),
+                [] => "has no text".to_string(),
                 [(file, problem), rest @ ..] => {
                     let more =
                         if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
-                    format!("holds no text: {} {problem}{more}", file.display())
+                    format!("has no text: {} {problem}{more}", file.display())
                 }
             };
             return Err(Error::data(&self.path, problem));
@@ -92,7 +95,7 @@ impl Source {
         Ok(read)
     }
 
-    /// A file that cannot be read is left out of a folder, and part of its digest.
+    /// Records an unreadable file of a folder in its digest. A single file that is unreadable is an error.
     fn unreadable(&self, file: &Path, error: std::io::Error, all: &mut Xxh3) -> Result<()> {
         if !self.folder {
             return Err(Error::io("read", file)(error));
@@ -130,7 +133,7 @@ fn walk(folder: &Path) -> Result<Vec<PathBuf>> {
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() && !hidden => open.push(entry.path()),
                 Ok(kind) if kind.is_file() && !hidden => paths.push(entry.path()),
-                // Stores of data often link to their files; a folder could lead back to one above it.
+                // Data sets often link to their files. A link to a folder could lead back to one above it.
                 Ok(kind) if kind.is_symlink() && !hidden && entry.path().is_file() => {
                     paths.push(entry.path())
                 }

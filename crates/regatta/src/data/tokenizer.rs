@@ -1,19 +1,29 @@
-//! Text to tokens and back: by characters, by bytes, or by byte-level byte-pair encoding.
+//! Converts text to tokens and back: by characters, by bytes, or by byte-level byte-pair encoding.
 
 use super::bpe::Bpe;
 use super::decode;
 use super::words::pieces;
-use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Padding is up to a multiple of 1024 at most: more is another vocabulary.
+/// Most tokens by which a model's vocabulary may exceed the tokenizer's. Vocabularies are padded to a multiple of at
+/// most 1024.
 const MOST_PADDING: usize = 1023;
 
-/// A vocabulary and the rules to use it.
+/// A vocabulary, and the rules by which text is split into its tokens.
+///
+/// ```
+/// use regatta::data::tokenizer::Tokenizer;
+/// let tokenizer = Tokenizer::chars(["hello"].into_iter());
+/// let ids = tokenizer.encode("hole")?;
+/// assert_eq!(ids, [1, 3, 2, 0]); // the vocabulary is e, h, l, o
+/// assert_eq!(tokenizer.decode(&ids), "hole");
+/// # Ok::<(), regatta::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Tokenizer(Kind);
 
@@ -25,7 +35,7 @@ enum Kind {
 }
 
 impl Tokenizer {
-    /// One token a character that occurs in `texts`, in the order of code points.
+    /// One token per character that occurs in `texts`, in the order of code points.
     pub fn chars<'a>(texts: impl Iterator<Item = &'a str>) -> Self {
         let set: BTreeSet<char> = texts.flat_map(str::chars).collect();
         Self::from_chars(set.into_iter().collect())
@@ -36,7 +46,7 @@ impl Tokenizer {
         Self(Kind::Chars { chars, ids })
     }
 
-    /// One token a byte.
+    /// One token per byte: 256 tokens.
     pub fn bytes() -> Self {
         Self(Kind::Bytes)
     }
@@ -45,12 +55,12 @@ impl Tokenizer {
     /// tokens (Sennrich et al. 2016; Radford et al. 2019, section 2.2). The same texts give the same tokens.
     ///
     /// # Errors
-    /// Fewer than 256 tokens, or should the trainer fail.
+    /// `vocab_size` is below 256, or the trainer fails.
     pub fn train_bpe<'a>(texts: impl Iterator<Item = &'a str> + Send, vocab_size: usize) -> Result<Self> {
         Self::train_bpe_with(texts, vocab_size, &mut |_| {})
     }
 
-    /// As [`train_bpe`](Self::train_bpe); `progress` is told the number of tokens as it grows.
+    /// As [`train_bpe`](Self::train_bpe); `progress` gets the number of tokens so far.
     ///
     /// # Errors
     /// As [`train_bpe`](Self::train_bpe).
@@ -62,12 +72,13 @@ impl Tokenizer {
         Ok(Self(Kind::Bpe(Box::new(Bpe::train(texts, vocab_size, progress)?))))
     }
 
-    /// Loads what [`save`](Self::save) wrote, a byte-level BPE `tokenizer.json` of Hugging Face, or a folder with
-    /// such a file or with GPT-2's `vocab.json` (`encoder.json`) and `merges.txt` (`vocab.bpe`). A file's settings
-    /// for truncation, padding and dropout are dropped: text is encoded whole, and always the same way.
+    /// Loads a file that [`save`](Self::save) wrote, a byte-level BPE `tokenizer.json` of Hugging Face, or a folder
+    /// with such a file or with GPT-2's `vocab.json` (`encoder.json`) and `merges.txt` (`vocab.bpe`). A file's
+    /// settings for truncation, padding and dropout are ignored: the whole text is encoded, and always in the same
+    /// way.
     ///
     /// # Errors
-    /// Files that are missing or hold something else.
+    /// A file is missing or is not a tokenizer.
     pub fn load(path: &Path) -> Result<Self> {
         let files = Self::files(path)?;
         let read = |path: &Path| fs::read_to_string(path).map_err(Error::io("read the tokenizer", path));
@@ -78,7 +89,7 @@ impl Tokenizer {
         Self::parse(&read(&files[0])?).map_err(|problem| Error::data(&files[0], problem))
     }
 
-    /// What GPT-2's two files say.
+    /// Parses the contents of GPT-2's two files.
     pub(crate) fn of_gpt2(vocab: &str, merges: &str) -> Result<Self, String> {
         let bpe = Bpe::from_texts(decode::json(vocab), decode::json(merges))?;
         Ok(Self(Kind::Bpe(Box::new(bpe))))
@@ -96,23 +107,23 @@ impl Tokenizer {
         match (file(["vocab.json", "encoder.json"]), file(["merges.txt", "vocab.bpe"])) {
             (Some(vocab), Some(merges)) => Ok(vec![vocab, merges]),
             _ => {
-                let problem = "holds neither tokenizer.json nor GPT-2's vocab.json and merges.txt";
+                let problem = "has neither tokenizer.json nor GPT-2's vocab.json and merges.txt";
                 Err(Error::data(path, problem))
             }
         }
     }
 
-    /// What a tokenizer's JSON says.
+    /// Parses a tokenizer's JSON.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let value: Value =
-            serde_json::from_str(decode::json(text)).map_err(|error| format!("is no tokenizer: {error}"))?;
+        let value: Value = serde_json::from_str(decode::json(text))
+            .map_err(|error| format!("is not a tokenizer: {error}"))?;
         match value["regatta"].as_str() {
             Some("bytes") => Ok(Self::bytes()),
             Some("chars") => {
                 let chars: Vec<char> = value["chars"].as_str().unwrap_or_default().chars().collect();
-                // In order and each once, as `chars` makes them.
+                // Sorted and without duplicates, as `chars` creates them.
                 if chars.is_empty() || !chars.is_sorted_by(|a, b| a < b) {
-                    return Err("is damaged: it has no characters, or not in order".into());
+                    return Err("is damaged: its characters are missing or not in order".into());
                 }
                 Ok(Self::from_chars(chars))
             }
@@ -121,10 +132,10 @@ impl Tokenizer {
         }
     }
 
-    /// As JSON: Hugging Face's format for BPE, a small one of ours for characters and bytes.
+    /// The tokenizer as JSON: Hugging Face's format for BPE, Regatta's own for characters and bytes.
     ///
     /// # Errors
-    /// Should serialisation fail.
+    /// Serialisation fails.
     pub fn to_json(&self) -> Result<String> {
         match &self.0 {
             Kind::Bytes => Ok(json!({ "regatta": "bytes" }).to_string()),
@@ -138,12 +149,12 @@ impl Tokenizer {
     /// Writes it to `path`.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// The file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         write_atomically(path, self.to_json()?.as_bytes())
     }
 
-    /// What kind it is, for messages.
+    /// Its kind: `chars`, `bytes` or `bpe`.
     pub fn kind(&self) -> &'static str {
         match self.0 {
             Kind::Chars { .. } => "chars",
@@ -161,21 +172,21 @@ impl Tokenizer {
         }
     }
 
-    /// Whether it goes with a model over `vocab` tokens: one of as many, or of some more that stand for no token, as models
-    /// have them whose vocabulary was padded to a size that divides well (50304 for GPT-2's 50257).
+    /// Checks that it fits a model with `vocab` tokens. Under BPE the model may have up to 1023 more tokens, because
+    /// vocabularies are often padded to a size that divides well (50304 for GPT-2's 50257).
     ///
     /// # Errors
-    /// Says why it does not.
+    /// The message says why it does not fit.
     pub fn fits(&self, vocab: usize) -> Result<(), String> {
         let own = self.vocab_size();
         let padding = if matches!(self.0, Kind::Bpe(_)) { MOST_PADDING } else { 0 };
         match vocab.checked_sub(own) {
             Some(beyond) if beyond <= padding => Ok(()),
-            _ => Err(format!("the model has {vocab} tokens, but the tokenizer {own}")),
+            _ => Err(format!("the model has {vocab} tokens, but the tokenizer has {own}")),
         }
     }
 
-    /// The token that ends a document, where the tokenizer has one, as GPT-2's `<|endoftext|>`.
+    /// The token that ends a document, if the tokenizer has one, as GPT-2's `<|endoftext|>`.
     pub fn end_of_text(&self) -> Option<u32> {
         match &self.0 {
             Kind::Bpe(bpe) => bpe.end_of_text(),
@@ -183,7 +194,7 @@ impl Tokenizer {
         }
     }
 
-    /// Whether a token has the id `id`; ids need not be dense in files of others.
+    /// Whether a token has the id `id`; ids in foreign files may have gaps.
     pub fn has(&self, id: u32) -> bool {
         match &self.0 {
             Kind::Bpe(bpe) => bpe.has(id),
@@ -199,7 +210,7 @@ impl Tokenizer {
     ) -> Box<dyn Iterator<Item = &'a str> + Send + 'a> {
         match self.0 {
             Kind::Bpe(_) => Box::new(pieces(text, size)),
-            // Between any two characters.
+            // Text can be cut between any two characters.
             Kind::Chars { .. } | Kind::Bytes => {
                 let mut rest = text;
                 Box::new(std::iter::from_fn(move || {
@@ -214,7 +225,7 @@ impl Tokenizer {
     /// The tokens of `text`.
     ///
     /// # Errors
-    /// A character that is not in the vocabulary.
+    /// The text has a character that is not in the vocabulary.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match &self.0 {
             Kind::Bytes => Ok(text.bytes().map(u32::from).collect()),
@@ -223,7 +234,7 @@ impl Tokenizer {
                 .map(|c| {
                     ids.get(&c).copied().ok_or_else(|| {
                         Error::Usage(format!(
-                            "the character {c:?} does not occur in the text that the vocabulary was made from"
+                            "the character {c:?} does not occur in the text from which the vocabulary was made"
                         ))
                     })
                 })
@@ -232,7 +243,7 @@ impl Tokenizer {
         }
     }
 
-    /// Appends the bytes of one token to `out`; none for an id that is not in the vocabulary.
+    /// Appends the bytes of one token to `out`; nothing for an id that is not in the vocabulary.
     fn push_bytes(&self, id: u32, out: &mut Vec<u8>) {
         match &self.0 {
             Kind::Bytes => out.extend(u8::try_from(id)),
@@ -245,27 +256,27 @@ impl Tokenizer {
         }
     }
 
-    /// The text of `ids`; bytes that are no UTF-8 become U+FFFD.
+    /// The text of `ids`; bytes that are not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut bytes = vec![];
         ids.iter().for_each(|&id| self.push_bytes(id, &mut bytes));
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Decodes token by token.
+    /// A decoder that takes one token at a time.
     pub fn stream(&self) -> Stream<'_> {
         Stream { tokenizer: self, bytes: vec![] }
     }
 }
 
-/// A decoder that holds back bytes until they are whole characters.
+/// A decoder that keeps bytes until they form whole characters.
 pub struct Stream<'a> {
     tokenizer: &'a Tokenizer,
     bytes: Vec<u8>,
 }
 
 impl Stream<'_> {
-    /// The text that `id` completes; may be empty.
+    /// Adds a token. Returns the text that it completes, which may be empty.
     pub fn push(&mut self, id: u32) -> String {
         self.tokenizer.push_bytes(id, &mut self.bytes);
         let mut out = String::new();
@@ -295,7 +306,7 @@ impl Stream<'_> {
         }
     }
 
-    /// What is left at the end: U+FFFD for a character that was begun, or nothing.
+    /// The rest of the text: U+FFFD for an incomplete character, else empty.
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
@@ -321,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn all_kinds_go_there_and_back() {
+    fn all_kinds_round_trip() {
         round_trip(&Tokenizer::bytes());
         round_trip(&Tokenizer::chars([TEXT].into_iter()));
         let bpe = || Tokenizer::train_bpe([TEXT, TEXT].into_iter(), 290).unwrap();
@@ -348,7 +359,7 @@ mod tests {
         assert_eq!(tokenizer.encode("hello whe<|endoftext|>").unwrap(), [9, 10, 6, 11]);
         assert_eq!(tokenizer.decode(&[9, 10, 6]), "hello whe");
         assert_eq!(tokenizer.vocab_size(), 12);
-        // Real vocabularies have all bytes; with one that lacks some, text must not vanish silently.
+        // Real vocabularies have all bytes. With one that lacks some, text must not be lost without an error.
         let error = tokenizer.encode("hello x").unwrap_err().to_string();
         assert!(error.contains("'x'"), "{error}");
     }
@@ -377,9 +388,9 @@ mod tests {
     fn a_stream_gives_whole_characters_only() {
         let bytes = Tokenizer::bytes();
         let mut stream = bytes.stream();
-        let said: Vec<String> = "aé世".bytes().map(|byte| stream.push(byte.into())).collect();
-        assert_eq!(said, ["a", "", "é", "", "", "世"]);
-        // A byte that continues nothing, an id that does not exist, then a character that is never finished.
+        let pieces: Vec<String> = "aé世".bytes().map(|byte| stream.push(byte.into())).collect();
+        assert_eq!(pieces, ["a", "", "é", "", "", "世"]);
+        // A byte that cannot begin a character, an id that does not exist, then an incomplete character.
         assert_eq!((stream.push(0x80), stream.push(1000)), ("\u{fffd}".into(), String::new()));
         assert_eq!((stream.push(0xe4), stream.push(0xb8)), (String::new(), String::new()));
         assert_eq!(stream.finish(), "\u{fffd}");

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const MAGIC: &[u8; 8] = b"rgttatok";
 const VERSION: u32 = 1;
-/// Magic, version, bytes a token, vocabulary, count.
+/// Bytes of the header: magic, version, bytes per token, vocabulary, count.
 const HEADER: usize = 8 + 4 + 4 + 8 + 8;
 
 /// A memory-mapped token file.
@@ -27,7 +27,8 @@ impl TokenFile {
     /// Writes `tokens` (all below `vocab`) to `path`, as [`TokenWriter`] does.
     ///
     /// # Errors
-    /// A token outside the vocabulary, or a file that cannot be written; then nothing is left.
+    /// A token is not in the vocabulary, or the file cannot be written. Then no file is left.
+    #[cfg(test)]
     pub fn write(path: &Path, tokens: &[u32], vocab: usize) -> Result<()> {
         let mut writer = TokenWriter::create(path, vocab)?;
         writer.push(tokens)?;
@@ -37,7 +38,7 @@ impl TokenFile {
     /// Maps the token file at `path`.
     ///
     /// # Errors
-    /// A file that is missing, no token file, or truncated.
+    /// The file is missing or truncated, or is not a token file.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         // SAFETY: token files are written under another name and renamed, never changed in place.
@@ -51,22 +52,17 @@ impl TokenFile {
         self.len
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Size of the vocabulary.
     pub fn vocab(&self) -> usize {
         self.vocab
     }
 
-    /// Where it is.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A checksum of the content. Of a large file, of pieces spread over it, so that it costs no more than a moment.
+    /// A checksum of the content. Of a large file, it covers only pieces that are spread over it, so that it is fast.
     pub fn digest(&self) -> u32 {
         const PIECE: usize = 64 << 10;
         const PIECES: usize = 1024;
@@ -76,13 +72,13 @@ impl TokenFile {
         if content.len() <= PIECE * PIECES {
             sum.update(content);
         } else {
-            let apart = (content.len() - PIECE) / (PIECES - 1);
-            (0..PIECES).for_each(|piece| sum.update(&content[piece * apart..][..PIECE]));
+            let distance = (content.len() - PIECE) / (PIECES - 1);
+            (0..PIECES).for_each(|piece| sum.update(&content[piece * distance..][..PIECE]));
         }
         sum.finalize()
     }
 
-    /// Appends the `len` tokens from `at` on to `out`. Panics where there are fewer.
+    /// Appends the `len` tokens from `at` on to `out`. Panics if there are fewer.
     pub fn copy(&self, at: usize, len: usize, out: &mut Vec<i64>) {
         assert!(at <= self.len && len <= self.len - at, "{len} tokens from {at} on, of {}", self.len);
         let tokens = &self.map[HEADER..];
@@ -99,7 +95,7 @@ impl TokenFile {
 /// Whether tokens have four bytes, the size of the vocabulary, the number of tokens.
 pub(crate) fn parse_header(bytes: &[u8]) -> Result<(bool, usize, usize), String> {
     let foreign =
-        || "is no token file of this version; remove its folder to prepare the data again".to_string();
+        || "is not a token file of this version; remove its folder to prepare the data again".to_string();
     let field = |at: usize, len: usize| bytes.get(at..at + len).ok_or_else(foreign);
     if bytes.get(..8) != Some(MAGIC) || field(8, 4)? != VERSION.to_le_bytes() {
         return Err(foreign());
@@ -124,8 +120,8 @@ pub(crate) fn parse_header(bytes: &[u8]) -> Result<(bool, usize, usize), String>
     Ok((wide, vocab, len as usize))
 }
 
-/// Writes a token file piece by piece, by way of a temporary file of its own: of several that write at once, the last
-/// wins whole. One that is dropped before its end leaves nothing behind.
+/// Writes a token file piece by piece, to a temporary file that is renamed at the end. If several write the same file
+/// at once, the last one replaces the others. A writer that is dropped early removes its temporary file.
 pub struct TokenWriter {
     path: PathBuf,
     temporary: PathBuf,
@@ -135,10 +131,10 @@ pub struct TokenWriter {
 }
 
 impl TokenWriter {
-    /// Begins the token file `path` over `vocab` tokens.
+    /// Begins the token file `path` for a vocabulary of `vocab` tokens.
     ///
     /// # Errors
-    /// A file that cannot be created.
+    /// The file cannot be created.
     pub fn create(path: &Path, vocab: usize) -> Result<Self> {
         static WRITES: AtomicU64 = AtomicU64::new(0);
         let number = WRITES.fetch_add(1, Ordering::Relaxed);
@@ -146,11 +142,11 @@ impl TokenWriter {
         let file = File::create(&temporary).map_err(Error::io("create", &temporary))?;
         let mut writer = Self { path: path.into(), temporary, file: BufWriter::new(file), vocab, count: 0 };
         // The count is not known yet.
-        writer.written(Self::header)?;
+        writer.write(Self::write_header)?;
         Ok(writer)
     }
 
-    fn header(&mut self) -> std::io::Result<()> {
+    fn write_header(&mut self) -> std::io::Result<()> {
         self.file.write_all(MAGIC)?;
         self.file.write_all(&VERSION.to_le_bytes())?;
         self.file.write_all(&(if self.wide() { 4u32 } else { 2 }).to_le_bytes())?;
@@ -162,14 +158,14 @@ impl TokenWriter {
         self.vocab > 1 << 16
     }
 
-    fn written(&mut self, write: impl FnOnce(&mut Self) -> std::io::Result<()>) -> Result<()> {
+    fn write(&mut self, write: impl FnOnce(&mut Self) -> std::io::Result<()>) -> Result<()> {
         write(self).map_err(|error| Error::io("write", &self.path)(error))
     }
 
     /// Appends `tokens`.
     ///
     /// # Errors
-    /// A token outside the vocabulary, or a file that cannot be written.
+    /// A token is not in the vocabulary, or the file cannot be written.
     pub fn push(&mut self, tokens: &[u32]) -> Result<()> {
         if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.vocab) {
             let problem = format!("cannot hold token {token} of a vocabulary of {}", self.vocab);
@@ -177,22 +173,25 @@ impl TokenWriter {
         }
         self.count += tokens.len() as u64;
         let wide = self.wide();
-        self.written(|writer| {
-            tokens.iter().try_for_each(|&token| match wide {
-                true => writer.file.write_all(&token.to_le_bytes()),
-                false => writer.file.write_all(&(token as u16).to_le_bytes()),
+        self.write(|writer| {
+            tokens.iter().try_for_each(|&token| {
+                if wide {
+                    writer.file.write_all(&token.to_le_bytes())
+                } else {
+                    writer.file.write_all(&(token as u16).to_le_bytes())
+                }
             })
         })
     }
 
-    /// Makes the file whole and gives it its name; the number of its tokens.
+    /// Completes the file and gives it its name. Returns the number of its tokens.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// The file cannot be written.
     pub fn finish(mut self) -> Result<usize> {
-        self.written(|writer| {
+        self.write(|writer| {
             writer.file.seek(SeekFrom::Start(0))?;
-            writer.header()?;
+            writer.write_header()?;
             writer.file.flush()?;
             writer.file.get_ref().sync_all()?;
             fs::rename(&writer.temporary, &writer.path)
@@ -203,68 +202,66 @@ impl TokenWriter {
 
 impl Drop for TokenWriter {
     fn drop(&mut self) {
-        // Best effort, and not there any more where it got its name.
+        // Fails if the file was renamed, or else leaves a file that costs only space.
         let _ = fs::remove_file(&self.temporary);
     }
 }
 
-/// A token file as samples for a language model: windows of `block` tokens and the tokens that follow them.
+/// A token file as samples for a language model: windows of `context` tokens, and for each token the next one.
 #[derive(Debug)]
 pub struct Windows {
     tokens: TokenFile,
-    block: usize,
-    /// Epochs cut the text at different places where there is a seed.
+    context: usize,
+    /// Chooses where an epoch begins its first window; none: at the first token.
     phase: Option<Stream>,
 }
 
 impl Windows {
-    /// Windows over `tokens`. With a `seed`, every epoch begins its windows at another phase.
+    /// Windows of `tokens`. With a `seed`, each epoch begins its windows at another offset.
     ///
     /// # Errors
-    /// A `block` of 0, or fewer than `block + 1` tokens.
-    pub fn new(tokens: TokenFile, block: usize, seed: Option<u64>) -> Result<Self> {
-        if block == 0 {
-            return Err(Error::data(tokens.path(), "cannot be cut into blocks of 0 tokens: set model.block"));
+    /// `context` is 0, or there are fewer than `context + 1` tokens.
+    pub fn new(tokens: TokenFile, context: usize, seed: Option<u64>) -> Result<Self> {
+        if context == 0 {
+            return Err(Error::data(
+                tokens.path(),
+                "cannot be cut into windows of 0 tokens: set model.context",
+            ));
         }
-        if tokens.len() <= block {
+        if tokens.len() <= context {
             let problem = format!(
-                "has {} tokens, but a block of {block} takes {}: lower model.block, give more text, or change \
+                "has {} tokens, but a window of {context} takes {}: lower model.context, give more text, or change \
                  data.val_fraction",
                 tokens.len(),
-                block + 1
+                context + 1
             );
             return Err(Error::data(tokens.path(), problem));
         }
-        Ok(Self { tokens, block, phase: seed.map(|seed| Stream::new(seed).named("phase")) })
+        Ok(Self { tokens, context, phase: seed.map(|seed| Stream::new(seed).named("phase")) })
     }
 
-    /// The tokens.
+    /// The token file.
     pub fn tokens(&self) -> &TokenFile {
         &self.tokens
     }
 
     /// Windows in an epoch.
     pub fn len(&self) -> usize {
-        let all = (self.tokens.len() - 1) / self.block;
-        // With phases, one less fits after the largest of them.
+        let all = (self.tokens.len() - 1) / self.context;
+        // After the largest offset one window less fits.
         if self.phase.is_some() { (all - 1).max(1) } else { all }
     }
 
-    /// Never: there is at least one window.
-    pub fn is_empty(&self) -> bool {
-        false
-    }
-
-    /// Checks `tokens` that were read.
+    /// Checks `tokens` that were read from the file.
     ///
     /// # Errors
-    /// One that is not in the vocabulary: the file is damaged.
+    /// A token is not in the vocabulary, so the file is damaged.
     pub(crate) fn check(&self, tokens: &[i64]) -> Result<()> {
         let vocab = self.tokens.vocab();
         match tokens.iter().find(|&&token| token as usize >= vocab) {
             Some(token) => {
                 let problem = format!(
-                    "is damaged: it has a token {token} of a vocabulary of {vocab}; remove its folder to prepare the data \
+                    "is damaged: it has a token {token}, but its vocabulary has {vocab}; remove its folder to prepare the data \
                      again"
                 );
                 Err(Error::data(self.tokens.path(), problem))
@@ -273,13 +270,14 @@ impl Windows {
         }
     }
 
-    /// Appends window `index` of `epoch` to `inputs`, and the tokens one place further to `targets`.
+    /// Appends window `index` of `epoch` to `inputs`, and the token after each of its tokens to `targets`.
     pub fn fill(&self, epoch: u64, index: usize, inputs: &mut Vec<i64>, targets: &mut Vec<i64>) {
-        let spare = self.tokens.len() - 1 - self.len() * self.block;
-        let phase = self.phase.map_or(0, |stream| stream.bits(epoch) as usize % (spare.min(self.block) + 1));
-        let at = index * self.block + phase;
-        self.tokens.copy(at, self.block, inputs);
-        self.tokens.copy(at + 1, self.block, targets);
+        let spare = self.tokens.len() - 1 - self.len() * self.context;
+        let phase =
+            self.phase.map_or(0, |stream| stream.bits(epoch) as usize % (spare.min(self.context) + 1));
+        let at = index * self.context + phase;
+        self.tokens.copy(at, self.context, inputs);
+        self.tokens.copy(at + 1, self.context, targets);
     }
 }
 
@@ -309,13 +307,13 @@ mod tests {
         }
 
         #[test]
-        fn windows_stay_within_the_text(len in 9usize..200, block in 1usize..8, epoch in 0u64..50) {
+        fn windows_stay_within_the_text(len in 9usize..200, context in 1usize..8, epoch in 0u64..50) {
             let (_folder, file) = file(&(0..len as u32).collect::<Vec<_>>(), len);
-            let windows = Windows::new(file, block, Some(7)).unwrap();
+            let windows = Windows::new(file, context, Some(7)).unwrap();
             for index in 0..windows.len() {
                 let (mut inputs, mut targets) = (vec![], vec![]);
                 windows.fill(epoch, index, &mut inputs, &mut targets);
-                prop_assert!(inputs.iter().zip(&targets).all(|(a, b)| a + 1 == *b) && inputs.len() == block);
+                prop_assert!(inputs.iter().zip(&targets).all(|(a, b)| a + 1 == *b) && inputs.len() == context);
             }
         }
     }
@@ -332,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn of_writers_at_once_one_wins_whole() {
+    fn the_last_of_several_writers_replaces_the_others() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.tok");
         std::thread::scope(|scope| {
@@ -349,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn epochs_cut_at_other_places_only_with_a_seed() {
+    fn epochs_begin_at_other_offsets_only_with_a_seed() {
         let first = |seed, epoch| {
             let (_folder, file) = file(&(0..1000).collect::<Vec<_>>(), 1000);
             let (mut inputs, mut targets) = (vec![], vec![]);
@@ -372,7 +370,7 @@ mod tests {
         fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
         assert!(TokenFile::open(&path).unwrap_err().to_string().contains("truncated"));
         fs::write(&path, b"something else entirely, long enough for a header").unwrap();
-        assert!(TokenFile::open(&path).unwrap_err().to_string().contains("no token file"));
+        assert!(TokenFile::open(&path).unwrap_err().to_string().contains("not a token file"));
         fs::write(&path, b"").unwrap();
         assert!(TokenFile::open(&path).is_err());
     }

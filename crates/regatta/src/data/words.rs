@@ -1,14 +1,15 @@
-//! GPT-2's splitting of text into words, and where text can be cut without changing it.
+//! Splits text into words as GPT-2 does, and finds places where text can be cut without changing its words.
 //!
-//! GPT-2 takes words by the expression
-//! `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+` (Radford et al. 2019) and merges
-//! bytes within a word only. What follows finds the same words, for ASCII without an engine for expressions.
+//! GPT-2 finds words by the regular expression `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+|
+//! ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+` (Radford et al. 2019) and merges bytes only within a word. This module finds the
+//! same words in ASCII text without a regular-expression engine.
 
-/// Cuts `text` into pieces of about `size` bytes whose words are the words of the text, so that pieces can be
-/// encoded one by one. Ends pieces at ends of lines where there are any, else before spaces.
+/// Cuts `text` into pieces of about `size` bytes whose words are the words of the text, so that pieces can be encoded
+/// one by one. Pieces end at ends of lines if there are any, else before spaces.
 ///
-/// A cut is exact beside a single line break or before a single space, each between characters that are no white
-/// space. In longer runs the expression gives the last character to the next word, so a cut would change words.
+/// A cut does not change words after a single line break or before a single space, if the characters around it are not
+/// white space. In longer runs of white space the expression adds the last character to the next word, so a cut there
+/// would change words.
 pub(crate) fn pieces(text: &str, size: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -61,7 +62,7 @@ fn class(byte: u8) -> Class {
     }
 }
 
-/// The words of `text`, which is ASCII and a [piece](pieces).
+/// The words of `text`, which must be ASCII and a [piece](pieces).
 pub(crate) fn ascii_words(text: &str) -> impl Iterator<Item = &str> {
     debug_assert!(text.is_ascii());
     let mut rest = text;
@@ -72,7 +73,7 @@ pub(crate) fn ascii_words(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The length of the first word: the alternatives of the expression, in its order.
+/// The length of the first word. Tries the alternatives of the expression in their order.
 fn first_word(text: &[u8]) -> usize {
     match text {
         [] => return 0,
@@ -86,7 +87,7 @@ fn first_word(text: &[u8]) -> usize {
         return lead + run(lead, of);
     }
     let spaces = run(0, Class::Space);
-    // `\s+(?!\S)` leaves the last one to the word that follows; `\s+` takes a single one.
+    // `\s+(?!\S)` leaves the last one to the next word; `\s+` takes a single one.
     if spaces == text.len() || spaces == 1 { spaces } else { spaces - 1 }
 }
 
@@ -99,7 +100,7 @@ mod tests {
 
     const TEXT: &str = "fn main() {\n    println!(\"grüß dich, 世界\");\n}\n\nfn other() {\n    main();\n}\n";
 
-    /// The words by the expression itself.
+    /// The words that the expression itself finds.
     fn by_expression(text: &str) -> Vec<String> {
         let mut words = PreTokenizedString::from(text);
         ByteLevel::new(false, true, true).pre_tokenize(&mut words).unwrap();

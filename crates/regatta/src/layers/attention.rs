@@ -1,12 +1,13 @@
 //! Attention over heads that may be split over ranks (Vaswani et al. 2017, section 3.2; Shoeybi et al. 2019, section 3).
 
-use super::{Context, Init, Linear, Split};
-use crate::autograd::{Rule, Seen, apart, attention};
-use crate::random::Stream;
+use super::{Context, Linear, ParamBuilder, Split};
+use crate::autograd::{AttentionInput, AttentionOptions, attention, split_heads};
 use burn::module::Module;
 use burn::tensor::Tensor;
+use regatta_kernel::dropout::Noise;
 
-/// Self-attention.
+/// Multi-head self-attention (Vaswani et al. 2017, "Attention Is All You Need", section 3.2.2). Its heads may be split over
+/// the tensor axis.
 #[derive(Module, Debug)]
 pub struct Attention {
     qkv: Linear,
@@ -15,7 +16,8 @@ pub struct Attention {
     heads: Heads,
 }
 
-/// Attention of one sequence to another.
+/// Multi-head attention of one sequence to another (Vaswani et al. 2017, section 3.2.3). Its heads may be split over the
+/// tensor axis.
 #[derive(Module, Debug)]
 pub struct CrossAttention {
     query: Linear,
@@ -27,100 +29,130 @@ pub struct CrossAttention {
 
 #[derive(Debug, Clone)]
 struct Heads {
-    /// In the whole model.
-    whole: usize,
+    /// The number of heads in the model.
+    count: usize,
     split: Split,
 }
 
-/// Deviations of initial weights: of inputs, and of projections onto the residual stream.
-#[derive(Debug, Clone, Copy)]
+/// Standard deviations of initial weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Deviations {
-    /// Of weights that read the residual stream.
+    /// For weights that read the residual stream.
     pub input: f32,
-    /// Of weights that write to it.
+    /// For weights that write to the residual stream.
     pub residual: f32,
 }
 
 impl Heads {
-    fn new(init: &Init, heads: usize) -> Self {
-        Self { whole: heads, split: init.split("heads") }
+    fn new(params: &ParamBuilder, heads: usize) -> Self {
+        Self { count: heads, split: params.split("heads") }
     }
 
-    /// How this rank's heads see; with `past`, queries come after that many keys and see only those up to themselves.
-    fn rule(&self, past: Option<usize>, rate: f64, noise: Option<Stream>) -> Rule {
-        let part = self.split.part(self.whole);
-        Rule { heads: part.len(), first: part.start, all: self.whole, past, rate, noise }
+    /// The options of this rank's heads. With `past`, attention is causal and the queries come after that many keys.
+    fn options(&self, past: Option<usize>, rate: f64, noise: Option<Noise>) -> AttentionOptions {
+        let part = self.split.part(self.count);
+        AttentionOptions {
+            heads: part.len(),
+            first_head: part.start,
+            all_heads: self.count,
+            past,
+            rate,
+            noise,
+        }
     }
 }
 
 impl Attention {
-    /// Over `width` in `heads` heads.
-    pub fn new(init: &Init, width: usize, heads: usize, deviations: Deviations, bias: bool) -> Self {
+    /// Self-attention over tokens of `width` numbers with `heads` heads, which must divide `width`. With `bias`, the
+    /// projections have biases.
+    ///
+    /// # Panics
+    /// `heads` is 0.
+    pub fn new(
+        params: &ParamBuilder,
+        width: usize,
+        heads: usize,
+        deviations: Deviations,
+        bias: bool,
+    ) -> Self {
         let head = width / heads;
-        let (qkv, out) = (init.at("qkv"), init.at("out"));
-        let three: &[(&str, usize)] = &[("three", 3), ("heads", heads), ("head", head)];
-        let one: &[(&str, usize)] = &[("heads", heads), ("head", head)];
+        let (qkv, out) = (params.at("qkv"), params.at("out"));
+        let qkv_dims: &[(&str, usize)] = &[("three", 3), ("heads", heads), ("head", head)];
+        let head_dims: &[(&str, usize)] = &[("heads", heads), ("head", head)];
         Self {
-            qkv: Linear::columns(&qkv, &[("embed", width)], three, deviations.input, bias),
-            out: Linear::rows(&out, one, &[("embed", width)], deviations.residual, bias),
-            heads: Heads::new(init, heads),
+            qkv: Linear::columns(&qkv, &[("embed", width)], qkv_dims, deviations.input, bias),
+            out: Linear::rows(&out, head_dims, &[("embed", width)], deviations.residual, bias),
+            heads: Heads::new(params, heads),
         }
     }
 
-    /// Of `[batch, time, embed]`, the same. `block` is where keys and values are remembered, in generation.
+    /// Maps `x` `[batch, time, width]` to `[batch, time, width]`. With `causal`, a token attends only to itself and to the
+    /// tokens before it. `rate` is the dropout rate of attention weights, 0 to below 1. The block and the index identify the
+    /// random numbers of their mask ([`Context::noise`]). In generation, the block identifies the cache of keys and values.
     pub fn forward(
         &self,
         x: Tensor<3>,
         causal: bool,
         rate: f64,
         context: &Context,
-        block: usize,
-        place: u64,
+        [block, index]: [usize; 2],
     ) -> Tensor<3> {
         let heads = &self.heads;
-        let rule = heads.rule(causal.then_some(context.past()), rate, context.noise(place));
+        let options = heads.options(causal.then_some(context.past()), rate, context.noise(block, index));
         let qkv = self.qkv.forward(heads.split.enter(x));
-        let seen = if context.remembers() {
-            let [query, keys, values] = apart(qkv, rule.heads);
-            let (keys, values) = context.remember(block, keys, values);
-            Seen::Apart([query, keys, values])
+        let input = if context.has_cache() {
+            let [query, keys, values] = split_heads(qkv, options.heads);
+            let (keys, values) = context.append_to_cache(block, keys, values);
+            AttentionInput::Separate([query, keys, values])
         } else {
-            Seen::Itself(qkv)
+            AttentionInput::Fused(qkv)
         };
-        let mixed = attention(seen, rule);
-        self.out.add_bias(heads.split.leave(self.out.sum(mixed)))
+        let attended = attention(input, options);
+        self.out.add_bias(heads.split.leave(self.out.sum(attended)))
     }
 }
 
 impl CrossAttention {
-    /// Over `width` in `heads` heads.
-    pub fn new(init: &Init, width: usize, heads: usize, deviations: Deviations, bias: bool) -> Self {
+    /// Attention over tokens of `width` numbers with `heads` heads, which must divide `width`. With `bias`, the projections
+    /// have biases.
+    ///
+    /// # Panics
+    /// `heads` is 0.
+    pub fn new(
+        params: &ParamBuilder,
+        width: usize,
+        heads: usize,
+        deviations: Deviations,
+        bias: bool,
+    ) -> Self {
         let head = width / heads;
-        let one: &[(&str, usize)] = &[("heads", heads), ("head", head)];
-        let two: &[(&str, usize)] = &[("two", 2), ("heads", heads), ("head", head)];
+        let head_dims: &[(&str, usize)] = &[("heads", heads), ("head", head)];
+        let kv_dims: &[(&str, usize)] = &[("two", 2), ("heads", heads), ("head", head)];
         let embed: &[(&str, usize)] = &[("embed", width)];
         Self {
-            query: Linear::columns(&init.at("query"), embed, one, deviations.input, bias),
-            kv: Linear::columns(&init.at("kv"), embed, two, deviations.input, bias),
-            out: Linear::rows(&init.at("out"), one, embed, deviations.residual, bias),
-            heads: Heads::new(init, heads),
+            query: Linear::columns(&params.at("query"), embed, head_dims, deviations.input, bias),
+            kv: Linear::columns(&params.at("kv"), embed, kv_dims, deviations.input, bias),
+            out: Linear::rows(&params.at("out"), head_dims, embed, deviations.residual, bias),
+            heads: Heads::new(params, heads),
         }
     }
 
-    /// What `x` `[batch, time, embed]` sees in `memory` `[batch, other time, embed]`.
+    /// Attends from `x` `[batch, time, width]` to `memory` `[batch, source time, width]` and returns `[batch, time, width]`.
+    /// `rate` is the dropout rate of attention weights, 0 to below 1. The block and the index identify the random numbers of
+    /// their mask ([`Context::noise`]).
     pub fn forward(
         &self,
         x: Tensor<3>,
         memory: Tensor<3>,
         rate: f64,
         context: &Context,
-        place: u64,
+        [block, index]: [usize; 2],
     ) -> Tensor<3> {
         let heads = &self.heads;
-        let rule = heads.rule(None, rate, context.noise(place));
+        let options = heads.options(None, rate, context.noise(block, index));
         let query = self.query.forward(heads.split.enter(x));
         let kv = self.kv.forward(heads.split.enter(memory));
-        let mixed = attention(Seen::Other(query, kv), rule);
-        self.out.add_bias(heads.split.leave(self.out.sum(mixed)))
+        let attended = attention(AttentionInput::Cross(query, kv), options);
+        self.out.add_bias(heads.split.leave(self.out.sum(attended)))
     }
 }

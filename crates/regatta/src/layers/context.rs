@@ -1,79 +1,85 @@
-//! What a forward pass knows beside its batch.
+//! The state of a forward pass besides its batch: the random numbers of training, the cache of generation.
 
 use crate::random::Stream;
 use burn::tensor::Tensor;
+use regatta_kernel::dropout::{Noise, SampleRows};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// What a forward pass knows beside its batch.
+/// The state of a forward pass besides its batch: the random numbers of training, the cache of generation. Clones share the
+/// cache.
 #[derive(Debug, Clone, Default)]
 pub struct Context {
-    noise: Option<Stream>,
+    noise: Option<Noise>,
     cache: Option<Rc<RefCell<Cache>>>,
 }
 
-/// Keys and values of the tokens that have gone through a model's attention layers so far.
+/// The keys and values of earlier tokens, for the attention layers of a model.
 #[derive(Debug, Default)]
-pub struct Cache {
-    /// Tokens so far.
+struct Cache {
+    /// The number of tokens in the cache.
     past: usize,
-    /// By block: keys and values, `[batch, heads, past, head]`.
+    /// The keys and values of each block, `[batch, heads, past, head]`.
     layers: HashMap<usize, (Tensor<4>, Tensor<4>)>,
 }
 
 impl Context {
-    /// Evaluation: nothing random.
+    /// For evaluation: without dropout.
     pub fn eval() -> Self {
         Self::default()
     }
 
-    /// Training; `noise` must differ from one micro-step and worker to the next.
-    pub fn train(noise: Stream) -> Self {
-        Self { noise: Some(noise), cache: None }
+    /// For training: `stream` provides the random numbers of a step, and `rows` maps the rows of the micro-batch to samples
+    /// of the global batch.
+    pub fn train(stream: Stream, rows: SampleRows) -> Self {
+        Self { noise: Some(Noise { stream, rows }), cache: None }
     }
 
-    /// Generation: the tokens given are new ones, attention sees them and all that were given before.
+    /// For generation: every forward pass gets new tokens, which also attend to the tokens of all passes before.
     pub fn cached() -> Self {
         Self { noise: None, cache: Some(Rc::default()) }
     }
 
-    /// Whether the model is to learn from this pass.
+    /// Whether this is a training pass.
     pub fn learns(&self) -> bool {
         self.noise.is_some()
     }
 
-    /// The random numbers of a place in the model, so that no two places share a mask; none in evaluation.
-    pub fn noise(&self, place: u64) -> Option<Stream> {
-        self.noise.map(|noise| noise.at(place))
+    /// The random numbers of the dropout number `index` in `block`. No two dropouts of a model use the same pair, so that
+    /// no two share a mask. None except in training.
+    pub fn noise(&self, block: usize, index: usize) -> Option<Noise> {
+        self.noise
+            .map(|Noise { stream, rows }| Noise { stream: stream.at(block as u64).at(index as u64), rows })
     }
 
-    /// Tokens that went through before these.
+    /// The number of tokens that came before this pass.
     pub fn past(&self) -> usize {
         self.cache.as_ref().map_or(0, |cache| cache.borrow().past)
     }
 
-    /// Counts `tokens` more as gone through, once all blocks have seen them.
+    /// Adds `tokens` to the count of earlier tokens. Call it after all blocks have processed them.
     pub fn advance(&self, tokens: usize) {
         if let Some(cache) = &self.cache {
             cache.borrow_mut().past += tokens;
         }
     }
 
-    /// Forgets all tokens.
+    /// Empties the cache.
     pub fn forget(&self) {
         if let Some(cache) = &self.cache {
             *cache.borrow_mut() = Cache::default();
         }
     }
 
-    /// Whether keys and values are kept, as in generation.
-    pub(crate) fn remembers(&self) -> bool {
+    /// Whether keys and values are cached, as in generation.
+    pub fn has_cache(&self) -> bool {
         self.cache.is_some()
     }
 
-    /// Keys and values of all tokens, from those of the new ones, `[batch, heads, time, head]`.
-    pub(crate) fn remember(
+    /// Adds the new tokens' `keys` and `values`, `[batch, heads, time, head]`, to the cache of `block`, and returns those of
+    /// all tokens, `[batch, heads, past + time, head]`.
+    pub fn append_to_cache(
         &self,
         block: usize,
         keys: Tensor<4>,

@@ -1,47 +1,52 @@
-//! Dropout whose masks are a function of (seed, step, micro-step, worker, place, element of the whole tensor).
+//! Dropout. A mask is a function of the seed, the step, the place in the model, the sample and the element of the whole
+//! tensor, so it is the same under every plan.
 
-use crate::autograd::{Drops, drop_elements, residual};
-use crate::random::Stream;
+use crate::autograd::{DropoutPart, drop_elements, residual};
 use burn::tensor::Tensor;
-use regatta_kernel::dropout::Dropout;
+use regatta_kernel::dropout::{Dropout, Noise};
 use std::ops::Range;
 
-/// What is dropped of part `part` of a tensor that is `whole` long along dimension 1; nothing without noise.
-fn drops(rate: f64, noise: Option<Stream>, part: Range<usize>, whole: usize) -> Option<Drops> {
-    let noise = noise.filter(|_| rate > 0.0)?;
-    Some(Drops { dropout: Dropout { noise, rate: rate as f32 }, part, whole })
+/// The dropout of the part `part` of a tensor whose dimension 1 is `whole`; none without noise.
+fn dropout_of(rate: f64, noise: Option<Noise>, part: Range<usize>, whole: usize) -> Option<DropoutPart> {
+    let Noise { stream: noise, rows } = noise.filter(|_| rate > 0.0)?;
+    Some(DropoutPart { dropout: Dropout { noise, rate: rate as f32 }, rows, part, full: whole })
 }
 
-/// Zeroes each element with probability `rate` and scales the others by `1 / (1 - rate)` (Srivastava et al. 2014), with
-/// random numbers of `noise`; identity without. `part` says which part of dimension 1 of the whole tensor `x` is, and
-/// `whole` how long that is: so the ranks that hold the parts of a tensor draw what one rank would draw for all of it.
+/// Sets each element of `x` to zero with probability `rate`, 0 to below 1, and multiplies the others by `1 / (1 - rate)`
+/// (Srivastava et al. 2014, "Dropout"). `noise` provides the random numbers; without it, `x` is returned unchanged.
+///
+/// `x`, of any shape with two or more dimensions, is the range `part` of dimension 1 of a larger tensor, in which that
+/// dimension has size `whole`. So ranks that hold parts of a tensor draw the same mask as one rank with all of it.
 pub fn dropout_part<const D: usize>(
     x: Tensor<D>,
     rate: f64,
-    noise: Option<Stream>,
+    noise: Option<Noise>,
     part: Range<usize>,
     whole: usize,
 ) -> Tensor<D> {
-    match drops(rate, noise, part, whole) {
-        Some(drops) => drop_elements(x, drops),
+    match dropout_of(rate, noise, part, whole) {
+        Some(dropout) => drop_elements(x, dropout),
         None => x,
     }
 }
 
-/// `x + y`, with [`dropout_part`] of `y`.
+/// `x` plus the [`dropout_part`] of `y`, in one pass; both have the same shape.
 pub fn residual_part<const D: usize>(
     x: Tensor<D>,
     y: Tensor<D>,
     rate: f64,
-    noise: Option<Stream>,
+    noise: Option<Noise>,
     part: Range<usize>,
     whole: usize,
 ) -> Tensor<D> {
-    residual(x, y, drops(rate, noise, part, whole))
+    residual(x, y, dropout_of(rate, noise, part, whole))
 }
 
-/// [`dropout_part`] of a whole tensor of two or more dimensions.
-pub fn dropout<const D: usize>(x: Tensor<D>, rate: f64, noise: Option<Stream>) -> Tensor<D> {
+/// [`dropout_part`] of a tensor that this rank holds completely.
+///
+/// # Panics
+/// `x` has fewer than two dimensions.
+pub fn dropout<const D: usize>(x: Tensor<D>, rate: f64, noise: Option<Noise>) -> Tensor<D> {
     let whole = x.dims()[1];
     dropout_part(x, rate, noise, 0..whole, whole)
 }
@@ -50,12 +55,18 @@ pub fn dropout<const D: usize>(x: Tensor<D>, rate: f64, noise: Option<Stream>) -
 mod tests {
     use super::*;
     use crate::autograd::{device, to_vec};
+    use crate::random::Stream;
+    use regatta_kernel::dropout::SampleRows;
+
+    fn noise(seed: u64, rows: SampleRows) -> Option<Noise> {
+        Some(Noise { stream: Stream::new(seed), rows })
+    }
 
     #[test]
     fn keeps_the_mean_and_repeats() {
-        let noise = Stream::new(3);
+        let noise = |place| Some(Noise { stream: Stream::new(3).at(place), rows: SampleRows::ALL });
         let x = Tensor::<2>::ones([100, 100], &device());
-        let run = |place| to_vec(dropout(x.clone(), 0.25, Some(noise.at(place)))).unwrap();
+        let run = |place| to_vec(dropout(x.clone(), 0.25, noise(place))).unwrap();
         let kept = run(1);
         let mean = kept.iter().sum::<f32>() / kept.len() as f32;
         assert!((mean - 1.0).abs() < 0.03, "{mean}");
@@ -66,14 +77,26 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_draw_what_the_whole_draws() {
-        let noise = Some(Stream::new(5));
+    fn parts_of_a_tensor_draw_the_mask_of_the_tensor() {
+        let noise = noise(5, SampleRows::ALL);
         let x = Tensor::<3>::ones([2, 6, 4], &device());
         let whole = dropout(x.clone(), 0.5, noise);
         for part in [0..2, 2..6] {
             let own = x.clone().narrow(1, part.start, part.len());
             let wanted = to_vec(whole.clone().narrow(1, part.start, part.len())).unwrap();
             assert_eq!(to_vec(dropout_part(own, 0.5, noise, part, 6)).unwrap(), wanted);
+        }
+    }
+
+    #[test]
+    fn rows_of_a_batch_draw_the_mask_of_the_batch() {
+        let x = Tensor::<3>::ones([6, 4, 5], &device());
+        let all = to_vec(dropout(x.clone(), 0.5, noise(9, SampleRows::ALL))).unwrap();
+        for rows in [SampleRows { first: 1, stride: 2 }, SampleRows { first: 2, stride: 1 }] {
+            let own = to_vec(dropout(x.clone().narrow(0, 0, 3), 0.5, noise(9, rows))).unwrap();
+            for row in 0..3 {
+                assert_eq!(own[row * 20..][..20], all[rows.sample(row) * 20..][..20], "{rows:?}");
+            }
         }
     }
 }

@@ -1,24 +1,24 @@
-//! The part of a transformer layer that works on each token by itself.
+//! The feed-forward part of a transformer layer (Vaswani et al. 2017, "Attention Is All You Need", section 3.3).
 
-use super::{Deviations, Init, Linear, Split};
+use super::{Deviations, Linear, ParamBuilder, Split};
 use burn::tensor::Tensor;
 use regatta_kernel::activation::Activation;
 use serde::{Deserialize, Serialize};
 
-/// Which function is between the two layers.
+/// The activation function between the two linear layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ActivationFunction {
-    /// GELU by the error function (Hendrycks & Gimpel 2016, "Gaussian Error Linear Units").
+    /// GELU with the error function (Hendrycks & Gimpel 2016, "Gaussian Error Linear Units").
     #[default]
     #[serde(alias = "erf")]
     Gelu,
-    /// GELU by the hyperbolic tangent, as in GPT-2.
+    /// GELU's approximation with the hyperbolic tangent, as in GPT-2 (Hendrycks & Gimpel 2016, section 2).
     #[serde(alias = "tanh")]
     GeluTanh,
-    /// SiLU (Elfwing et al. 2018).
+    /// SiLU (Elfwing et al. 2018, "Sigmoid-Weighted Linear Units").
     Silu,
-    /// The rectifier.
+    /// The rectified linear unit.
     Relu,
 }
 
@@ -33,21 +33,24 @@ impl From<ActivationFunction> for Activation {
     }
 }
 
-/// Up to four times the width, and down again.
+/// The hidden width of a feed-forward part, in widths of the model.
+const EXPANSION: usize = 4;
+
+/// The two linear layers: from `width` up to the hidden width, and down again.
 pub(crate) fn feed_forward_layers(
-    init: &Init,
+    params: &ParamBuilder,
     width: usize,
     deviations: Deviations,
     bias: bool,
 ) -> (Linear, Linear) {
-    let (embed, mlp): (&[_], &[_]) = (&[("embed", width)], &[("mlp", 4 * width)]);
+    let (embed, mlp): (&[_], &[_]) = (&[("embed", width)], &[("mlp", EXPANSION * width)]);
     (
-        Linear::columns(&init.at("up"), embed, mlp, deviations.input, bias),
-        Linear::rows(&init.at("down"), mlp, embed, deviations.residual, bias),
+        Linear::columns(&params.at("up"), embed, mlp, deviations.input, bias),
+        Linear::rows(&params.at("down"), mlp, embed, deviations.residual, bias),
     )
 }
 
-/// Of `x` `[batch, time, embed]`, the same.
+/// Maps `x` `[batch, time, width]` to `[batch, time, width]`.
 pub(crate) fn feed_forward(
     x: Tensor<3>,
     up: &Linear,

@@ -1,17 +1,20 @@
-//! The encoder-decoder transformer (Vaswani et al. 2017, "Attention Is All You Need"), pre-norm, with learned positions and
-//! one vocabulary for source, target and output: sequence to sequence, as in translation.
+//! The encoder-decoder transformer (Vaswani et al. 2017, "Attention Is All You Need"), with pre-normalisation, learned
+//! positions and one vocabulary for source, target and output. It maps sequences to sequences, as in translation.
 
-use super::gpt::{DEVIATION, held};
-use super::{Activation, Batch, BlockCost, Model};
+use super::gpt::{DEVIATION, UNSPLIT_WIDTHS, deviations, transformer_cost};
+use super::{
+    Activation, Batch, BlockCost, Border, Limit, Model, ModelSpec, Problem, Samples, at_least_one,
+    divides_into_heads, held, largest, rates,
+};
 use crate::layers::{
-    ActivationFunction, Attention, Context, CrossAttention, Deviations, Fill, Init, Linear, Norm, NormKind,
-    Split, Vocabulary, dropout_part, feed_forward, feed_forward_layers, residual_part,
+    ActivationFunction, Context, Initializer, LayerPass, Norm, NormKind, ParamBuilder, Split,
+    TransformerConfig, TransformerLayer, Vocabulary, dropout_part,
 };
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// Shape of an [`EncoderDecoder`].
+/// The configuration of an [`EncoderDecoder`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EncoderDecoderConfig {
@@ -19,22 +22,23 @@ pub struct EncoderDecoderConfig {
     pub encoder_layers: usize,
     /// Layers of the decoder.
     pub decoder_layers: usize,
-    /// Attention heads; divides `embed`.
+    /// Attention heads; must divide `embed`.
     pub heads: usize,
-    /// Width.
+    /// Numbers that represent a token.
     pub embed: usize,
-    /// Tokens of a source, and of a target.
-    pub block: usize,
+    /// Length of a source, and of a target, in tokens.
+    #[serde(alias = "block")]
+    pub context: usize,
     /// Dropout rate, 0 to below 1.
     pub dropout: f64,
-    /// Biases in linear layers and norms.
+    /// Whether linear layers and norms have biases.
     pub bias: bool,
-    /// The function inside of feed-forward layers.
+    /// The activation function of the feed-forward parts.
     #[serde(alias = "gelu")]
     pub activation: ActivationFunction,
-    /// Which norm.
+    /// The kind of norm.
     pub norm: NormKind,
-    /// Part of the targets' probability that is spread over all tokens in the loss, 0 to below 1.
+    /// Label smoothing: the part of the targets' probability that the loss spreads over all tokens, 0 to below 1.
     pub label_smoothing: f64,
 }
 
@@ -45,7 +49,7 @@ impl Default for EncoderDecoderConfig {
             decoder_layers: 3,
             heads: 8,
             embed: 256,
-            block: 64,
+            context: 64,
             dropout: 0.0,
             bias: false,
             activation: ActivationFunction::Gelu,
@@ -55,104 +59,82 @@ impl Default for EncoderDecoderConfig {
     }
 }
 
-/// See the [module](self). Blocks: the source's embedding, the encoder's layers, the target's embedding, the decoder's
-/// layers, the output. Behind the target's embedding two tensors flow: the decoder's and the encoder's result.
+impl EncoderDecoderConfig {
+    /// The index of the target embedding's block.
+    fn target_block(&self) -> usize {
+        self.encoder_layers + 1
+    }
+
+    fn layer(&self) -> TransformerConfig {
+        TransformerConfig {
+            width: self.embed,
+            heads: self.heads,
+            dropout: self.dropout,
+            bias: self.bias,
+            activation: self.activation,
+            norm: self.norm,
+            deviations: deviations(self.encoder_layers + self.decoder_layers),
+        }
+    }
+}
+
+/// An encoder-decoder transformer (Vaswani et al. 2017, "Attention Is All You Need"), from token ids of sources
+/// `[batch, source time]` and targets `[batch, time]` to logits `[batch, time, vocab]`.
+///
+/// Its blocks are the source embedding, each encoder layer, the target embedding, each decoder layer and the output. From the
+/// target embedding on, blocks pass on two tensors: the decoder's and the encoder's output.
 #[derive(Module, Debug)]
 pub struct EncoderDecoder {
     tokens: Option<Param<Tensor<2>>>,
     source_positions: Option<Param<Tensor<2>>>,
     target_positions: Option<Param<Tensor<2>>>,
-    encoder: Vec<Option<EncoderLayer>>,
+    encoder: Vec<Option<TransformerLayer>>,
     encoder_norm: Option<Norm>,
-    decoder: Vec<Option<DecoderLayer>>,
+    decoder: Vec<Option<TransformerLayer>>,
     norm: Option<Norm>,
     #[module(skip)]
-    shape: Shape,
-}
-
-#[derive(Debug, Clone)]
-struct Shape {
     config: EncoderDecoderConfig,
+    #[module(skip)]
     vocabulary: Vocabulary,
-    mlp: Split,
+    #[module(skip)]
     sequence: Split,
 }
 
-#[derive(Module, Debug)]
-struct EncoderLayer {
-    norm1: Norm,
-    attention: Attention,
-    norm2: Norm,
-    up: Linear,
-    down: Linear,
-}
-
-#[derive(Module, Debug)]
-struct DecoderLayer {
-    norm1: Norm,
-    attention: Attention,
-    norm2: Norm,
-    cross: CrossAttention,
-    norm3: Norm,
-    up: Linear,
-    down: Linear,
-}
-
 impl EncoderDecoder {
-    /// A model of `config`'s shape over `vocab` tokens, of which `init` says what this rank holds.
-    pub fn new(config: &EncoderDecoderConfig, vocab: usize, init: &Init) -> Self {
-        let (width, bias, heads) = (config.embed, config.bias, config.heads);
-        let depth = config.encoder_layers + config.decoder_layers;
-        let deviations = Deviations { input: DEVIATION, residual: DEVIATION / (2.0 * depth as f32).sqrt() };
-        let norm = |init: &Init, name: &str| Norm::new(&init.at(name), width, config.norm, bias);
-        let encoder = |init: Init| {
-            let (up, down) = feed_forward_layers(&init, width, deviations, bias);
-            EncoderLayer {
-                norm1: norm(&init, "norm1"),
-                attention: Attention::new(&init.at("attention"), width, heads, deviations, bias),
-                norm2: norm(&init, "norm2"),
-                up,
-                down,
-            }
+    /// Builds the model for a vocabulary of `vocab` tokens; `params` creates its parameters.
+    ///
+    /// # Panics
+    /// `config.heads` is 0.
+    pub fn new(config: &EncoderDecoderConfig, vocab: usize, params: &ParamBuilder) -> Self {
+        let width = config.embed;
+        let (target, last) = (config.target_block(), config.encoder_layers + config.decoder_layers + 2);
+        let norm = |block: usize, name: &str| {
+            let params = params.of_blocks(&[block])?.at(name);
+            Some(Norm::new(&params, width, config.norm, config.bias))
         };
-        let decoder = |init: Init| {
-            let (up, down) = feed_forward_layers(&init, width, deviations, bias);
-            DecoderLayer {
-                norm1: norm(&init, "norm1"),
-                attention: Attention::new(&init.at("attention"), width, heads, deviations, bias),
-                norm2: norm(&init, "norm2"),
-                cross: CrossAttention::new(&init.at("cross"), width, heads, deviations, bias),
-                norm3: norm(&init, "norm3"),
-                up,
-                down,
-            }
+        let layer = |name: &str, first: usize, i: usize, cross: bool| {
+            let params = params.of_blocks(&[first + i])?.at(name).nth(i);
+            Some(TransformerLayer::new(&params, config.layer(), cross))
         };
         let positions = |block: usize, name: &str| {
-            let dims: [&[_]; 2] = [&[("positions", config.block)], &[("embed", width)]];
-            init.of_blocks(&[block]).map(|init| init.param_of_region(name, dims, Fill::Normal(DEVIATION)))
+            let dims: [&[_]; 2] = [&[("positions", config.context)], &[("embed", width)]];
+            let params = params.of_blocks(&[block])?;
+            Some(params.param_of_region(name, dims, Initializer::Normal(DEVIATION)))
         };
-        let bridge = config.encoder_layers + 1;
-        let last = depth + 2;
         Self {
-            tokens: init.of_blocks(&[0, bridge, last]).map(|init| {
-                init.param("tokens", [&[("vocab", vocab)], &[("embed", width)]], Fill::Normal(DEVIATION))
+            tokens: params.of_blocks(&[0, target, last]).map(|params| {
+                let dims: [&[_]; 2] = [&[("vocab", vocab)], &[("embed", width)]];
+                params.param("tokens", dims, Initializer::Normal(DEVIATION))
             }),
             source_positions: positions(0, "source_positions"),
-            target_positions: positions(bridge, "target_positions"),
-            encoder: (0..config.encoder_layers)
-                .map(|i| init.of_blocks(&[i + 1]).map(|init| encoder(init.at("encoder").nth(i))))
-                .collect(),
-            encoder_norm: init.of_blocks(&[bridge]).map(|init| norm(&init, "encoder_norm")),
-            decoder: (0..config.decoder_layers)
-                .map(|i| init.of_blocks(&[bridge + 1 + i]).map(|init| decoder(init.at("decoder").nth(i))))
-                .collect(),
-            norm: init.of_blocks(&[last]).map(|init| norm(&init, "norm")),
-            shape: Shape {
-                config: config.clone(),
-                vocabulary: Vocabulary::new(init, vocab),
-                mlp: init.split("mlp"),
-                sequence: init.sequence(),
-            },
+            target_positions: positions(target, "target_positions"),
+            encoder: (0..config.encoder_layers).map(|i| layer("encoder", 1, i, false)).collect(),
+            encoder_norm: norm(target, "encoder_norm"),
+            decoder: (0..config.decoder_layers).map(|i| layer("decoder", target + 1, i, true)).collect(),
+            norm: norm(last, "norm"),
+            config: config.clone(),
+            vocabulary: Vocabulary::new(params, vocab),
+            sequence: params.sequence(),
         }
     }
 
@@ -161,22 +143,13 @@ impl EncoderDecoder {
         ids: &Tensor<2, Int>,
         positions: &Option<Param<Tensor<2>>>,
         context: &Context,
-        place: u64,
+        block: usize,
     ) -> Tensor<3> {
         let [_, time] = ids.dims();
-        let part = self.shape.sequence.part(time);
-        let vocabulary = &self.shape.vocabulary;
-        let x = vocabulary.embed(held(&self.tokens).val(), ids.clone());
-        let x = vocabulary.add_positions(x, held(positions).val(), part.clone());
-        dropout_part(x, self.shape.config.dropout, context.noise(place), part, time)
-    }
-}
-
-/// Source, target and what follows the target's tokens.
-fn pairs(batch: &Batch) -> (&Tensor<2, Int>, &Tensor<2, Int>, &Tensor<2, Int>) {
-    match batch {
-        Batch::Pairs { sources, inputs, targets } => (sources, inputs, targets),
-        _ => panic!("an encoder-decoder was given no pairs"),
+        let part = self.sequence.part(time);
+        let x = self.vocabulary.embed(held(&self.tokens).val(), ids.clone());
+        let x = self.vocabulary.add_positions(x, held(positions).val(), part.clone());
+        dropout_part(x, self.config.dropout, context.noise(block, 0), part, time)
     }
 }
 
@@ -185,57 +158,54 @@ impl Model for EncoderDecoder {
         self.encoder.len() + self.decoder.len() + 3
     }
 
-    fn forward_block(&self, index: usize, input: Activation, batch: &Batch, context: &Context) -> Activation {
-        let (sources, inputs, _) = pairs(batch);
-        let (shape, bridge) = (&self.shape, self.encoder.len() + 1);
-        let place = 4 * index as u64;
-        if index == 0 {
-            return Activation::Three(self.embed(sources, &self.source_positions, context, place));
+    fn forward_block(&self, block: usize, input: Activation, batch: &Batch, context: &Context) -> Activation {
+        let (sources, inputs, _) = batch.pairs();
+        let target = self.config.target_block();
+        if block == 0 {
+            return Activation::Three(self.embed(sources, &self.source_positions, context, block));
         }
-        if index < bridge {
+        if block < target {
             let [_, time] = sources.dims();
-            return Activation::Three(held(&self.encoder[index - 1]).forward(
+            let pass = LayerPass { block, time, causal: false };
+            return Activation::Three(held(&self.encoder[block - 1]).forward(
                 input.three(),
-                shape,
-                time,
+                None,
+                pass,
                 context,
-                index,
             ));
         }
-        if index == bridge {
-            let memory = held(&self.encoder_norm).forward(input.three());
-            return Activation::Pair(self.embed(inputs, &self.target_positions, context, place), memory);
+        if block == target {
+            let source = held(&self.encoder_norm).forward(input.three());
+            return Activation::Pair(self.embed(inputs, &self.target_positions, context, block), source);
         }
-        let Some(layer) = self.decoder.get(index - bridge - 1) else {
+        let Some(layer) = self.decoder.get(block - target - 1) else {
             let x = held(&self.norm).forward(input.three());
-            return Activation::Three(shape.vocabulary.logits(x, held(&self.tokens).val()));
+            return Activation::Three(self.vocabulary.logits(x, held(&self.tokens).val()));
         };
-        let (x, memory) = input.pair();
+        let (x, source) = input.pair();
         let [_, time] = inputs.dims();
-        let x = held(layer).forward(x, memory.clone(), shape, time, context, index);
-        // Behind the last layer nobody looks at the source.
-        let last = index == bridge + self.decoder.len();
-        if last { Activation::Three(x) } else { Activation::Pair(x, memory) }
+        let pass = LayerPass { block, time, causal: true };
+        let x = held(layer).forward(x, Some(source.clone()), pass, context);
+        // No block after the last decoder layer uses the source.
+        let last = block == target + self.decoder.len();
+        if last { Activation::Three(x) } else { Activation::Pair(x, source) }
     }
 
     fn loss(&self, output: Activation, batch: &Batch) -> Tensor<1> {
-        self.shape.vocabulary.loss(
-            output.three(),
-            pairs(batch).2.clone(),
-            self.shape.config.label_smoothing as f32,
-        )
+        let smoothing = self.config.label_smoothing as f32;
+        self.vocabulary.loss(output.three(), batch.pairs().2.clone(), smoothing)
     }
 
-    fn handed_on(&self, index: usize, batch: &Batch) -> Vec<Vec<usize>> {
-        let (sources, inputs, _) = pairs(batch);
-        let bridge = self.encoder.len() + 1;
+    fn output_shapes(&self, block: usize, batch: &Batch) -> Vec<Vec<usize>> {
+        let (sources, inputs, _) = batch.pairs();
+        let target = self.config.target_block();
         let shape = |ids: &Tensor<2, Int>| {
             let [rows, time] = ids.dims();
-            vec![rows, self.shape.sequence.part(time).len(), self.shape.config.embed]
+            vec![rows, self.sequence.part(time).len(), self.config.embed]
         };
-        if index < bridge {
+        if block < target {
             vec![shape(sources)]
-        } else if index < bridge + self.decoder.len() {
+        } else if block < target + self.decoder.len() {
             vec![shape(inputs), shape(sources)]
         } else {
             vec![shape(inputs)]
@@ -243,77 +213,70 @@ impl Model for EncoderDecoder {
     }
 }
 
-impl EncoderLayer {
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        shape: &Shape,
-        time: usize,
-        context: &Context,
-        index: usize,
-    ) -> Tensor<3> {
-        let (rate, place) = (shape.config.dropout, 4 * index as u64);
-        let add = |x: Tensor<3>, y: Tensor<3>, place: u64| {
-            residual_part(x, y, rate, context.noise(place), shape.sequence.part(time), time)
-        };
-        let attended =
-            self.attention.forward(self.norm1.forward(x.clone()), false, rate, context, index, place);
-        let x = add(x, attended, place + 1);
-        let hidden = self.norm2.forward(x.clone());
-        let hidden = feed_forward(hidden, &self.up, &self.down, shape.config.activation, &shape.mlp);
-        add(x, hidden, place + 2)
-    }
-}
+impl ModelSpec for EncoderDecoderConfig {
+    const KIND: &'static str = "encoder-decoder";
+    type Model = EncoderDecoder;
 
-impl DecoderLayer {
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        memory: Tensor<3>,
-        shape: &Shape,
-        time: usize,
-        context: &Context,
-        index: usize,
-    ) -> Tensor<3> {
-        let (rate, place) = (shape.config.dropout, 4 * index as u64);
-        // Cross attention's masks and its output's share a place with nothing else.
-        let cross = 1 << 32;
-        let add = |x: Tensor<3>, y: Tensor<3>, place: u64| {
-            residual_part(x, y, rate, context.noise(place), shape.sequence.part(time), time)
-        };
-        let attended =
-            self.attention.forward(self.norm1.forward(x.clone()), true, rate, context, index, place);
-        let x = add(x, attended, place + 1);
-        let seen = self.cross.forward(self.norm2.forward(x.clone()), memory, rate, context, cross + place);
-        let x = add(x, seen, cross + place + 1);
-        let hidden = self.norm3.forward(x.clone());
-        let hidden = feed_forward(hidden, &self.up, &self.down, shape.config.activation, &shape.mlp);
-        add(x, hidden, place + 2)
+    fn samples(&self) -> Samples {
+        Samples::Pairs { source_time: self.context, time: self.context }
     }
-}
 
-impl EncoderDecoderConfig {
-    /// What each block costs for one sample, over `vocab` tokens.
-    pub fn costs(&self, vocab: usize) -> Vec<BlockCost> {
-        let (width, tokens) = (self.embed as f64, self.block as f64);
-        // What is kept: see `GptConfig::costs`.
-        let heads = self.heads as f64;
-        let block = |name: String, flops: f64, kept: f64| BlockCost { name, flops, kept };
-        let embedding = |name: &str| block(name.into(), 2.0 * tokens * width, tokens * width);
-        let encoder = |i: usize| {
-            let flops = tokens * 24.0 * width * width + 4.0 * tokens * tokens * width;
-            block(format!("encoder layer {i}"), flops, tokens * (16.0 * width + heads))
+    fn build(&self, vocab: usize, params: &ParamBuilder) -> EncoderDecoder {
+        EncoderDecoder::new(self, vocab, params)
+    }
+
+    fn costs(&self, vocab: usize) -> Vec<BlockCost> {
+        let (width, tokens) = (self.embed as f64, self.context as f64);
+        let block = |name: &str, flops: f64, kept: f64| BlockCost {
+            name: name.into(),
+            flops,
+            kept,
+            unsplit: kept.min(UNSPLIT_WIDTHS * tokens * width),
         };
-        let decoder = |i: usize| {
-            let flops = tokens * 32.0 * width * width + 8.0 * tokens * tokens * width;
-            block(format!("decoder layer {i}"), flops, tokens * (22.0 * width + 2.0 * heads))
+        let embedding = |name: &str| block(name, 2.0 * tokens * width, tokens * width);
+        let layer = |name: &str, i: usize, cross: bool| {
+            transformer_cost(format!("{name} layer {i}"), width, self.heads, tokens, cross)
         };
         let flops = 2.0 * tokens * width * vocab as f64;
         std::iter::once(embedding("source embedding"))
-            .chain((0..self.encoder_layers).map(encoder))
+            .chain((0..self.encoder_layers).map(|i| layer("encoder", i, false)))
             .chain([embedding("target embedding")])
-            .chain((0..self.decoder_layers).map(decoder))
-            .chain([block("output".into(), flops, tokens * (2.0 * width + vocab as f64))])
+            .chain((0..self.decoder_layers).map(|i| layer("decoder", i, true)))
+            .chain([block("output", flops, tokens * (2.0 * width + vocab as f64))])
             .collect()
+    }
+
+    fn borders(&self, block: usize) -> Vec<Border> {
+        let numbers = self.context * self.embed;
+        let target = self.target_block();
+        if block == 0 || block == target {
+            return Border::of_embedding(numbers);
+        }
+        if block > target + self.decoder_layers {
+            return Border::of_vocabulary(numbers, self.context, self.label_smoothing);
+        }
+        Border::of_transformer_layer(numbers, (block > target).then_some(numbers))
+    }
+
+    fn limits(&self) -> Vec<Limit> {
+        vec![
+            ("encoder_layers", self.encoder_layers, largest::LAYERS),
+            ("decoder_layers", self.decoder_layers, largest::LAYERS),
+            ("heads", self.heads, largest::WIDTH),
+            ("embed", self.embed, largest::WIDTH),
+            ("context", self.context, largest::CONTEXT),
+        ]
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        at_least_one(&[
+            ("encoder_layers", self.encoder_layers),
+            ("decoder_layers", self.decoder_layers),
+            ("heads", self.heads),
+            ("embed", self.embed),
+            ("context", self.context),
+        ])?;
+        divides_into_heads(self.embed, self.heads)?;
+        rates(&[("dropout", self.dropout), ("label_smoothing", self.label_smoothing)])
     }
 }

@@ -1,40 +1,45 @@
-//! A decoder-only transformer with nanoGPT's architecture: pre-norm, GELU, learned positions, and by default
-//! an output projection tied to the token embedding (Radford et al. 2019, "Language Models are Unsupervised
-//! Multitask Learners").
+//! A decoder-only transformer with nanoGPT's architecture: pre-normalisation, GELU, learned positions, and by default an
+//! output projection that is tied to the token embedding (Radford et al. 2019, "Language Models are Unsupervised Multitask
+//! Learners").
 
-use super::{Activation, Batch, BlockCost, Model};
+use super::{
+    Activation, Batch, BlockCost, Border, Limit, Model, ModelSpec, Problem, Samples, at_least_one,
+    divides_into_heads, held, largest, rates,
+};
 use crate::layers::{
-    ActivationFunction, Attention, Context, Deviations, Fill, Init, Linear, Norm, NormKind, Split,
-    Vocabulary, dropout_part, feed_forward, feed_forward_layers, residual_part,
+    ActivationFunction, Context, Deviations, Initializer, LayerPass, Norm, NormKind, ParamBuilder, Split,
+    TransformerConfig, TransformerLayer, Vocabulary, dropout_part,
 };
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// Shape of a [`Gpt`].
+/// The configuration of a [`Gpt`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GptConfig {
     /// Transformer layers.
     pub layers: usize,
-    /// Attention heads; divides `embed`.
+    /// Attention heads; must divide `embed`.
     pub heads: usize,
-    /// Width.
+    /// Numbers that represent a token.
     pub embed: usize,
     /// Longest context in tokens.
-    pub block: usize,
+    #[serde(alias = "block")]
+    pub context: usize,
     /// Dropout rate, 0 to below 1.
     pub dropout: f64,
-    /// Biases in linear layers and norms.
+    /// Whether linear layers and norms have biases.
     pub bias: bool,
-    /// Whether the output projection is the token embedding.
+    /// Whether the output projection is the token embedding (Press & Wolf 2017, "Using the Output Embedding to Improve
+    /// Language Models").
     pub tied: bool,
-    /// The function inside of feed-forward layers.
+    /// The activation function of the feed-forward parts.
     #[serde(alias = "gelu")]
     pub activation: ActivationFunction,
-    /// Which norm.
+    /// The kind of norm.
     pub norm: NormKind,
-    /// Part of the targets' probability that is spread over all tokens in the loss, 0 to below 1.
+    /// Label smoothing: the part of the targets' probability that the loss spreads over all tokens, 0 to below 1.
     pub label_smoothing: f64,
 }
 
@@ -44,7 +49,7 @@ impl Default for GptConfig {
             layers: 6,
             heads: 8,
             embed: 256,
-            block: 128,
+            context: 128,
             dropout: 0.0,
             bias: false,
             tied: true,
@@ -55,109 +60,103 @@ impl Default for GptConfig {
     }
 }
 
-/// See the [module](self). Blocks: the embedding, the layers, the output.
+/// A decoder-only transformer (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), from token ids
+/// `[batch, time]` to logits `[batch, time, vocab]`. Its blocks are the embedding, each layer and the output.
 #[derive(Module, Debug)]
 pub struct Gpt {
     tokens: Option<Param<Tensor<2>>>,
     positions: Option<Param<Tensor<2>>>,
-    layers: Vec<Option<Layer>>,
+    layers: Vec<Option<TransformerLayer>>,
     norm: Option<Norm>,
     head: Option<Param<Tensor<2>>>,
     #[module(skip)]
-    shape: Shape,
-}
-
-#[derive(Debug, Clone)]
-struct Shape {
     config: GptConfig,
+    #[module(skip)]
     vocabulary: Vocabulary,
-    mlp: Split,
+    #[module(skip)]
     sequence: Split,
 }
 
-#[derive(Module, Debug)]
-struct Layer {
-    norm1: Norm,
-    attention: Attention,
-    norm2: Norm,
-    up: Linear,
-    down: Linear,
-}
+/// The numbers per token that a layer keeps in the regions between split layers, in widths of the model (Korthikanti et al.
+/// 2022, "Reducing Activation Recomputation in Large Transformer Models", equation 2).
+pub(super) const UNSPLIT_WIDTHS: f64 = 10.0;
 
 /// GPT-2's standard deviation of initial weights.
 pub(super) const DEVIATION: f32 = 0.02;
 
+/// GPT-2's standard deviations for a model of `layers` layers. Weights that write to the residual stream are scaled by the
+/// depth (Radford et al. 2019, section 2.3).
+pub(super) fn deviations(layers: usize) -> Deviations {
+    Deviations { input: DEVIATION, residual: DEVIATION / (2.0 * layers as f32).sqrt() }
+}
+
+impl GptConfig {
+    fn layer(&self) -> TransformerConfig {
+        TransformerConfig {
+            width: self.embed,
+            heads: self.heads,
+            dropout: self.dropout,
+            bias: self.bias,
+            activation: self.activation,
+            norm: self.norm,
+            deviations: deviations(self.layers),
+        }
+    }
+}
+
 impl Gpt {
-    /// A model of `config`'s shape over `vocab` tokens, of which `init` says what this rank holds.
-    pub fn new(config: &GptConfig, vocab: usize, init: &Init) -> Self {
-        let (width, bias) = (config.embed, config.bias);
-        // Projections onto the residual stream are scaled by its depth (Radford et al. 2019, section 2.3).
-        let residual = DEVIATION / (2.0 * config.layers as f32).sqrt();
-        let deviations = Deviations { input: DEVIATION, residual };
-        let norm = |init: &Init, name: &str| Norm::new(&init.at(name), width, config.norm, bias);
-        let layer = |init: Init| {
-            let (up, down) = feed_forward_layers(&init, width, deviations, bias);
-            Layer {
-                norm1: norm(&init, "norm1"),
-                attention: Attention::new(&init.at("attention"), width, config.heads, deviations, bias),
-                norm2: norm(&init, "norm2"),
-                up,
-                down,
-            }
-        };
+    /// Builds the model for a vocabulary of `vocab` tokens; `params` creates its parameters.
+    ///
+    /// # Panics
+    /// `config.heads` is 0.
+    pub fn new(config: &GptConfig, vocab: usize, params: &ParamBuilder) -> Self {
+        let width = config.embed;
         let last = config.layers + 1;
-        let table = |init: Init, name: &str| {
-            init.param(name, [&[("vocab", vocab)], &[("embed", width)]], Fill::Normal(DEVIATION))
+        let table = |params: ParamBuilder, name: &str| {
+            params.param(name, [&[("vocab", vocab)], &[("embed", width)]], Initializer::Normal(DEVIATION))
+        };
+        let layer = |i: usize| {
+            let params = params.of_blocks(&[i + 1])?.at("layers").nth(i);
+            Some(TransformerLayer::new(&params, config.layer(), false))
         };
         let users: &[usize] = if config.tied { &[0, last] } else { &[0] };
         Self {
-            tokens: init.of_blocks(users).map(|init| table(init, "tokens")),
-            positions: init.of_blocks(&[0]).map(|init| {
-                let dims: [&[_]; 2] = [&[("positions", config.block)], &[("embed", width)]];
-                init.param_of_region("positions", dims, Fill::Normal(DEVIATION))
+            tokens: params.of_blocks(users).map(|params| table(params, "tokens")),
+            positions: params.of_blocks(&[0]).map(|params| {
+                let dims: [&[_]; 2] = [&[("positions", config.context)], &[("embed", width)]];
+                params.param_of_region("positions", dims, Initializer::Normal(DEVIATION))
             }),
-            layers: (0..config.layers)
-                .map(|i| init.of_blocks(&[i + 1]).map(|init| layer(init.at("layers").nth(i))))
-                .collect(),
-            norm: init.of_blocks(&[last]).map(|init| norm(&init, "norm")),
-            head: (!config.tied).then(|| init.of_blocks(&[last]).map(|init| table(init, "head"))).flatten(),
-            shape: Shape {
-                config: config.clone(),
-                vocabulary: Vocabulary::new(init, vocab),
-                mlp: init.split("mlp"),
-                sequence: init.sequence(),
-            },
+            layers: (0..config.layers).map(layer).collect(),
+            norm: params
+                .of_blocks(&[last])
+                .map(|params| Norm::new(&params.at("norm"), width, config.norm, config.bias)),
+            head: (!config.tied)
+                .then(|| params.of_blocks(&[last]).map(|params| table(params, "head")))
+                .flatten(),
+            config: config.clone(),
+            vocabulary: Vocabulary::new(params, vocab),
+            sequence: params.sequence(),
         }
-    }
-
-    /// Longest context in tokens.
-    pub fn block(&self) -> usize {
-        self.shape.config.block
     }
 
     fn embed(&self, ids: Tensor<2, Int>, context: &Context) -> Tensor<3> {
         let (tokens, positions) = (held(&self.tokens), held(&self.positions));
         let [_, time] = ids.dims();
-        let part = self.shape.sequence.part(time);
+        let part = self.sequence.part(time);
         let places = context.past() + part.start..context.past() + part.end;
-        let vocabulary = &self.shape.vocabulary;
-        let x = vocabulary.add_positions(vocabulary.embed(tokens.val(), ids), positions.val(), places);
-        dropout_part(x, self.shape.config.dropout, context.noise(0), part, time)
+        let x = self.vocabulary.embed(tokens.val(), ids);
+        let x = self.vocabulary.add_positions(x, positions.val(), places);
+        dropout_part(x, self.config.dropout, context.noise(0, 0), part, time)
     }
 
-    /// Logits `[batch, time, vocab]` for token ids `[batch, time]`, where one rank holds the whole model.
+    /// The logits `[batch, time, vocab]` of token ids `[batch, time]`, in evaluation.
+    ///
+    /// # Panics
+    /// This rank does not hold the whole model, or `time` is longer than the model's context.
     pub fn logits(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let batch = Batch::Text { inputs: ids.clone(), targets: ids };
         self.forward(&batch, &Context::eval()).three()
     }
-}
-
-/// What a block that runs here needs.
-///
-/// # Panics
-/// Where this rank does not hold it: the plan runs a block on a rank that was not given it, a bug.
-pub(super) fn held<T>(part: &Option<T>) -> &T {
-    part.as_ref().expect("a rank runs only the blocks that it holds")
 }
 
 impl Model for Gpt {
@@ -165,75 +164,113 @@ impl Model for Gpt {
         self.layers.len() + 2
     }
 
-    fn forward_block(&self, index: usize, input: Activation, batch: &Batch, context: &Context) -> Activation {
-        let Batch::Text { inputs, .. } = batch else { panic!("a language model was given images") };
-        Activation::Three(if index == 0 {
+    fn forward_block(&self, block: usize, input: Activation, batch: &Batch, context: &Context) -> Activation {
+        let (inputs, _) = batch.text();
+        let [_, time] = inputs.dims();
+        Activation::Three(if block == 0 {
             self.embed(inputs.clone(), context)
-        } else if let Some(layer) = self.layers.get(index - 1) {
-            let [_, time] = inputs.dims();
-            held(layer).forward(input.three(), &self.shape, time, context, index)
+        } else if let Some(layer) = self.layers.get(block - 1) {
+            held(layer).forward(input.three(), None, LayerPass { block, time, causal: true }, context)
         } else {
             let x = held(&self.norm).forward(input.three());
             let table = self.head.as_ref().unwrap_or_else(|| held(&self.tokens));
-            self.shape.vocabulary.logits(x, table.val())
+            self.vocabulary.logits(x, table.val())
         })
     }
 
     fn loss(&self, output: Activation, batch: &Batch) -> Tensor<1> {
-        let Batch::Text { targets, .. } = batch else { panic!("a language model was given images") };
-        self.shape.vocabulary.loss(output.three(), targets.clone(), self.shape.config.label_smoothing as f32)
+        let smoothing = self.config.label_smoothing as f32;
+        self.vocabulary.loss(output.three(), batch.text().1.clone(), smoothing)
     }
 
-    fn handed_on(&self, _index: usize, batch: &Batch) -> Vec<Vec<usize>> {
-        let Batch::Text { inputs, .. } = batch else { panic!("a language model was given images") };
-        let [rows, time] = inputs.dims();
-        vec![vec![rows, self.shape.sequence.part(time).len(), self.shape.config.embed]]
-    }
-}
-
-impl Layer {
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        shape: &Shape,
-        time: usize,
-        context: &Context,
-        index: usize,
-    ) -> Tensor<3> {
-        let (rate, place) = (shape.config.dropout, 3 * index as u64);
-        let add = |x: Tensor<3>, y: Tensor<3>, place: u64| {
-            residual_part(x, y, rate, context.noise(place), shape.sequence.part(time), time)
-        };
-        let attended =
-            self.attention.forward(self.norm1.forward(x.clone()), true, rate, context, index, place);
-        let x = add(x, attended, place + 1);
-        let hidden = self.norm2.forward(x.clone());
-        let hidden = feed_forward(hidden, &self.up, &self.down, shape.config.activation, &shape.mlp);
-        add(x, hidden, place + 2)
+    fn output_shapes(&self, _block: usize, batch: &Batch) -> Vec<Vec<usize>> {
+        let [rows, time] = batch.text().0.dims();
+        vec![vec![rows, self.sequence.part(time).len(), self.config.embed]]
     }
 }
 
-impl GptConfig {
-    /// What each block costs for one sample of `time` tokens, over `vocab` tokens.
-    pub fn costs(&self, vocab: usize, time: usize) -> Vec<BlockCost> {
-        let (width, tokens) = (self.embed as f64, time as f64);
-        let embedding =
-            BlockCost { name: "embedding".into(), flops: 2.0 * tokens * width, kept: tokens * width };
-        let layer = |i: usize| {
-            let scores = self.heads as f64 * tokens * tokens;
-            BlockCost {
-                name: format!("layer {i}"),
-                flops: tokens * (24.0 * width * width) + 4.0 * scores * width / self.heads as f64,
-                // Inputs of the norms, of the four products and of the activation, and what attention gave; of its scores
-                // a number a row.
-                kept: tokens * (16.0 * width + self.heads as f64),
-            }
+impl ModelSpec for GptConfig {
+    const KIND: &'static str = "gpt";
+    type Model = Gpt;
+
+    fn samples(&self) -> Samples {
+        Samples::Text { time: self.context }
+    }
+
+    fn build(&self, vocab: usize, params: &ParamBuilder) -> Gpt {
+        Gpt::new(self, vocab, params)
+    }
+
+    fn costs(&self, vocab: usize) -> Vec<BlockCost> {
+        let (width, tokens) = (self.embed as f64, self.context as f64);
+        let embedding = BlockCost {
+            name: "embedding".into(),
+            flops: 2.0 * tokens * width,
+            kept: tokens * width,
+            unsplit: tokens * width,
         };
+        let layer = |i: usize| transformer_cost(format!("layer {i}"), width, self.heads, tokens, false);
         let output = BlockCost {
             name: "output".into(),
             flops: 2.0 * tokens * width * vocab as f64,
             kept: tokens * (2.0 * width + vocab as f64),
+            unsplit: tokens * (2.0 * width + vocab as f64).min(UNSPLIT_WIDTHS * width),
         };
         std::iter::once(embedding).chain((0..self.layers).map(layer)).chain([output]).collect()
+    }
+
+    fn borders(&self, block: usize) -> Vec<Border> {
+        let numbers = self.context * self.embed;
+        match block {
+            0 => Border::of_embedding(numbers),
+            layer if layer <= self.layers => Border::of_transformer_layer(numbers, None),
+            _ => Border::of_vocabulary(numbers, self.context, self.label_smoothing),
+        }
+    }
+
+    fn limits(&self) -> Vec<Limit> {
+        vec![
+            ("layers", self.layers, largest::LAYERS),
+            ("heads", self.heads, largest::WIDTH),
+            ("embed", self.embed, largest::WIDTH),
+            ("context", self.context, largest::CONTEXT),
+        ]
+    }
+
+    fn check(&self) -> Result<(), Problem> {
+        at_least_one(&[
+            ("layers", self.layers),
+            ("heads", self.heads),
+            ("embed", self.embed),
+            ("context", self.context),
+        ])?;
+        divides_into_heads(self.embed, self.heads)?;
+        rates(&[("dropout", self.dropout), ("label_smoothing", self.label_smoothing)])
+    }
+
+    fn context(&self) -> Option<usize> {
+        Some(self.context)
+    }
+}
+
+/// The cost of a transformer layer for one sequence of `tokens` tokens.
+pub(super) fn transformer_cost(
+    name: String,
+    width: f64,
+    heads: usize,
+    tokens: f64,
+    cross: bool,
+) -> BlockCost {
+    // `products` and `attention` count the operations of the products with weights and of attention's two products. `kept`
+    // counts the inputs of the norms, of the products and of the activation, and the output of attention, in widths per
+    // token; `rows` counts one number for each row of attention scores.
+    let (products, attention, kept, rows) =
+        if cross { (32.0, 8.0, 22.0, 2.0) } else { (24.0, 4.0, 16.0, 1.0) };
+    let kept = tokens * (kept * width + rows * heads as f64);
+    BlockCost {
+        name,
+        flops: tokens * products * width * width + attention * tokens * tokens * width,
+        kept,
+        unsplit: (UNSPLIT_WIDTHS * tokens * width).min(kept),
     }
 }

@@ -1,31 +1,19 @@
-//! How one model is spread over ranks: by data, by tensor, by stage, sharded, and every product of these.
+//! Trains one model on many ranks: with data, tensor and pipeline parallelism, sharding, and combinations of these.
 
-mod axes;
-mod buckets;
+mod block_io;
 mod carried;
-mod copies;
-mod data;
 mod engine;
+pub mod exchange;
 mod gradients;
-mod hand;
-mod leaves;
+mod groups;
 mod links;
-mod params;
-mod pool;
-mod share;
+mod rank_plan;
 mod timeline;
-mod units;
-mod whole;
 
-pub use axes::Axes;
-pub(crate) use axes::line;
-pub use buckets::{Buckets, ParamSpec, param_specs};
 pub use carried::{Carried, Purpose};
-pub use data::GradientSync;
-pub use engine::{Engine, StepResult};
-pub use gradients::{CommTime, Gradients};
-pub use params::ParamStore;
-pub use share::Share;
+pub use engine::{Engine, MicroBatch};
+pub use exchange::CommTime;
+pub use groups::Groups;
+pub(crate) use groups::model_axes;
+pub use rank_plan::{BlockUse, RankPlan};
 pub use timeline::Timeline;
-pub use units::{Segment, Unit, Units};
-pub use whole::Parameters;

@@ -1,23 +1,27 @@
-//! Whether a plan fits the memory that is stated for a rank, and the nearest plan that does where it does not.
+//! Checks whether a plan fits the stated memory of a rank, and finds the nearest plan that does.
 
-use super::config::{Config, ModelConfig, OptimizerKind};
-use crate::layers::{Made, Placement};
-use crate::parallel::Units;
-use regatta_plan::{BlockLoad, Footprint, Load, Mesh, Plan, PlanError, Recompute, mebibytes};
+use crate::config::{Config, OptimizerKind};
+use crate::models::BlockCost;
+use crate::params::{PlacedParam, Placement, Units};
+use regatta_plan::{Axis, BlockLoad, Footprint, Load, Mesh, Plan, PlanError, Recompute, mebibytes};
 use std::fmt;
 
-/// Steps that the search for a plan that fits may take, about a second's, so that a huge mesh does not search for
-/// hours. Plans of the given mesh are tried first.
+/// Limit of the search for a plan that fits, in elementary steps; they take about a second. Plans of the given mesh
+/// are tried first.
 const MOST_WORK: usize = 50_000_000;
+/// Passes over all parameters that the loads of a plan take, in addition to one per stage.
+const PASSES_OVER_PARAMS: usize = 8;
+/// Plans that are tried for a schedule: three kinds of recomputation, each with and without offloading.
+const PLANS_OF_A_SCHEDULE: usize = 6;
 
-/// A plan that takes more memory than there is.
+/// A plan needs more memory than is stated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Misfit {
-    /// The stage whose ranks take most, and what they take.
+    /// The stage whose ranks need most memory, and a rank's memory by kind.
     pub fullest: (usize, Footprint),
-    /// Bytes that are stated.
+    /// The stated memory of a rank in bytes.
     pub limit: usize,
-    /// The plan that fits with fewest changes, or else the one that takes least; with what it takes.
+    /// The plan that fits with the fewest changes, or else the one that needs the least memory.
     pub other: Option<Box<Change>>,
 }
 
@@ -26,9 +30,9 @@ pub struct Misfit {
 pub struct Change {
     /// The plan.
     pub plan: Plan,
-    /// The flags that make it of the one before.
+    /// The command-line flags that change the given plan to this one.
     pub flags: Vec<String>,
-    /// Bytes of its fullest rank.
+    /// Bytes of the rank that needs most.
     pub bytes: usize,
 }
 
@@ -39,52 +43,52 @@ impl fmt::Display for Misfit {
         let (stage, footprint) = &self.fullest;
         write!(
             f,
-            "the plan takes {} on a rank of stage {stage} ({footprint}), but parallel.memory_mib states {}; ",
+            "the plan needs {} on a rank of stage {stage} ({footprint}), but parallel.memory_mib states {}; ",
             mebibytes(footprint.total()),
             mebibytes(self.limit)
         )?;
         match &self.other {
             Some(other) if other.bytes <= self.limit => {
                 let (bytes, flags) = (mebibytes(other.bytes), other.flags.join(" "));
-                write!(f, "the nearest plan that fits takes {bytes}: {flags}")
+                write!(f, "the nearest plan that fits needs {bytes}: {flags}")
             }
             Some(other) => {
                 let (bytes, flags) = (mebibytes(other.bytes), other.flags.join(" "));
                 write!(
                     f,
-                    "no plan of as many ranks fits, the smallest takes {bytes}: {flags}; use more ranks, a smaller \
+                    "no plan for this number of ranks fits, the smallest needs {bytes}: {flags}; use more ranks, a smaller \
                      model or a smaller batch"
                 )
             }
             None => write!(
                 f,
-                "no plan of as many ranks was found that takes less; use more ranks, a smaller model or a smaller batch"
+                "found no plan for this number of ranks that needs less; use more ranks, a smaller model or a smaller batch"
             ),
         }
     }
 }
 
 impl Config {
-    /// Bytes of a rank of each stage under `plan`, over `vocab` tokens or classes.
+    /// The memory of a rank of each stage under `plan`, for `vocab` tokens or classes.
     ///
     /// # Errors
-    /// A plan that the model cannot follow: see [`check_plan`](Self::check_plan).
+    /// The model does not support the plan: see [`check_plan`](Self::check_plan).
     pub fn footprints(&self, plan: &Plan, vocab: usize) -> Result<Vec<Footprint>, PlanError> {
         let schedule = plan.pipeline()?;
-        let loads = Parts::of(self, plan, vocab).loads(plan)?;
+        let loads = Parts::of(self, plan, vocab)?.loads(plan)?;
         let of = |(stage, load)| plan.footprint(&schedule, stage, load, self.moments());
         Ok(loads.iter().enumerate().map(of).collect())
     }
 
-    /// Checks that every rank's part of `plan` fits `parallel.memory_mib`, where that is given. What the program takes
-    /// whatever the plan is, some tens of MiB, is not counted.
+    /// Checks that every rank's part of `plan` fits `parallel.memory_mib`, if that is given. The memory that the
+    /// program needs under any plan, some tens of MiB, is not counted.
     ///
     /// # Errors
-    /// A plan that does not fit, with the nearest that does.
+    /// The plan does not fit; the error has the nearest plan that does.
     pub fn check_memory(&self, plan: &Plan, vocab: usize) -> Result<(), Misfit> {
         let Some(mib) = self.parallel.memory_mib else { return Ok(()) };
         let limit = (mib * f64::from(1 << 20)) as usize;
-        // One that the model cannot follow is another error, which is told by check_plan.
+        // check_plan reports a plan that the model does not support.
         let Ok(footprints) = self.footprints(plan, vocab) else { return Ok(()) };
         let fullest = footprints.into_iter().enumerate().max_by_key(|(_, footprint)| footprint.total());
         match fullest {
@@ -96,7 +100,7 @@ impl Config {
         }
     }
 
-    /// Numbers of optimizer state a parameter.
+    /// Values of optimizer state per parameter.
     fn moments(&self) -> usize {
         match self.optimizer.kind {
             OptimizerKind::AdamW => 2,
@@ -104,10 +108,11 @@ impl Config {
         }
     }
 
-    /// Of all plans of as many ranks for the same batch: the one within `limit` with fewest changes, and of those the
-    /// smallest; where there is none, the smallest, if it takes less than `bytes`.
+    /// Searches all plans of the same number of ranks for the same batch. Returns the one within `limit` with the
+    /// fewest changes, and of those the smallest. If there is none, returns the smallest plan if it needs less than
+    /// `bytes`.
     fn nearest(&self, plan: &Plan, vocab: usize, limit: usize, bytes: usize) -> Option<Box<Change>> {
-        // Whether it does not fit; then changes and bytes, or where it does not fit bytes and changes.
+        // The best plan, with its measure: (false, changes, bytes) if it fits, else (true, bytes, changes).
         let mut best: Option<((bool, usize, usize), Plan)> = None;
         let mut work = 0usize;
         'search: for mesh in meshes(&plan.mesh) {
@@ -115,7 +120,7 @@ impl Config {
             if fresh.global_batch() != plan.global_batch() {
                 continue;
             }
-            let tensor = fresh.mesh.axis("tensor");
+            let tensor = fresh.mesh.axis(Axis::Tensor);
             let on_mesh = Plan {
                 mesh: fresh.mesh,
                 batch_per_worker: fresh.batch_per_worker,
@@ -125,9 +130,10 @@ impl Config {
             if self.check_plan(&on_mesh, vocab).is_err() {
                 continue;
             }
-            let parts = Parts::of(self, &on_mesh, vocab);
+            let Ok(parts) = Parts::of(self, &on_mesh, vocab) else { continue };
             for zero in 0..=3 {
-                work = work.saturating_add(parts.made.len().saturating_mul(on_mesh.stages() + 8));
+                work = work
+                    .saturating_add(parts.params.len().saturating_mul(on_mesh.stages() + PASSES_OVER_PARAMS));
                 if work > MOST_WORK {
                     break 'search;
                 }
@@ -136,7 +142,7 @@ impl Config {
                     let cut = Plan { zero, accumulate, ..on_mesh.clone() };
                     let Ok(schedule) = cut.pipeline() else { continue };
                     let tasks: usize = schedule.tasks.iter().map(Vec::len).sum();
-                    work = work.saturating_add(6 * tasks);
+                    work = work.saturating_add(PLANS_OF_A_SCHEDULE * tasks);
                     if work > MOST_WORK {
                         break 'search;
                     }
@@ -147,10 +153,8 @@ impl Config {
                                 |(stage, load)| one.footprint(&schedule, stage, load, self.moments()).total();
                             let takes = loads.iter().enumerate().map(of).max().unwrap_or(0);
                             let changes = flags(plan, &one).len();
-                            let measure = match takes <= limit {
-                                true => (false, changes, takes),
-                                false => (true, takes, changes),
-                            };
+                            let measure =
+                                if takes <= limit { (false, changes, takes) } else { (true, takes, changes) };
                             if best.as_ref().is_none_or(|(least, _)| measure < *least) {
                                 best = Some((measure, one));
                             }
@@ -159,8 +163,8 @@ impl Config {
                 }
             }
         }
-        let ((worse, first, second), other) = best?;
-        let takes = if worse { first } else { second };
+        let ((too_large, first, second), other) = best?;
+        let takes = if too_large { first } else { second };
         let change = Change { flags: flags(plan, &other), plan: other, bytes: takes };
         (takes < bytes && !change.flags.is_empty()).then(|| Box::new(change))
     }
@@ -168,61 +172,50 @@ impl Config {
 
 /// The model's parameters and blocks on a mesh, before they are cut into stages.
 struct Parts {
-    made: Vec<Made>,
+    params: Vec<PlacedParam>,
     flops: Vec<f64>,
     blocks: Vec<BlockLoad>,
 }
 
 impl Parts {
-    fn of(config: &Config, plan: &Plan, vocab: usize) -> Self {
-        // The first rank's part is as large as any other's of its stage.
+    fn of(config: &Config, plan: &Plan, vocab: usize) -> Result<Self, PlanError> {
+        // The part of the first rank of a stage is as large as that of the others.
         let placement = Placement {
             mesh: plan.mesh.clone(),
             layout: plan.layout.clone(),
             sequence: plan.sequence,
             ..Placement::whole()
         };
+        let model = |error: crate::error::Error| PlanError::Model(error.to_string());
         let costs = config.model.costs(vocab);
-        let split = plan.mesh.axis("tensor") as f64;
-        // Korthikanti et al. 2022, "Reducing Activation Recomputation", equation 2: of what a layer keeps, 10 numbers a
-        // token and width are of the regions between split layers, whole on every rank unless these are split by time.
-        let whole = match &config.model {
-            _ if plan.sequence => 0.0,
-            ModelConfig::Gpt(gpt) => (10 * gpt.block * gpt.embed) as f64,
-            ModelConfig::EncoderDecoder(model) => (10 * model.block * model.embed) as f64,
-            ModelConfig::Mlp(_) | ModelConfig::Cnn(_) | ModelConfig::Resnet(_) => 0.0,
-        };
-        let inputs = config.model.inputs();
-        let block = |(index, kept): (usize, f64)| {
-            let whole = whole.min(kept);
+        let split = plan.mesh.axis(Axis::Tensor) as f64;
+        let inputs = config.model.input_sizes(vocab).map_err(model)?;
+        let block = |(index, cost): (usize, &BlockCost)| {
+            let unsplit = if plan.sequence { 0.0 } else { cost.unsplit.min(cost.kept) };
             let input = inputs.get(index).copied().unwrap_or(0.0);
             BlockLoad {
                 parameters: 0,
-                kept: whole + (kept - whole) / split,
+                kept: unsplit + (cost.kept - unsplit) / split,
                 input: if plan.sequence { input / split } else { input },
             }
         };
-        Self {
-            made: config.model.describe(vocab, placement),
+        Ok(Self {
+            params: config.model.describe(vocab, placement).map_err(model)?,
             flops: costs.iter().map(|cost| cost.flops).collect(),
-            blocks: costs.iter().map(|cost| cost.kept).enumerate().map(block).collect(),
-        }
+            blocks: costs.iter().enumerate().map(block).collect(),
+        })
     }
 
-    /// By stage.
+    /// The load of a rank of each stage.
     fn loads(&self, plan: &Plan) -> Result<Vec<Load>, PlanError> {
         let cut = plan.cut(&self.flops)?;
         let load = |stage: usize| {
             let chunks: Vec<_> = cut.iter().skip(stage).step_by(plan.stages()).cloned().collect();
-            let held = |made: &&Made| {
-                made.blocks.iter().any(|block| chunks.iter().any(|chunk| chunk.contains(block)))
+            let held = |param: &&PlacedParam| {
+                param.blocks.iter().any(|block| chunks.iter().any(|chunk| chunk.contains(block)))
             };
-            let made: Vec<Made> = self.made.iter().filter(held).cloned().collect();
-            let split = |made: &&Made| {
-                made.ranges.iter().zip(&made.spec.dims).any(|(range, dim)| range.len() < dim.size)
-            };
-            let drawn = made.iter().filter(split).map(|made| made.spec.len()).max().unwrap_or(0);
-            let units = Units::of_plan(made, &chunks, plan);
+            let params: Vec<PlacedParam> = self.params.iter().filter(held).cloned().collect();
+            let units = Units::of_plan(params, &chunks, plan);
             let len = |unit: usize| units.units[unit].len;
             let block = |block: usize| BlockLoad {
                 parameters: units.of_block(block).map(len).sum(),
@@ -231,30 +224,33 @@ impl Parts {
             Load {
                 chunks: chunks.iter().map(|chunk| chunk.clone().map(block).collect()).collect(),
                 units: (0..units.units.len()).map(len).collect(),
-                drawn,
             }
         };
         Ok((0..plan.stages()).map(load).collect())
     }
 }
 
-/// Every number that divides `of`, in order.
-fn divisors(of: usize) -> Vec<usize> {
-    let small: Vec<usize> = (1..=of.isqrt()).filter(|part| of.is_multiple_of(*part)).collect();
-    let large = small.iter().rev().map(|part| of / part).filter(|part| part * part != of);
+/// All divisors of `number`, ascending.
+fn divisors(number: usize) -> Vec<usize> {
+    let small: Vec<usize> = (1..=number.isqrt()).filter(|part| number.is_multiple_of(*part)).collect();
+    let large = small.iter().rev().map(|part| number / part).filter(|part| part * part != number);
     small.iter().copied().chain(large).collect()
 }
 
 /// All meshes of the same size with the same replicas, the given one first.
 fn meshes(given: &Mesh) -> Vec<Mesh> {
-    let replica = given.axis("replica");
+    let replica = given.axis(Axis::Replica);
     let rest = given.size() / replica;
     let mut meshes = vec![given.clone()];
     for data in divisors(rest) {
         for tensor in divisors(rest / data) {
-            let axes =
-                [("replica", replica), ("data", data), ("tensor", tensor), ("pipe", rest / data / tensor)];
-            if axes.iter().all(|(axis, size)| given.axis(axis) == *size) {
+            let axes = [
+                (Axis::Replica, replica),
+                (Axis::Data, data),
+                (Axis::Tensor, tensor),
+                (Axis::Pipe, rest / data / tensor),
+            ];
+            if axes.iter().all(|(axis, size)| given.axis(*axis) == *size) {
                 continue;
             }
             let longer: Vec<_> = axes.into_iter().filter(|(_, size)| *size > 1).collect();
@@ -264,7 +260,7 @@ fn meshes(given: &Mesh) -> Vec<Mesh> {
     meshes
 }
 
-/// What turns `plan` into `other` on the command line.
+/// The command-line flags that change `plan` to `other`.
 fn flags(plan: &Plan, other: &Plan) -> Vec<String> {
     let mut flags = vec![];
     if plan.mesh != other.mesh {
@@ -316,15 +312,20 @@ mod tests {
     fn stages_and_splits_hold_their_part_of_the_parameters() {
         let config = config(&[]);
         let of = |mesh: &str| config.footprints(&plan(&config, mesh), 100).unwrap();
-        let whole: usize =
-            config.model.describe(100, Placement::whole()).iter().map(|made| made.spec.len()).sum();
+        let whole: usize = config
+            .model
+            .describe(100, Placement::whole())
+            .unwrap()
+            .iter()
+            .map(|param| param.spec.len())
+            .sum();
         let one = of("data=1");
-        // Units end on a cache line.
+        // Units are padded to a cache line.
         assert!(one[0].parameters >= 4 * whole && one[0].parameters < 4 * whole + 4096, "{one:?}");
         assert_eq!(one[0].optimizer, 2 * one[0].parameters);
         let two = of("pipe=2");
         assert_eq!(two.len(), 2);
-        // Both stages have the table, whose rows the first looks up and the last multiplies with.
+        // Both stages have the token embedding, which the last stage also uses as the head.
         let table = 4 * 100 * 64;
         let together = two[0].parameters + two[1].parameters - table;
         assert!(together >= one[0].parameters && together < one[0].parameters + 4096);
@@ -334,20 +335,6 @@ mod tests {
         let sequence = self::config(&["parallel.sequence=true"]);
         let sequence = sequence.footprints(&plan(&sequence, "tensor=2"), 100).unwrap();
         assert_eq!(sequence[0].activations, one[0].activations / 2);
-    }
-
-    #[test]
-    fn what_the_start_takes_is_counted() {
-        // ZeRO 3 over 16 ranks, without moments: training takes a sixteenth of the parameters, and the start takes them
-        // whole, twice.
-        let sets = ["optimizer.kind=sgd", "parallel.zero=3", "train.accumulate=1", "parallel.recompute=all"];
-        let config = config(&[&sets[..], &["model.embed=256", "model.block=1", "model.layers=16"]].concat());
-        let footprint = config.footprints(&plan(&config, "data=16"), 100).unwrap()[0];
-        let whole: usize =
-            config.model.describe(100, Placement::whole()).iter().map(|made| made.spec.len()).sum();
-        assert!(footprint.start >= 8 * whole && footprint.start < 9 * whole, "{footprint:?}");
-        assert!(footprint.total() == footprint.start, "{footprint:?}");
-        assert!(footprint.to_string().contains("at the start"), "{footprint}");
     }
 
     #[test]
@@ -367,7 +354,7 @@ mod tests {
             let path = if kind == "synthetic" { "" } else { "path = \"x\"\n" };
             let text = format!("[model]\n{text}\n[data]\nkind = \"{kind}\"\n{path}[train]\nbatch = 1\n");
             let config = Config::parse(&text, "test", &[]).unwrap();
-            assert_eq!(config.model.inputs().len(), config.model.costs(10).len(), "{text}");
+            assert_eq!(config.model.input_sizes(10).unwrap().len(), config.model.costs(10).len(), "{text}");
         }
     }
 
@@ -381,20 +368,20 @@ mod tests {
             config(&[&mib])
         };
         assert_eq!(limited(bytes + 1).check_memory(&given, 100), Ok(()));
-        // A little too much: one change is enough.
+        // The plan is slightly too large: one change is enough.
         let short = limited(bytes - 1000);
         let misfit = short.check_memory(&given, 100).unwrap_err();
         let change = misfit.other.clone().unwrap();
         assert_eq!((misfit.fullest.1.total(), change.flags.len()), (bytes, 1), "{misfit}");
         assert!(change.bytes <= misfit.limit && fullest(&short, &change.plan) == change.bytes);
         assert_eq!(short.check_memory(&change.plan, 100), Ok(()));
-        assert!(misfit.to_string().contains("the nearest plan that fits takes"), "{misfit}");
-        // One change of another kind would not do: the one with least memory of all single changes is taken.
+        assert!(misfit.to_string().contains("the nearest plan that fits needs"), "{misfit}");
+        // Of all single changes the one with the least memory is chosen.
         for zero in 0..4 {
             assert!(fullest(&free, &Plan { zero, ..given.clone() }) >= change.bytes);
         }
         let nothing = limited(1 << 20).check_memory(&plan(&free, "data=1"), 100).unwrap_err();
-        assert!(nothing.to_string().contains("the smallest takes"), "{nothing}");
+        assert!(nothing.to_string().contains("the smallest needs"), "{nothing}");
     }
 
     #[test]

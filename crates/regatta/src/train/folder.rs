@@ -1,9 +1,10 @@
-//! The folder of a run: it belongs to one run at a time, and all ranks see it.
+//! The folder of a run. Only one run at a time uses it, and all ranks must see it.
 
-use super::run::Job;
+use super::job::Job;
 use crate::checkpoint::{Candidates, Location, Which, candidates};
 use crate::error::{Error, Result};
 use crate::files::{Locked, try_lock};
+use crate::setup::agree_on;
 use regatta_comm::Group;
 use regatta_comm::rendezvous::hostname;
 use std::fs::{self, File};
@@ -11,23 +12,25 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Locked while a run goes on.
+/// Name of the file that is locked during a run.
 const LOCK: &str = "lock";
-/// How long a rank looks for what rank 0 has written: clients of network file systems may take a while to see it.
-const LOOK: Duration = Duration::from_secs(10);
+/// How long a rank waits to see rank 0's file: clients of network file systems may see it late.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(10);
+/// Time between two looks for rank 0's file.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
 
-/// Makes a folder for a new run of all ranks of `group`: `base`, or `base-2`, `base-3` and so on where that is taken. Of
-/// several jobs that do this at the same moment, each gets a folder of its own. All ranks call it.
+/// Creates a folder for a new run of all ranks of `group`: `base`, or `base-2`, `base-3` and so on if it exists.
+/// Several jobs that call this at the same time get different folders. All ranks call it and get the same path.
 ///
 /// # Errors
-/// A folder that cannot be made, or a name that is no UTF-8 where there are several ranks.
+/// The folder cannot be created, or its name is not UTF-8 and there are several ranks.
 pub fn claim_folder(group: &Group, base: &Path) -> Result<PathBuf> {
     if group.size() == 1 {
         return claim(base);
     }
     let name = |path: PathBuf| {
         path.into_os_string().into_string().map_err(|path| {
-            Error::Usage(format!("{} is no UTF-8: give the run's folder with --out", path.display()))
+            Error::Usage(format!("{} is not UTF-8: give the run's folder with --out", path.display()))
         })
     };
     agree_on(group, || claim(base).and_then(name)).map(PathBuf::from)
@@ -52,55 +55,32 @@ fn claim(base: &Path) -> Result<PathBuf> {
     Err(Error::Usage(format!("{}: no number is left for a new folder", base.display())))
 }
 
-/// Whether a run has left something in the folder `path` that another run would write over.
+/// Whether the folder `path` has a summary or checkpoints of a run, which a new run would overwrite.
 pub fn holds_run(path: &Path) -> bool {
-    let some = |found: Result<Candidates>| found.is_ok_and(|found| !found.folders.is_empty());
-    path.join("summary.json").exists() || some(candidates(&Location::of_run(path), Which::Last))
+    let any = |found: Result<Candidates>| found.is_ok_and(|found| !found.folders.is_empty());
+    path.join("summary.json").exists() || any(candidates(&Location::of_run(path), Which::Last))
 }
 
-/// What rank 0 says, on all ranks; or its error. All ranks of the group call it.
-pub(super) fn agree_on(group: &Group, say: impl FnOnce() -> Result<String>) -> Result<String> {
-    if group.size() == 1 {
-        return say();
-    }
-    let mine = (group.rank() == 0).then(say);
-    // A first byte says whether the rest is what was said or an error.
-    let mut text = match &mine {
-        Some(Ok(text)) => [&[1], text.as_bytes()].concat(),
-        Some(Err(error)) => [&[0], error.to_string().as_bytes()].concat(),
-        None => vec![],
-    };
-    let mut len = [text.len() as i64];
-    group.broadcast(&mut len, 0)?;
-    text.resize(len[0] as usize, 0);
-    group.broadcast(&mut text, 0)?;
-    let said = || String::from_utf8_lossy(text.get(1..).unwrap_or_default()).into_owned();
-    match mine {
-        Some(said) => said,
-        None if text.first() == Some(&1) => Ok(said()),
-        None => Err(Error::Usage(said())),
-    }
-}
-
-/// The folder of a run that goes on. While it lives, no other run takes the folder.
+/// The folder of a running run. While this value lives, no other run can use the folder.
 pub(super) struct RunFolder {
     path: PathBuf,
-    /// On rank 0, where the file system has locks.
+    /// The locked file, on rank 0, if the file system has locks.
     lock: Option<File>,
+    /// Whether this is rank 0.
     lead: bool,
-    /// Whether the run has come to its first step.
+    /// Whether the run has reached its first step.
     begun: bool,
-    /// What should be said to the user.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
 impl RunFolder {
-    /// Takes the folder for this run, and checks that all ranks see it and the place of the checkpoints, and can write there.
-    /// All ranks call it.
+    /// Locks the folder for this run, and checks that all ranks see it and the location of checkpoints, and can write
+    /// there. All ranks call it.
     ///
     /// # Errors
-    /// A folder that another run has, or that holds an earlier run while this one begins; a folder that cannot be written;
-    /// one that a rank does not share.
+    /// Another run uses the folder, a new run's folder has an earlier run, the folder cannot be written, or a rank
+    /// does not share it.
     pub(super) fn enter(job: &Job, location: &Location) -> Result<Self> {
         let mut folder = Self {
             path: job.out.clone(),
@@ -109,29 +89,30 @@ impl RunFolder {
             begun: false,
             warnings: vec![],
         };
-        let token = agree_on(&job.group, || folder.lead(job, location))?;
-        let wrong = folder.look(job, location, &token).err().unwrap_or_default();
-        let all = job.group.all_gather_vec(wrong.as_bytes())?;
+        let token = agree_on(&job.group, || folder.create(job, location))?;
+        let problem = folder.check_shared(job, location, &token).err().unwrap_or_default();
+        let all = job.group.all_gather_vec(problem.as_bytes())?;
         if folder.lead && !token.is_empty() {
-            // What stays is only wasted space.
+            // A file that stays costs only space.
             let _ = location.remove(&probe(&token));
         }
-        match all.iter().find(|wrong| !wrong.is_empty()) {
-            Some(wrong) => Err(Error::Usage(String::from_utf8_lossy(wrong).into_owned())),
+        match all.iter().find(|problem| !problem.is_empty()) {
+            Some(problem) => Err(Error::Usage(String::from_utf8_lossy(problem).into_owned())),
             None => Ok(folder),
         }
     }
 
-    /// Rank 0's part: makes, locks and probes the folder. Returns the token that the others look for.
-    fn lead(&mut self, job: &Job, location: &Location) -> Result<String> {
+    /// Rank 0's part: creates and locks the folder, and writes a file with a token. Returns the token, for which the
+    /// others look; it is empty if the disk is full.
+    fn create(&mut self, job: &Job, location: &Location) -> Result<String> {
         let out = &job.out;
         fs::create_dir_all(out).map_err(Error::io("create the run's folder", out))?;
         self.lock(out)?;
         if job.resume.is_none() {
-            self.is_new(job, location)?;
+            self.check_new(job, location)?;
         }
         if let Some(path) = &job.config.train.trace {
-            // A path that cannot be written is told now, and not when all is done.
+            // A path that cannot be written is an error now, not at the end of the run.
             let opened = File::options().create(true).append(true).open(path);
             opened.map_err(Error::io("write the trace", path))?;
         }
@@ -143,8 +124,8 @@ impl RunFolder {
         match written {
             Ok(()) => Ok(token),
             Err(error) if full(&error) => {
-                // There may be room when the first checkpoint comes.
-                self.warnings.push(format!("the disk is full, no checkpoint can be written now: {error}"));
+                // There may be space when the first checkpoint is written.
+                self.warnings.push(format!("the disk is full, so no checkpoint can be written now: {error}"));
                 Ok(String::new())
             }
             Err(error) => Err(error),
@@ -156,7 +137,7 @@ impl RunFolder {
         match try_lock(&path) {
             Ok(Locked::Ours(mut file)) => {
                 let who = format!("process {} on {}\n", std::process::id(), hostname());
-                // For the message below; the lock is what counts.
+                // The text is only for the message below, so errors do not matter.
                 let _ = file.set_len(0).and_then(|()| file.write_all(who.as_bytes()));
                 self.lock = Some(file);
                 Ok(())
@@ -165,13 +146,13 @@ impl RunFolder {
                 let who = fs::read_to_string(&path).unwrap_or_default();
                 let who = if who.trim().is_empty() { "another process" } else { who.trim() };
                 Err(Error::Usage(format!(
-                    "{} belongs to a run that is going on ({who}): wait for its end, or give another --out",
+                    "{} is used by another run ({who}): wait for its end, or give another --out",
                     out.display()
                 )))
             }
             Ok(Locked::Unavailable(error)) => {
                 self.warnings.push(format!(
-                    "{} cannot be locked ({error}): see to it that no other run uses this folder at the same time",
+                    "{} cannot be locked ({error}): make sure that no other run uses this folder at the same time",
                     out.display()
                 ));
                 Ok(())
@@ -181,23 +162,23 @@ impl RunFolder {
         }
     }
 
-    /// Checks that a run that begins does not write over another.
-    fn is_new(&self, job: &Job, location: &Location) -> Result<()> {
-        let there = !candidates(location, Which::Last)?.folders.is_empty();
-        if !there && !job.out.join("summary.json").exists() {
+    /// Checks that a new run does not overwrite an earlier one.
+    fn check_new(&self, job: &Job, location: &Location) -> Result<()> {
+        let has_checkpoints = !candidates(location, Which::Last)?.folders.is_empty();
+        if !has_checkpoints && !job.out.join("summary.json").exists() {
             return Ok(());
         }
         let (place, other) = match &job.config.train.checkpoint_url {
-            Some(url) if there => (url.clone(), "train.checkpoint_url"),
+            Some(url) if has_checkpoints => (url.clone(), "train.checkpoint_url"),
             _ => (job.out.display().to_string(), "--out"),
         };
         Err(Error::Usage(format!(
-            "{place} holds an earlier run: go on with --resume, or give another {other}"
+            "{place} has an earlier run: continue it with --resume, or give another {other}"
         )))
     }
 
-    /// Looks for rank 0's token, and tries to write beside it. Says what is wrong.
-    fn look(&self, job: &Job, location: &Location, token: &str) -> Result<(), String> {
+    /// On other ranks: waits for rank 0's token, and tries to write a file. The error says what failed.
+    fn check_shared(&self, job: &Job, location: &Location, token: &str) -> Result<(), String> {
         if self.lead || token.is_empty() {
             return Ok(());
         }
@@ -210,21 +191,21 @@ impl RunFolder {
                 location.show("").display()
             ))
         };
-        // The others wait for this rank meanwhile, with their own deadline.
-        let patience = LOOK.min(Duration::from_secs_f64(job.config.parallel.deadline_s / 3.0));
+        // The others wait for this rank meanwhile and must not reach their deadline.
+        let timeout = VISIBLE_WITHIN.min(Duration::from_secs_f64(job.config.parallel.deadline_s / 3.0));
         let begun = Instant::now();
         loop {
             match location.text(&probe(token)) {
                 Ok(Some(text)) if text == token => break,
                 Err(error) if error.kind() != io::ErrorKind::NotADirectory => {
-                    return wrong(format!("cannot read ({error}) what rank 0 writes to"));
+                    return wrong(format!("cannot read ({error}) the files of rank 0 in"));
                 }
-                _ if begun.elapsed() >= patience => {
-                    return wrong("does not see what rank 0 writes to".into());
+                _ if begun.elapsed() >= timeout => {
+                    return wrong("does not see the files of rank 0 in".into());
                 }
                 _ => {
                     location.refresh();
-                    std::thread::sleep(Duration::from_millis(50));
+                    std::thread::sleep(RETRY_AFTER);
                 }
             }
         }
@@ -235,23 +216,23 @@ impl RunFolder {
                 Ok(())
             }
             Err(error) if full(&error) => Ok(()),
-            Err(error) => wrong(format!("cannot write ({error}) to")),
+            Err(error) => wrong(format!("cannot write ({error}) into")),
         }
     }
 
-    /// From now on the folder holds something of the run.
+    /// Marks that the run has reached its first step, so that its folder stays.
     pub(super) fn begin(&mut self) {
         self.begun = true;
     }
 }
 
 impl Drop for RunFolder {
-    /// Leaves nothing of a run that did not come to its first step.
+    /// Removes the folder of a run that did not reach its first step, if it is empty.
     fn drop(&mut self) {
         if self.begun || !self.lead || self.lock.is_none() {
             return;
         }
-        // Folders are removed where they are empty, and nothing else is. The lock file goes while it is still locked.
+        // Only empty folders are removed. The lock file is removed while it is locked.
         let _ = fs::remove_dir(crate::checkpoint::folder(&self.path));
         let empty = || Some(fs::read_dir(&self.path).ok()?.flatten().all(|entry| entry.file_name() == LOCK));
         if empty() == Some(true) {
@@ -261,6 +242,7 @@ impl Drop for RunFolder {
     }
 }
 
+/// Name of the file by which ranks check that they share a folder.
 fn probe(token: &str) -> String {
     format!("probe-{token}")
 }
@@ -269,6 +251,7 @@ fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
+/// Whether the reason of `error` is a full disk or an exceeded quota.
 fn full(error: &Error) -> bool {
     use io::ErrorKind::{QuotaExceeded, StorageFull};
     matches!(error, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))

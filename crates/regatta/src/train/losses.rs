@@ -1,4 +1,5 @@
-//! `losses.csv`: the training loss of every step. It only grows, so that a checkpoint costs the same however long a run is.
+//! `losses.csv`: the training loss of every step. Lines are only appended, so the cost of a checkpoint does not depend
+//! on the length of the run.
 
 use crate::error::{Error, Result};
 use crate::files::append_after;
@@ -7,33 +8,33 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 const NAME: &str = "losses.csv";
-const HEAD: &str = "step,loss";
+const HEADER: &str = "step,loss";
 
-/// The file while a run writes it. A disk that is full costs lines, not the run.
+/// The file during a run. An error of writing, as a full disk, ends the file but not the run.
 pub(super) struct Losses {
     path: PathBuf,
     file: Option<BufWriter<File>>,
 }
 
 impl Losses {
-    /// Begins the file in `folder`, or goes on after step `done`. What is wrong is said in the second part.
+    /// Begins the file in `folder`, or continues it after step `done`. The second value is a warning.
     pub(super) fn open(folder: &Path, done: usize) -> (Self, Option<String>) {
         let path = folder.join(NAME);
-        let keep = |line: &str| line == HEAD || parse(line).is_some_and(|(step, _)| step <= done);
+        let keep = |line: &str| line == HEADER || parse(line).is_some_and(|(step, _)| step <= done);
         let opened = append_after(&path, |line| done > 0 && keep(line)).and_then(|(mut file, lines)| {
             if lines == 0 {
-                writeln!(file, "{HEAD}")?;
+                writeln!(file, "{HEADER}")?;
             }
             Ok((file, lines))
         });
         match opened {
             Ok((file, lines)) => {
-                let there = lines.saturating_sub(1);
-                let problem = (there < done).then(|| {
+                let found = lines.saturating_sub(1);
+                let problem = (found < done).then(|| {
                     format!(
-                        "{}: the losses of {} of the first {done} steps are not there",
+                        "{}: the losses of {} of the first {done} steps are missing",
                         path.display(),
-                        done - there
+                        done - found
                     )
                 });
                 (Self { path, file: Some(BufWriter::new(file)) }, problem)
@@ -45,19 +46,19 @@ impl Losses {
         }
     }
 
-    /// Adds the loss of a step. What is wrong is said once; then the file ends.
+    /// Appends the loss of a step. Returns a warning for the first error, after which nothing is written.
     pub(super) fn add(&mut self, step: usize, loss: f64) -> Option<String> {
         self.write(|file| writeln!(file, "{step},{loss}"))
     }
 
-    /// Gives what was added to the system.
+    /// Writes buffered lines to the file. Returns a warning for the first error.
     pub(super) fn flush(&mut self) -> Option<String> {
         self.write(Write::flush)
     }
 
     fn write(&mut self, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Option<String> {
         let error = write(self.file.as_mut()?).err()?;
-        // What is still in the buffer is not tried again.
+        // Without writing the rest of the buffer again.
         drop(self.file.take().map(BufWriter::into_parts));
         Some(format!("{} ends here: {error}", self.path.display()))
     }
@@ -68,15 +69,15 @@ fn parse(line: &str) -> Option<(usize, f64)> {
     Some((step.parse().ok()?, loss.parse().ok()?))
 }
 
-/// The training losses in the run folder `folder`, from the first step on, as far as they are there.
+/// The training losses in the run folder `folder`, one per step from the first on.
 ///
 /// # Errors
-/// A file that cannot be read, or that holds something else.
+/// The file cannot be read, or a line is malformed.
 pub fn read_losses(folder: &Path) -> Result<Vec<f64>> {
     let path = folder.join(NAME);
     let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
     let loss = |(index, line): (usize, &str)| {
-        let problem = format!("cannot read {}: line {} is no step and loss", path.display(), index + 2);
+        let problem = format!("cannot read {}: line {} is not a step and a loss", path.display(), index + 2);
         parse(line).map(|(_, loss)| loss).ok_or(Error::Usage(problem))
     };
     text.lines().skip(1).enumerate().map(loss).collect()
@@ -99,7 +100,7 @@ mod tests {
                 prop_assert!(file.add(index + 1, loss).is_none());
             }
             drop(file);
-            // Taken back to an earlier step, and gone on from there.
+            // Resumes at an earlier step.
             let done = cut.min(all.len());
             let (mut file, problem) = Losses::open(place.path(), done);
             prop_assert!(problem.is_none(), "{:?}", problem);
@@ -116,10 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told() {
+    fn missing_losses_are_reported() {
         let place = tempfile::tempdir().unwrap();
         let (file, problem) = Losses::open(place.path(), 5);
-        assert!(problem.unwrap().contains("the losses of 5 of the first 5 steps are not there"));
+        assert!(problem.unwrap().contains("the losses of 5 of the first 5 steps are missing"));
         drop(file);
         let (_, problem) = Losses::open(&place.path().join("none"), 0);
         assert!(problem.unwrap().contains("no losses.csv"));
@@ -127,7 +128,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_full_disk_is_told_once() {
+    fn a_full_disk_is_reported_once() {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let mut losses = Losses { path: "losses.csv".into(), file: Some(BufWriter::new(full)) };
         assert!(losses.add(1, 0.5).is_none());

@@ -1,28 +1,30 @@
-//! `metrics.jsonl`, which grows while a run goes on.
+//! `metrics.jsonl`: the metrics of a run, which are appended while it trains.
 
+use super::callback::{Callback, StepReport};
 use super::evaluate::Score;
-use super::run::{Job, Observer, StepReport};
+use super::job::Job;
 use crate::data::sampler::Position;
 use crate::error::Error;
 use crate::files::append_after;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// A line. All lines have all keys; what a line has nothing to say on is `null`.
+/// A line of the file. All lines have all keys; keys that a line does not report are `null`.
 #[derive(Default, Serialize)]
 struct Line {
     step: usize,
     /// Seconds since 1970.
     time: f64,
-    /// Seconds since this process was started; a run that goes on begins at 0 again.
+    /// Seconds since this process was started; a resumed run begins at 0 again.
     elapsed_s: f64,
-    /// Tokens (samples of pictures) learnt from so far, those before a resume included.
+    /// Training tokens (for images: samples) so far, including those before a resume.
     tokens: u64,
     /// Epochs so far.
     epochs: f64,
-    /// Mean over the steps since the last such line; steps whose loss is not finite do not count.
+    /// Mean over the steps since the last such line, without steps whose loss is not finite.
     #[serde(with = "crate::json::optional")]
     loss: Option<f64>,
     #[serde(with = "crate::json::optional")]
@@ -33,7 +35,7 @@ struct Line {
     gradient_norm: Option<f64>,
     #[serde(with = "crate::json::optional")]
     gradient_norm_max: Option<f64>,
-    /// Over all time since the last such line, that of saving and evaluating included.
+    /// Tokens per second since the last such line, including the time of saving and evaluating.
     #[serde(with = "crate::json::optional")]
     tokens_per_s: Option<f64>,
     #[serde(with = "crate::json::optional")]
@@ -46,23 +48,26 @@ struct Line {
     comm_exposed_ms: Option<f64>,
     #[serde(with = "crate::json::optional")]
     loss_scale: Option<f64>,
-    /// Steps so far whose update was skipped.
+    /// Number of steps so far whose update was skipped.
     skipped_steps: usize,
     #[serde(with = "crate::json::optional")]
     val_loss: Option<f64>,
     #[serde(with = "crate::json::optional")]
     val_accuracy: Option<f64>,
+    /// The model's own metrics; empty if it has none or the line is not of an evaluation.
+    #[serde(with = "crate::json::by_name")]
+    val_metrics: BTreeMap<String, f64>,
 }
 
-/// The mean and the largest of some numbers.
+/// The mean and the maximum of values, of which those that are not finite are ignored.
 #[derive(Default)]
-struct Spread {
+struct Aggregate {
     sum: f64,
     count: usize,
     max: Option<f64>,
 }
 
-impl Spread {
+impl Aggregate {
     fn add(&mut self, value: f64) {
         if value.is_finite() {
             (self.sum, self.count) = (self.sum + value, self.count + 1);
@@ -70,7 +75,7 @@ impl Spread {
         }
     }
 
-    /// NaN where none was finite.
+    /// The mean; NaN if no value was finite.
     fn mean(&self) -> Option<f64> {
         Some(self.sum / self.count as f64)
     }
@@ -80,34 +85,34 @@ impl Spread {
 #[derive(Default)]
 struct Window {
     steps: usize,
-    loss: Spread,
-    gradient_norm: Spread,
-    step_ms: Spread,
-    comm_ms: Spread,
-    comm_exposed_ms: Spread,
+    loss: Aggregate,
+    gradient_norm: Aggregate,
+    step_ms: Aggregate,
+    comm_ms: Aggregate,
+    comm_exposed_ms: Aggregate,
 }
 
-/// `metrics.jsonl`: a line a logged step. A disk that is full costs lines, not the run.
+/// Writes `metrics.jsonl`, a line per logged step. An error of writing, as a full disk, ends the file but not the run.
 pub(super) struct Metrics {
     file: Option<File>,
     started: Instant,
     /// Tokens of a step over all workers.
     step_tokens: usize,
-    /// Batches of an epoch.
-    epoch: usize,
+    /// Number of steps in an epoch.
+    epoch_steps: usize,
     window: Window,
     logged: Instant,
 }
 
 impl Metrics {
-    /// Begins the file anew, or goes on after the lines up to step `done`. A step takes `step_tokens` tokens, and an epoch
-    /// `epoch` steps.
+    /// Begins the file, or continues it after the lines up to step `done`. A step has `step_tokens` tokens, and an
+    /// epoch `epoch_steps` steps.
     pub(super) fn open(
         job: &Job,
         done: usize,
         step_tokens: usize,
-        epoch: usize,
-        observer: &mut dyn Observer,
+        epoch_steps: usize,
+        callback: &mut dyn Callback,
     ) -> Self {
         let path = job.out.join("metrics.jsonl");
         let step = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
@@ -115,15 +120,15 @@ impl Metrics {
         let file = match append_after(&path, keep).map_err(Error::io("open", &path)) {
             Ok((file, _)) => Some(file),
             Err(error) => {
-                observer.warning(&format!("no metrics.jsonl: {error}"));
+                callback.warning(&format!("no metrics.jsonl: {error}"));
                 None
             }
         };
         let (started, logged, window) = (job.started, Instant::now(), Window::default());
-        Self { file, started, step_tokens, epoch: epoch.max(1), window, logged }
+        Self { file, started, step_tokens, epoch_steps: epoch_steps.max(1), window, logged }
     }
 
-    /// Takes a step into account.
+    /// Adds a step to the window.
     pub(super) fn add(&mut self, report: &StepReport) {
         let window = &mut self.window;
         window.steps += 1;
@@ -134,8 +139,8 @@ impl Metrics {
         window.comm_exposed_ms.add(report.comm_exposed_ms);
     }
 
-    /// Writes a line on the steps since the last one, of which `report` is on the newest.
-    pub(super) fn log(&mut self, report: &StepReport, position: Position, observer: &mut dyn Observer) {
+    /// Writes a line about the steps since the last one; `report` is that of the newest step.
+    pub(super) fn log(&mut self, report: &StepReport, position: Position, callback: &mut dyn Callback) {
         let (window, since) = (std::mem::take(&mut self.window), self.logged.elapsed().as_secs_f64());
         self.logged = Instant::now();
         let line = Line {
@@ -152,24 +157,25 @@ impl Metrics {
             loss_scale: report.loss_scale,
             ..self.at(report.step, position, report.skipped_steps)
         };
-        self.write(&line, observer);
+        self.write(&line, callback);
     }
 
-    /// Writes a line on an evaluation.
+    /// Writes a line about an evaluation.
     pub(super) fn log_score(
         &mut self,
         step: usize,
         position: Position,
         skipped: usize,
-        score: Score,
-        observer: &mut dyn Observer,
+        score: &Score,
+        callback: &mut dyn Callback,
     ) {
         let line = Line {
             val_loss: Some(score.loss),
             val_accuracy: score.accuracy,
+            val_metrics: score.metrics.iter().cloned().collect(),
             ..self.at(step, position, skipped)
         };
-        self.write(&line, observer);
+        self.write(&line, callback);
     }
 
     fn at(&self, step: usize, position: Position, skipped_steps: usize) -> Line {
@@ -179,18 +185,18 @@ impl Metrics {
             time: now.as_millis() as f64 / 1e3,
             elapsed_s: self.started.elapsed().as_millis() as f64 / 1e3,
             tokens: step as u64 * self.step_tokens as u64,
-            epochs: position.epoch as f64 + position.batch as f64 / self.epoch as f64,
+            epochs: position.epoch as f64 + position.batch as f64 / self.epoch_steps as f64,
             skipped_steps,
             ..Line::default()
         }
     }
 
-    fn write(&mut self, line: &Line, observer: &mut dyn Observer) {
+    fn write(&mut self, line: &Line, callback: &mut dyn Callback) {
         let Some(file) = &mut self.file else { return };
         let text = serde_json::to_string(line).map_err(std::io::Error::from);
         let written = text.and_then(|text| file.write_all(format!("{text}\n").as_bytes()));
         if let Err(error) = written {
-            observer.warning(&format!("metrics.jsonl ends here: {error}"));
+            callback.warning(&format!("metrics.jsonl ends here: {error}"));
             self.file = None;
         }
     }

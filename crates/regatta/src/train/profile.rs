@@ -1,29 +1,29 @@
-//! Where the time of training steps goes, operation by operation.
+//! The time of training steps by operation.
 
-use super::summary::median;
+use super::statistics::median;
 use crate::autograd::{Cost, Measured, Phase};
 use crate::error::{Error, Result};
 use regatta_comm::Group;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// One kind of work of one rank, in one step: the median over the steps.
+/// One kind of work of one rank. Values are per step, medians over the steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// What is done.
+    /// Name of the operation.
     pub name: String,
-    /// In which part of the step: `forward`, `backward` or `update`.
+    /// The part of the step: `forward`, `backward` or `update`; empty for the rest of the time.
     pub phase: String,
-    /// How often.
+    /// Number of calls.
     #[serde(with = "crate::json::float")]
     pub calls: f64,
-    /// How long it takes, in milliseconds.
+    /// Duration of all calls in milliseconds.
     #[serde(with = "crate::json::float")]
     pub ms: f64,
-    /// Floating-point operations.
+    /// Number of floating-point operations.
     #[serde(with = "crate::json::float")]
     pub flops: f64,
-    /// Bytes read and written, each input and output once.
+    /// Bytes that are read and written; each input and output counts once.
     #[serde(with = "crate::json::float")]
     pub bytes: f64,
 }
@@ -34,23 +34,24 @@ pub struct Profile {
     /// Median duration of a step in milliseconds.
     #[serde(with = "crate::json::float")]
     pub step_ms: f64,
-    /// Most floating-point operations a second that the rank's threads reach.
+    /// Measured peak of floating-point operations per second of the rank's threads.
     #[serde(with = "crate::json::float")]
     pub peak_flops_per_s: f64,
-    /// Most bytes a second that one thread copies, reading and writing both counted.
+    /// Measured peak of bytes per second that one thread copies; bytes read and bytes written both count.
     #[serde(with = "crate::json::float")]
     pub peak_bytes_per_s: f64,
-    /// The longest first.
+    /// The kinds of work, the longest first.
     pub rows: Vec<Row>,
 }
 
 /// Name and phase.
 type Kind = (&'static str, &'static str);
 
-/// What the steps took so far.
+/// The measurements of the steps so far.
 #[derive(Default)]
 pub(super) struct Profiler {
-    /// By kind of work, in the order in which they were first seen: by step, calls, milliseconds, operations, bytes.
+    /// By kind of work, in the order in which they first occurred: for each step, calls, milliseconds, floating-point
+    /// operations and bytes.
     kinds: Vec<(Kind, Vec<[f64; 4]>)>,
     steps: Vec<f64>,
 }
@@ -72,7 +73,7 @@ impl Profiler {
         for one in operations {
             self.count(index, (one.name, name_of(one.phase)), ms(one.took), one.cost);
         }
-        // What a step lacks took no time in it.
+        // Kinds that did not occur in this step took no time in it.
         self.kinds.iter_mut().for_each(|(_, steps)| steps.resize(index + 1, [0.0; 4]));
         let known: f64 = self.kinds.iter().map(|(_, steps)| steps[index][1]).sum();
         self.count(index, ("everything else", ""), ms(step) - known, Cost::default());
@@ -89,7 +90,7 @@ impl Profiler {
         sums.iter_mut().zip([1.0, ms, cost.flops, cost.bytes]).for_each(|(sum, value)| *sum += value);
     }
 
-    /// The medians over the steps behind the first `skip`.
+    /// The medians over the steps after the first `skip`.
     pub(super) fn finish(mut self, skip: usize, peak_flops_per_s: f64) -> Profile {
         let skip = skip.min(self.steps.len().saturating_sub(1));
         let row = |((name, phase), steps): &(Kind, Vec<[f64; 4]>)| {
@@ -115,11 +116,11 @@ impl Profiler {
 }
 
 impl Profile {
-    /// Those of all ranks, at rank 0. All call it.
+    /// The profiles of all ranks. All ranks call it.
     pub(super) fn of_all(self, group: &Group) -> Result<Vec<Self>> {
         let usage = |error: serde_json::Error| Error::Usage(error.to_string());
-        let mine = serde_json::to_vec(&self).map_err(usage)?;
-        let all = group.all_gather_vec(&mine)?;
+        let own = serde_json::to_vec(&self).map_err(usage)?;
+        let all = group.all_gather_vec(&own)?;
         all.iter().map(|json| serde_json::from_slice(json).map_err(usage)).collect()
     }
 }
@@ -130,7 +131,7 @@ mod tests {
     use std::time::Instant;
 
     #[test]
-    fn medians_of_steps_and_what_is_left() {
+    fn medians_of_steps_and_the_rest() {
         let mut profiler = Profiler::default();
         for (step, product) in [(50, 9), (10, 4), (12, 6), (14, 8)] {
             let ms = Duration::from_millis;

@@ -1,33 +1,39 @@
-//! Checkpoints of a run: every rank writes its part while training goes on, and what all have written becomes complete.
+//! Writes the checkpoints of a run. Every rank writes its part while training continues; when all have, rank 0
+//! completes the checkpoint.
 
-use super::config::ModelConfig;
-use super::folder::agree_on;
-use super::optimizer::FlatOptimizer;
-use super::run::Job;
+use super::job::Job;
+use super::statistics::median;
 use crate::checkpoint::{
     Checkpoint, FileEntry, Location, Part, ShardWriter, State, Which, abandon, commit, fresh_folder,
 };
 use crate::error::{Error, Result};
-use crate::models::Model;
+use crate::optim::FlatOptimizer;
 use crate::parallel::Engine;
+use crate::setup::{agree_on, owned};
 use regatta_comm::{Group, ReduceOp};
-use regatta_plan::Piece;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The checkpoints of one rank.
+/// First byte of a message with a file's entry.
+const ENTRY: u8 = 1;
+/// First byte of a message with the reason of a failure.
+const FAILURE: u8 = 0;
+
+/// One rank's part in writing checkpoints.
 pub(super) struct Saving {
     location: Location,
     writer: ShardWriter,
-    going: Option<Going>,
-    /// Rank 0 makes the last one complete.
+    pending: Option<Pending>,
+    /// On rank 0, the thread that completes the last checkpoint.
     committing: Option<JoinHandle<Result<()>>>,
+    /// How long each save blocked training.
     blocked: Vec<Duration>,
     /// Most bytes that were copied for one checkpoint.
     copied: usize,
 }
 
-struct Going {
+/// A checkpoint that is being written.
+struct Pending {
     folder: String,
     state: State,
     best: bool,
@@ -35,42 +41,39 @@ struct Going {
 }
 
 impl Saving {
-    fn location_of(job: &Job) -> Result<Location> {
-        match &job.config.train.checkpoint_url {
-            Some(url) => Location::parse(url),
-            None => Ok(Location::of_run(&job.out)),
-        }
-    }
-
-    /// The checkpoint that the run goes on from, where it does and there is one.
-    pub(super) fn checkpoint_before(job: &Job) -> Option<Checkpoint> {
-        let location = Self::location_of(job).ok().filter(|_| job.resume.is_some())?;
-        Checkpoint::find(&location, Which::Last).ok()
-    }
-
     pub(super) fn new(job: &Job) -> Result<Self> {
-        let location = Self::location_of(job)?;
+        let location = location_of(job)?;
         let writer = ShardWriter::new(location.clone(), job.group.rank());
-        Ok(Self { location, writer, going: None, committing: None, blocked: vec![], copied: 0 })
+        Ok(Self { location, writer, pending: None, committing: None, blocked: vec![], copied: 0 })
     }
 
-    /// Copies what this rank owns, and begins to write it. All ranks call it. Returns why the one before failed, if so.
-    pub(super) fn begin<M: Model>(
+    /// Copies what this rank owns, and begins to write it. All ranks call it. Returns why the checkpoint before
+    /// failed, if it did.
+    pub(super) fn begin(
         &mut self,
         job: &Job,
         state: State,
         best: bool,
-        engine: &Engine<M>,
+        engine: &mut Engine,
         optimizer: &FlatOptimizer,
     ) -> Result<Option<String>> {
         let begun = Instant::now();
         let failed = self.finish(job, true)?;
         let folder = agree_on(&job.group, || fresh_folder(&self.location, state.step))?;
         let mut parts = vec![];
+        // This copies the state of the exchange, which is small or empty.
+        let of_exchange: Vec<(&str, Vec<Vec<f32>>)> = engine
+            .exchange_state()
+            .into_iter()
+            .map(|(kind, values)| (kind, values.iter().map(|values| values.to_vec()).collect()))
+            .collect();
+        let engine = &*engine;
         let units = engine.units();
         for unit in 0..units.units.len() {
             let states = optimizer.state().map(|(kind, values)| (format!("{kind}/"), values[unit]));
-            let all = std::iter::once((String::new(), engine.parameters.own(unit))).chain(states);
+            let of_exchange =
+                of_exchange.iter().map(|(kind, values)| (format!("{kind}/"), values[unit].as_slice()));
+            let all = std::iter::once((String::new(), engine.own(unit))).chain(states).chain(of_exchange);
             for (kind, values) in all {
                 for (param, piece, within) in owned(engine, unit) {
                     if engine.writes(unit, param) {
@@ -84,96 +87,110 @@ impl Saving {
         self.copied = self.copied.max(parts.iter().map(|part: &Part<'_>| size_of_val(part.values)).sum());
         let state = State { updates: optimizer.updates(), ..state };
         let outcome = self.writer.begin(&folder, parts).err().map(Err);
-        self.going = Some(Going { folder, state, best, outcome });
+        self.pending = Some(Pending { folder, state, best, outcome });
         self.blocked.push(begun.elapsed());
         Ok(failed)
     }
 
-    /// Whether this rank has written its part, or has failed to.
+    /// Whether this rank's write has ended, with or without an error.
     pub(super) fn written(&mut self) -> bool {
-        let Some(going) = &mut self.going else { return false };
-        if going.outcome.is_none() {
-            going.outcome = self.writer.poll();
+        let Some(pending) = &mut self.pending else { return false };
+        if pending.outcome.is_none() {
+            pending.outcome = self.writer.poll();
         }
-        going.outcome.is_some()
+        pending.outcome.is_some()
     }
 
-    /// Waits until all ranks have written, and has rank 0 make the checkpoint complete. All ranks call it. With `wholly`,
-    /// it waits for that too. Returns why there is none, if so; the one before then stays.
-    pub(super) fn finish(&mut self, job: &Job, wholly: bool) -> Result<Option<String>> {
+    /// Waits until all ranks have written, and makes rank 0 complete the checkpoint; waits for that, too, if
+    /// `committed` is true. All ranks call it. Returns why a checkpoint failed, if one did; the one before is then
+    /// kept.
+    pub(super) fn finish(&mut self, job: &Job, committed: bool) -> Result<Option<String>> {
         let mut failed = None;
-        if self.going.is_some() {
+        if self.pending.is_some() {
             await_all(&job.group, || self.written() && self.is_committed())?;
         }
-        if let Some(going) = self.going.take() {
-            let outcome = going.outcome.unwrap_or_else(|| self.writer.wait());
-            let said = match outcome {
+        if let Some(pending) = self.pending.take() {
+            let outcome = pending.outcome.unwrap_or_else(|| self.writer.wait());
+            let entry = match outcome {
                 Ok(entry) => serde_json::to_vec(&entry).map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
-            // A first byte says whether the rest is an entry or a reason.
-            let mine = match said {
-                Ok(json) => [vec![1], json].concat(),
-                Err(reason) => [vec![0], reason.into_bytes()].concat(),
+            let own = match entry {
+                Ok(json) => [vec![ENTRY], json].concat(),
+                Err(reason) => [vec![FAILURE], reason.into_bytes()].concat(),
             };
-            let all = job.group.all_gather_vec(&mine)?;
-            let bad = all.iter().position(|said| said.first() != Some(&1));
-            failed = bad.map(|rank| format!("rank {rank}: {}", String::from_utf8_lossy(&all[rank][1..])));
+            let all = job.group.all_gather_vec(&own)?;
+            let first_failed = all.iter().position(|message| message.first() != Some(&ENTRY));
+            failed =
+                first_failed.map(|rank| format!("rank {rank}: {}", String::from_utf8_lossy(&all[rank][1..])));
             if job.group.rank() == 0 {
                 let before = self.join();
-                let (location, folder) = (self.location.clone(), going.folder.clone());
+                let (location, folder) = (self.location.clone(), pending.folder.clone());
                 if failed.is_some() {
-                    // What it leaves behind is only wasted space.
+                    // Files that stay cost only space.
                     let _ = abandon(&location, &folder);
                 } else {
-                    let read = |said: &Vec<u8>| serde_json::from_slice::<FileEntry>(&said[1..]);
+                    let read = |message: &Vec<u8>| serde_json::from_slice::<FileEntry>(&message[1..]);
                     let files = all.iter().map(read).collect::<Result<Vec<_>, _>>();
                     let files = files.map_err(|error| Error::checkpoint(&job.out, error.to_string()))?;
                     self.committing = Some(std::thread::spawn(move || {
-                        commit(&location, &folder, &going.state, files, going.best)
+                        commit(&location, &folder, &pending.state, files, pending.best)
                     }));
                     failed = before;
                 }
             }
         }
-        if wholly {
+        if committed {
             await_all(&job.group, || self.is_committed())?;
         }
-        Ok(if wholly { self.join().or(failed) } else { failed })
+        Ok(if committed { self.join().or(failed) } else { failed })
     }
 
-    /// Whether no checkpoint is being made complete by this rank.
+    /// Whether this rank is not completing a checkpoint at the moment.
     fn is_committed(&self) -> bool {
         self.committing.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits until rank 0 has made the last checkpoint complete; returns why it could not.
+    /// On rank 0, waits until the last checkpoint is complete. Returns why that failed, if it did.
     fn join(&mut self) -> Option<String> {
         match self.committing.take()?.join() {
             Ok(outcome) => outcome.err().map(|error| error.to_string()),
-            Err(_) => Some("the thread that completes it panicked".into()),
+            Err(_) => Some("the thread that completes the checkpoint panicked".into()),
         }
     }
 
-    /// Time that each save kept training waiting, in milliseconds: the median.
+    /// Median time in milliseconds that a save blocked training.
     pub(super) fn blocked_ms(&self) -> f64 {
         let mut times: Vec<f64> = self.blocked.iter().map(|time| time.as_secs_f64() * 1e3).collect();
-        super::summary::median(&mut times)
+        median(&mut times)
     }
 
-    /// Where checkpoints go.
+    /// The location of checkpoints.
     pub(super) fn location(&self) -> &Location {
         &self.location
     }
 
-    /// Bytes of the copy that checkpoints are written from.
+    /// Bytes of the largest copy of values for a checkpoint.
     pub(super) fn copied(&self) -> usize {
         self.copied
     }
 }
 
-/// Waits until `done` on all ranks, as long as it takes. They meet again and again, so that a disk that is slow does not look
-/// like a rank that has stopped: only a rank that does not come to a meeting within the deadline has.
+fn location_of(job: &Job) -> Result<Location> {
+    match &job.config.train.checkpoint_url {
+        Some(url) => Location::parse(url),
+        None => Ok(Location::of_run(&job.out)),
+    }
+}
+
+/// The checkpoint from which the run resumes, if it does and there is one.
+pub(super) fn checkpoint_before(job: &Job) -> Option<Checkpoint> {
+    let location = location_of(job).ok().filter(|_| job.resume.is_some())?;
+    Checkpoint::find(&location, Which::Last).ok()
+}
+
+/// Waits until `done` is true on all ranks, without a time limit. The ranks exchange their state repeatedly, so that a
+/// slow disk does not look like a rank that has stalled: each exchange has the usual deadline.
 fn await_all(group: &Group, mut done: impl FnMut() -> bool) -> Result<()> {
     const LONGEST_PAUSE: Duration = Duration::from_millis(100);
     let mut pause = Duration::from_millis(1);
@@ -187,121 +204,6 @@ fn await_all(group: &Group, mut done: impl FnMut() -> bool) -> Result<()> {
         }
         std::thread::sleep(pause);
         pause = (2 * pause).min(LONGEST_PAUSE);
-    }
-}
-
-/// The parameters of a unit as far as this rank owns them: index, what of the whole tensor, elements of its part.
-fn owned<M: Model>(
-    engine: &Engine<M>,
-    unit: usize,
-) -> impl Iterator<Item = (usize, Piece, std::ops::Range<usize>)> + '_ {
-    let units = engine.units();
-    let range = units.shard(unit, engine.shard());
-    units
-        .segments(unit, range)
-        .map(|segment| (segment.param, units.piece(segment.param).narrow(segment.of), segment.within))
-}
-
-/// Reads the parameters that this rank owns, and the state of its optimizer, from a checkpoint of whatever plan; then
-/// ranks that shard parameters have them whole again.
-///
-/// # Errors
-/// A file or tensor that is missing, damaged or of another model. What was read is then worthless.
-pub(crate) fn load<M: Model>(
-    checkpoint: &Checkpoint,
-    engine: &mut Engine<M>,
-    mut optimizer: Option<&mut FlatOptimizer>,
-) -> Result<()> {
-    let wanted = wanted(checkpoint, engine, optimizer.as_deref());
-    // All of it is checked before any of it is taken.
-    checkpoint.check(wanted.iter().map(|part| (part.name.as_str(), &part.piece)))?;
-    for Wanted { unit, name, kind, piece, within } in wanted {
-        match (kind, &mut optimizer) {
-            (Some(kind), Some(optimizer)) => {
-                if let Some((_, mut values)) = optimizer.state_mut().nth(kind) {
-                    checkpoint.read(&name, &piece, &mut values[unit][within])?;
-                }
-            }
-            _ => checkpoint.read(&name, &piece, &mut engine.parameters.own_mut(unit)[within])?,
-        }
-    }
-    for unit in 0..engine.units().units.len() {
-        engine.parameters.updated(unit);
-    }
-    Ok(())
-}
-
-/// A part of a tensor that a rank reads.
-pub(crate) struct Wanted {
-    unit: usize,
-    /// The tensor's name in the checkpoint.
-    pub name: String,
-    /// Which state of the optimizer it is; none for parameters.
-    kind: Option<usize>,
-    /// Which part of the tensor.
-    pub piece: Piece,
-    within: std::ops::Range<usize>,
-}
-
-/// What [`load`] reads of a checkpoint.
-pub(crate) fn wanted<M: Model>(
-    checkpoint: &Checkpoint,
-    engine: &Engine<M>,
-    optimizer: Option<&FlatOptimizer>,
-) -> Vec<Wanted> {
-    let units = engine.units();
-    let kinds: Vec<&str> =
-        optimizer.iter().flat_map(|optimizer| optimizer.state().map(|(kind, _)| kind)).collect();
-    // A checkpoint that came from elsewhere has seen no update: moments begin at zero.
-    let fresh = checkpoint.state().updates == 0
-        && !checkpoint.tensors().keys().any(|name| name.starts_with("first/"));
-    let kinds = if fresh { vec![] } else { kinds };
-    let mut wanted = vec![];
-    for unit in 0..units.units.len() {
-        for (param, piece, within) in owned(engine, unit) {
-            let path = &units.params[param].spec.path;
-            let part = |name: String, kind| Wanted {
-                unit,
-                name,
-                kind,
-                piece: piece.clone(),
-                within: within.clone(),
-            };
-            wanted.push(part(path.clone(), None));
-            wanted.extend(kinds.iter().enumerate().map(|(i, kind)| part(format!("{kind}/{path}"), Some(i))));
-        }
-    }
-    wanted
-}
-
-/// Checks that a checkpoint is of this model.
-///
-/// # Errors
-/// A parameter that only one of them has, or that has another shape.
-pub(crate) fn check_model(checkpoint: &Checkpoint, model: &ModelConfig, vocab: usize) -> Result<()> {
-    let refuse = |problem: String| {
-        let what = "use the [model] and [optimizer] it was trained with";
-        Err(Error::checkpoint(checkpoint.path(), format!("{problem}: {what}")))
-    };
-    let made = model.describe(vocab, crate::layers::Placement::whole());
-    for spec in made.iter().map(|made| &made.spec) {
-        match checkpoint.tensors().get(&spec.path) {
-            None => return refuse(format!("has no {}, which this configuration has", spec.path)),
-            Some(shape) if *shape != spec.shape => {
-                let problem = format!(
-                    "has {} as {shape:?}, but this configuration makes it {:?}",
-                    spec.path, spec.shape
-                );
-                return refuse(problem);
-            }
-            _ => {}
-        }
-    }
-    let state = |name: &str| name.starts_with("first/") || name.starts_with("second/");
-    let extra = |name: &&String| !state(name) && !made.iter().any(|made| made.spec.path == **name);
-    match checkpoint.tensors().keys().find(extra) {
-        Some(name) => refuse(format!("has {name}, which this configuration does not")),
-        None => Ok(()),
     }
 }
 

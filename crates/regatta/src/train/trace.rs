@@ -1,7 +1,7 @@
-//! What each rank did when, as a file for trace viewers (the Trace Event Format of Chrome and Perfetto).
+//! Traces of all ranks, as a file for trace viewers (the Trace Event Format of Chrome and Perfetto).
 //!
-//! A rank keeps its last steps, as many as there is room for. They are gathered once, when the run is over and its summary
-//! written, so that nothing waits for the file.
+//! A rank keeps a limited number of its last steps. They are gathered once, after the summary was written at the end
+//! of the run, so that training does not wait for the file.
 
 use crate::autograd::Measured;
 use crate::error::{Error, Result};
@@ -15,13 +15,13 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Events that the ranks keep together: a file of some 50 MB, which viewers still open.
+/// Most events of all ranks together: a file of about 50 MB, which viewers can open.
 const MOST_EVENTS: usize = 500_000;
 
 /// The tasks and operations of one rank.
 pub(super) struct Trace {
     steps: VecDeque<Step>,
-    /// Events of all kept steps.
+    /// Number of events of all kept steps.
     events: usize,
     most: usize,
 }
@@ -30,19 +30,19 @@ pub(super) struct Trace {
 #[derive(Serialize, Deserialize)]
 struct Step {
     step: usize,
-    /// Since the run's beginning.
+    /// Start of the step since the program was started.
     begun: f64,
-    /// What was done, when it began since the step's beginning, how long it took.
+    /// Name, start since the step's start, and duration of each task and operation.
     events: Vec<(Cow<'static, str>, f64, f64)>,
 }
 
 impl Trace {
-    /// An empty one, of a job of so many ranks.
+    /// An empty trace for a job of `ranks` ranks.
     pub(super) fn new(ranks: usize) -> Self {
         Self { steps: VecDeque::new(), events: 0, most: MOST_EVENTS / ranks }
     }
 
-    /// Adds the tasks of a step that began so long after the run, and the operations inside of them.
+    /// Adds the tasks of a step that began `step_begun` after the program, and the operations within them.
     pub(super) fn add(
         &mut self,
         step: usize,
@@ -52,11 +52,11 @@ impl Trace {
         operations: &[Measured],
     ) {
         let us = |time: Duration| time.as_secs_f64() * 1e6;
-        // Tasks are timed from where the engine began.
-        let late = timeline.begun().map_or(Duration::ZERO, |engine| engine.duration_since(begun));
+        // Times of tasks are relative to the engine's start of the step.
+        let offset = timeline.begun().map_or(Duration::ZERO, |engine| engine.duration_since(begun));
         let tasks = timeline.tasks.iter();
         let tasks =
-            tasks.map(|(task, begun, end)| (task.to_string().into(), us(late + *begun), us(*end - *begun)));
+            tasks.map(|(task, begun, end)| (task.to_string().into(), us(offset + *begun), us(*end - *begun)));
         let operations = operations.iter();
         let operations =
             operations.map(|one| (one.name.into(), us(one.begun.duration_since(begun)), us(one.took)));
@@ -71,15 +71,15 @@ impl Trace {
         }
     }
 
-    /// Writes the kept steps of all ranks to `path`, from rank 0. All call it.
+    /// Gathers the kept steps of all ranks; rank 0 writes them to `path`. All ranks call it.
     ///
     /// # Errors
-    /// A file that cannot be written, on rank 0; a failure of communication.
+    /// The file cannot be written (on rank 0), or communication fails.
     pub(super) fn write(&self, path: &Path, group: &Group) -> Result<()> {
         let unreadable = |error: serde_json::Error| Error::Usage(format!("a rank's trace: {error}"));
-        let mine = serde_json::to_vec(&self.steps).map_err(unreadable)?;
-        let all = group.all_gather_vec(&mine)?;
-        drop(mine);
+        let own = serde_json::to_vec(&self.steps).map_err(unreadable)?;
+        let all = group.all_gather_vec(&own)?;
+        drop(own);
         if group.rank() != 0 {
             return Ok(());
         }
@@ -93,8 +93,8 @@ impl Trace {
     }
 }
 
-/// The events of the steps that all ranks have kept. Every step begins for all ranks when it begins for rank 0: they have
-/// waited for each other just before, and their clocks may differ.
+/// Writes the events of the steps that all ranks have kept. Every step begins on all ranks when it begins on rank 0,
+/// because they have waited for each other just before, and their clocks may differ.
 fn write_events(file: File, ranks: &[VecDeque<Step>]) -> std::io::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 20, file);
     let first = ranks.iter().filter_map(|steps| steps.front()).map(|step| step.step).max().unwrap_or(0);
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_steps_stay_and_those_of_all_ranks_are_written() {
+    fn the_last_steps_of_all_ranks_are_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.json");
         std::fs::write(&path, "x".repeat(100_000)).unwrap();
@@ -142,7 +142,7 @@ mod tests {
             std::thread::spawn(move || {
                 let mut trace = Trace::new(group.size());
                 trace.most = 1000;
-                // Rank 1 does more in a step, so that it keeps fewer of them.
+                // Rank 1 has more events in a step, so it keeps fewer steps.
                 (0..5000).for_each(|done| trace.keep(step(done, 10 + 10 * group.rank())));
                 assert!(trace.events <= 1000 && trace.steps.len() == 100 / (1 + group.rank()));
                 trace.write(&path, &group).unwrap();
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_larger_than_the_room_is_kept_whole() {
+    fn a_step_with_more_events_than_the_limit_is_kept() {
         let mut trace = Trace::new(1);
         trace.most = 5;
         trace.keep(step(0, 3));

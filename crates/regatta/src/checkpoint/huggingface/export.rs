@@ -1,13 +1,13 @@
-//! From a checkpoint to a folder that `transformers` loads.
+//! Converts a checkpoint to a folder that `transformers` loads.
 
 use super::Gpt2Config;
 use super::names::{Named, tensors};
 use crate::checkpoint::header::safetensors_header;
-use crate::checkpoint::{Checkpoint, Location, write_atomically};
+use crate::checkpoint::{Checkpoint, Location};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
-use crate::models::NormKind;
-use crate::train::ModelConfig;
+use crate::files::write_atomically;
+use crate::models::{GptConfig, NormKind};
 use regatta_plan::Piece;
 use std::fs;
 use std::path::Path;
@@ -15,51 +15,51 @@ use std::path::Path;
 /// What [`export`] wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exported {
-    /// Numbers of the model.
+    /// Number of the model's parameters.
     pub parameters: usize,
-    /// Whether the tokenizer went along.
+    /// Whether the tokenizer was exported too.
     pub tokenizer: bool,
-    /// What the user should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
 /// Writes the GPT of `checkpoint` into the folder `out` as `model.safetensors` and `config.json`, with the names and
 /// settings of `GPT2LMHeadModel`; biases that the model does not have are zeros. A `tokenizer` file with byte-pair
-/// encoding goes along. Tensor by tensor, so that only the largest one has to fit in memory.
+/// encoding is exported too. Tensors are written one by one, so only the largest one has to fit in memory.
 ///
 /// # Errors
-/// A checkpoint that is damaged or of another kind of model, a folder that holds a model already or cannot be written.
+/// The checkpoint is damaged or of another kind of model, or `out` already holds a model or cannot be written.
 pub fn export(checkpoint: &Checkpoint, tokenizer: Option<&Path>, out: &Path) -> Result<Exported> {
     let state = checkpoint.state();
-    let ModelConfig::Gpt(gpt) = &state.config.model else {
-        let problem = "holds no gpt: only language models can be exported for transformers";
+    let Some(gpt) = state.config.model.get::<GptConfig>() else {
+        let problem = "is not of a gpt: only gpt models can be exported for transformers";
         return Err(Error::checkpoint(checkpoint.path(), problem));
     };
     if gpt.norm == NormKind::Rms {
         return Err(Error::checkpoint(
             checkpoint.path(),
-            "has RMS norms, of which transformers' GPT-2 has none",
+            "has RMS norms, which transformers' GPT-2 does not support",
         ));
     }
     if out.join("model.safetensors").exists() || out.join("config.json").exists() {
         return Err(Error::checkpoint(
             out,
-            "holds a model already, which is not written over; use another folder",
+            "already holds a model, which is not overwritten; use another folder",
         ));
     }
     let tensors = tensors(gpt, state.vocab);
-    let there = |tensor: &Named| gpt.bias || !tensor.bias;
-    // Everything is found right before anything is written.
+    let exists = |tensor: &Named| gpt.bias || !tensor.bias;
+    // All tensors are verified before anything is written.
     let wanted: Vec<_> = tensors
         .iter()
-        .filter(|tensor| there(tensor))
+        .filter(|tensor| exists(tensor))
         .map(|tensor| (tensor.ours.as_str(), Piece::whole(&tensor.shape)))
         .collect();
     checkpoint.check(wanted.iter().map(|(name, piece)| (*name, piece)))?;
     fs::create_dir_all(out).map_err(Error::io("create", out))?;
     let mut exported = Exported { parameters: 0, tokenizer: false, warnings: vec![] };
     let end_of_text = match tokenizer {
-        Some(path) => copy_tokenizer(path, out, gpt.block, state.vocab, &mut exported)?,
+        Some(path) => copy_tokenizer(path, out, gpt.context, state.vocab, &mut exported)?,
         None => None,
     };
     let path = out.join("model.safetensors");
@@ -75,7 +75,7 @@ pub fn export(checkpoint: &Checkpoint, tokenizer: Option<&Path>, out: &Path) -> 
     for tensor in &tensors {
         let piece = Piece::whole(&tensor.shape);
         let mut values = vec![0f32; piece.len()];
-        if there(tensor) {
+        if exists(tensor) {
             checkpoint.read(&tensor.ours, &piece, &mut values)?;
         }
         sink.write(bytemuck::cast_slice(&values)).map_err(failed)?;
@@ -91,25 +91,27 @@ fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     write_atomically(path, &json)
 }
 
-/// Copies a tokenizer that `transformers` can read; returns the id of its end of text, if it has one.
+/// Copies the tokenizer if `transformers` can read it. Returns the id of its end-of-text token, if it has one.
 fn copy_tokenizer(
     path: &Path,
     out: &Path,
-    block: usize,
+    context: usize,
     vocab: usize,
     exported: &mut Exported,
 ) -> Result<Option<u32>> {
     let tokenizer = Tokenizer::load(path)?;
     if tokenizer.kind() != "bpe" {
         let kind = tokenizer.kind();
-        exported.warnings.push(format!("transformers has no tokenizer of kind {kind}: it is not exported"));
+        exported
+            .warnings
+            .push(format!("transformers does not support a tokenizer of kind {kind}: it is not exported"));
         return Ok(None);
     }
     let end = tokenizer.end_of_text().filter(|&id| (id as usize) < vocab);
     tokenizer.save(&out.join("tokenizer.json"))?;
     let mut settings = serde_json::json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": block,
+        "model_max_length": context,
         "clean_up_tokenization_spaces": false,
     });
     if let Some(id) = end {

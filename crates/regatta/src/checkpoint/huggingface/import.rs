@@ -1,17 +1,17 @@
-//! From a folder of `transformers` to a run with a checkpoint of step 0.
+//! Converts a folder of `transformers` to a run with a checkpoint of step 0.
 
 use super::Gpt2Config;
 use super::names::{Named, tensors};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::{Location, Part, ShardWriter, State, Which, commit, fresh_folder};
+use crate::config::{
+    Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, SampleConfig, TokenizerKind,
+    TrainConfig,
+};
 use crate::data::decode;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::models::GptConfig;
-use crate::train::{
-    Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, SampleConfig, TokenizerKind,
-    TrainConfig,
-};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use regatta_plan::{Batch, Mesh, Piece, Plan};
@@ -20,33 +20,33 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-/// Tensors are written in files of about this many values, so that no more of them are in memory.
+/// Values in a file of the checkpoint, and so in memory at once; one tensor may exceed it.
 const FILE_VALUES: usize = 256 << 20;
 
-/// What [`import`] made.
+/// What [`import`] created.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Imported {
     /// The model's shape.
     pub model: GptConfig,
-    /// Numbers of the model.
+    /// Number of the model's parameters.
     pub parameters: usize,
     /// Whether the run has the model's tokenizer.
     pub tokenizer: bool,
-    /// What the user should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// Makes the run folder `run` of a GPT-2 that `transformers` saved in `from` (`config.json`, `model.safetensors` or
-/// its shards; F32, F16 or BF16): a complete checkpoint of step 0 without optimizer state, and `tokenizer.json`
-/// where there are tokenizer files.
+/// Creates the run folder `run` from a GPT-2 that `transformers` saved in `from` (`config.json`, `model.safetensors`
+/// or its shards; F32, F16 or BF16). The run has a complete checkpoint of step 0 without optimizer state, and
+/// `tokenizer.json` if `from` has tokenizer files.
 ///
 /// # Errors
-/// Files that are missing or damaged, settings that our GPT does not have, tensors that are missing or of other
-/// shapes; a run that has checkpoints already.
+/// A file is missing or damaged, Regatta's GPT does not support a setting, a tensor is missing or has another shape,
+/// or the run already has checkpoints.
 pub fn import(from: &Path, run: &Path) -> Result<Imported> {
     let location = Location::of_run(run);
     if let Ok(found) = Checkpoint::find(&location, Which::Last) {
-        let problem = "is there already and is not written over; use another run folder";
+        let problem = "already exists and is not overwritten; use another run folder";
         return Err(Error::checkpoint(found.path(), problem));
     }
     let (theirs, gpt) = read_config(&from.join("config.json"))?;
@@ -78,8 +78,8 @@ pub fn import(from: &Path, run: &Path) -> Result<Imported> {
             if let Some(first) = values.iter().position(|value| !value.is_finite()) {
                 let count = values.iter().filter(|value| !value.is_finite()).count();
                 warnings.push(format!(
-                    "{} has {count} of {} values that are not finite, the first at {first} ({}): what the model says \
-                     will be of no use",
+                    "{} has {count} of {} values that are not finite, the first at {first} ({}): the model's output \
+                     will be useless",
                     tensor.theirs,
                     values.len(),
                     values[first]
@@ -101,16 +101,16 @@ pub fn import(from: &Path, run: &Path) -> Result<Imported> {
     Ok(Imported { model: gpt, parameters, tokenizer: tokenizer.is_some(), warnings })
 }
 
-/// A tensor of a file of theirs.
+/// A tensor in a file of `transformers`.
 struct Found<'a> {
-    /// Its name there.
+    /// Its name in the file.
     name: String,
     path: &'a Path,
     view: TensorView<'a>,
 }
 
-/// Our tensors, and theirs by short name: each of ours is there in the right shape, and nothing is there that is part of the
-/// model and not of ours.
+/// Returns our tensors, and those of the files by short name. Checks that the files have each of ours in the right
+/// shape, and no further tensor of a layer.
 fn matched<'a>(
     theirs: &Gpt2Config,
     gpt: &GptConfig,
@@ -133,29 +133,29 @@ fn matched<'a>(
     }
     if wrapped > 0 {
         warnings.push(format!(
-            "the names of {wrapped} tensors have parts that torch.compile or DistributedDataParallel put there \
-             (_orig_mod, module): they are taken without"
+            "the names of {wrapped} tensors have parts that torch.compile or DistributedDataParallel added \
+             (_orig_mod, module): these parts are ignored"
         ));
     }
-    // A layer has twelve tensors, so this many are not described in vain.
+    // Each layer has twelve tensors; a wrong number of layers must not cost memory for their descriptions.
     if gpt.layers > found.len() {
         let problem =
             format!("has {} tensors, too few for the {} layers of its config.json", found.len(), gpt.layers);
         return Err(Error::checkpoint(from, problem));
     }
     let tensors = tensors(gpt, theirs.vocab_size);
-    warnings.extend(left_over(&tensors, found.keys(), from)?);
+    warnings.extend(unused_tensors(&tensors, found.keys(), from)?);
     for tensor in &tensors {
         let Some(Found { path, view, .. }) = found.get(short(&tensor.theirs)) else {
             return Err(Error::checkpoint(
                 from,
-                format!("has no tensor {}, which its config.json asks for", tensor.theirs),
+                format!("has no tensor {}, which its config.json requires", tensor.theirs),
             ));
         };
         let known = matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16);
         if !known || view.shape() != tensor.shape {
             let problem = format!(
-                "has {} as {:?} {:?}, but config.json makes it F32, F16 or BF16 {:?}",
+                "has {} as {:?} {:?}, but config.json requires F32, F16 or BF16 {:?}",
                 tensor.theirs,
                 view.dtype(),
                 view.shape(),
@@ -168,7 +168,7 @@ fn matched<'a>(
         && (head.view.dtype() != tokens.view.dtype() || head.view.data() != tokens.view.data())
     {
         warnings.push(format!(
-            "{} has an lm_head.weight that differs from wte.weight, but its config.json ties them: it is left out, as \
+            "{} has an lm_head.weight that differs from wte.weight, but its config.json ties them: it is ignored, as \
              transformers does; to keep it, write \"tie_word_embeddings\": false into config.json",
             head.path.display()
         ));
@@ -176,13 +176,13 @@ fn matched<'a>(
     Ok((tensors, found))
 }
 
-/// A tensor's name without what wrappers of PyTorch's modules put into it.
+/// A tensor's name without the parts that PyTorch's module wrappers add.
 fn unwrapped(name: &str) -> String {
     let parts = name.split('.').filter(|part| !["_orig_mod", "module"].contains(part));
     parts.collect::<Vec<_>>().join(".")
 }
 
-/// A tensor's name in the model without a head.
+/// A tensor's name as in a model that was saved without a head.
 fn short(name: &str) -> &str {
     name.strip_prefix("transformer.").unwrap_or(name)
 }
@@ -194,12 +194,12 @@ fn read_config(path: &Path) -> Result<(Gpt2Config, GptConfig)> {
 
 fn parse_config(text: &str) -> Result<(Gpt2Config, GptConfig), String> {
     let theirs: Gpt2Config = serde_json::from_str(decode::json(text))
-        .map_err(|error| format!("is no config.json of transformers: {error}"))?;
+        .map_err(|error| format!("is not a config.json of transformers: {error}"))?;
     let gpt = theirs.gpt()?;
     Ok((theirs, gpt))
 }
 
-/// The settings and the tensors of a model, without its numbers.
+/// Checks the settings and the tensors of a model, without its values.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn examine(config: &str, weights: &[u8]) -> Result<()> {
     let path = Path::new("model");
@@ -209,24 +209,24 @@ pub(crate) fn examine(config: &str, weights: &[u8]) -> Result<()> {
     matched(&theirs, &gpt, &[(path, read)], path, &mut vec![]).map(drop)
 }
 
-/// `model.safetensors`, or the shards that its index names.
+/// The path of `model.safetensors`, or of the shards that its index names.
 fn weight_files(from: &Path) -> Result<Vec<PathBuf>> {
     let (one, index) = (from.join("model.safetensors"), from.join("model.safetensors.index.json"));
     if one.exists() {
         return Ok(vec![one]);
     }
     if !index.exists() {
-        let problem = "holds no model.safetensors; save the model with transformers' save_pretrained";
+        let problem = "has no model.safetensors; save the model with transformers' save_pretrained";
         return Err(Error::checkpoint(from, problem));
     }
     let text = fs::read_to_string(&index).map_err(Error::io("read", &index))?;
     let wrong = |problem: String| Error::checkpoint(&index, problem);
     let value: serde_json::Value = serde_json::from_str(decode::json(&text))
-        .map_err(|error| wrong(format!("is no index of shards: {error}")))?;
+        .map_err(|error| wrong(format!("is not an index of shards: {error}")))?;
     let names = value["weight_map"].as_object().into_iter().flat_map(|map| map.values());
     let names: BTreeSet<&str> = names.filter_map(|name| name.as_str()).collect();
     match names.iter().find(|name| name.contains(['/', '\\'])) {
-        Some(name) => Err(wrong(format!("names {name:?}, which is no file beside it"))),
+        Some(name) => Err(wrong(format!("names {name:?}, which is not a file in the same folder"))),
         None if names.is_empty() => Err(wrong("names no shards".into())),
         None => Ok(names.into_iter().map(|name| from.join(name)).collect()),
     }
@@ -241,8 +241,8 @@ struct Weights {
 impl Weights {
     fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("open", path))?;
-        // SAFETY: read-only; should another program truncate the file now, we would be ended by a signal, as with
-        // any map of a file.
+        // SAFETY: the map is read-only. If another program truncates the file meanwhile, a signal ends this process,
+        // as with every map of a file.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("read", path))?;
         Ok(Self { path: path.into(), map })
     }
@@ -251,17 +251,17 @@ impl Weights {
         SafeTensors::deserialize(&self.map).map_err(|error| {
             Error::checkpoint(
                 &self.path,
-                format!("is truncated or no safetensors file ({error}); fetch it again"),
+                format!("is truncated or not a safetensors file ({error}); fetch it again"),
             )
         })
     }
 }
 
-/// Warns of tensors that have no place in our model.
+/// A warning about tensors that our model does not have, if there are any.
 ///
 /// # Errors
-/// Ones that are part of a layer: the model would not be the same without them.
-fn left_over<'a>(
+/// Such a tensor is part of a layer: the model would be another without it.
+fn unused_tensors<'a>(
     tensors: &[Named],
     found: impl Iterator<Item = &'a String>,
     from: &Path,
@@ -269,7 +269,7 @@ fn left_over<'a>(
     let mut ignored = vec![];
     for name in found {
         let known = |tensor: &Named| short(&tensor.theirs) == name;
-        // Causal masks, and the copy that some versions saved of a tied embedding.
+        // Causal masks, and the copy of a tied embedding that some versions saved.
         let mask = name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
         if mask || name == "lm_head.weight" || tensors.iter().any(known) {
             continue;
@@ -283,12 +283,12 @@ fn left_over<'a>(
     }
     ignored.sort_unstable();
     let warning =
-        || format!("tensors that are no part of a language model are left out: {}", ignored.join(", "));
+        || format!("tensors that are not part of a language model are ignored: {}", ignored.join(", "));
     Ok((!ignored.is_empty()).then(warning))
 }
 
 fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    // The data may begin at any byte.
+    // The data may be unaligned.
     let halves = bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
     match dtype {
         Dtype::F16 => halves.map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
@@ -297,7 +297,7 @@ fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     }
 }
 
-/// Tensors that go into one file each.
+/// Groups of tensors, each of which goes into one file.
 fn groups(tensors: &[Named]) -> Vec<&[Named]> {
     let mut groups = vec![];
     let (mut start, mut values) = (0, 0);
@@ -313,7 +313,7 @@ fn groups(tensors: &[Named]) -> Vec<&[Named]> {
     groups
 }
 
-/// Puts the tokenizer into the run, if there is one.
+/// Saves the tokenizer in the run's folder, if `from` has one. Returns its path.
 fn import_tokenizer(
     from: &Path,
     run: &Path,
@@ -322,14 +322,14 @@ fn import_tokenizer(
 ) -> Result<Option<PathBuf>> {
     let files = ["tokenizer.json", "vocab.json", "encoder.json"];
     if !files.iter().any(|name| from.join(name).exists()) {
-        warnings.push("there are no tokenizer files, so the run cannot generate text from prompts".into());
+        warnings.push("there are no tokenizer files: the run cannot generate text from prompts".into());
         return Ok(None);
     }
     let tokenizer = Tokenizer::load(from)?;
     match tokenizer.fits(vocab) {
         Err(problem) => warnings.push(format!("{problem}: generating text needs one that fits")),
         Ok(()) if tokenizer.vocab_size() < vocab => warnings.push(format!(
-            "the model has {} tokens beyond the tokenizer's {}: they are padding, which is never generated",
+            "the model has {} tokens more than the tokenizer's {}: they are padding and are never generated",
             vocab - tokenizer.vocab_size(),
             tokenizer.vocab_size()
         )),
@@ -348,7 +348,7 @@ fn state(gpt: &GptConfig, vocab: usize, tokenizer: Option<&Path>) -> Result<Stat
         data.tokenizer_path = Some(path.into());
     }
     let config = Config {
-        model: ModelConfig::Gpt(gpt.clone()),
+        model: ModelConfig::new(gpt.clone()),
         data,
         train: TrainConfig::default(),
         optimizer: OptimizerConfig::default(),

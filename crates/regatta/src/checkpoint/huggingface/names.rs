@@ -1,4 +1,4 @@
-//! Which tensor is which. Linear weights are `[input, output]` on both sides (GPT-2's `Conv1D`).
+//! Maps our names of tensors to those of GPT-2. Linear weights are `[input, output]` in both (GPT-2's `Conv1D`).
 
 use crate::models::GptConfig;
 
@@ -9,7 +9,7 @@ pub(super) struct Named {
     /// Its name as `GPT2LMHeadModel` saves it.
     pub theirs: String,
     pub shape: Vec<usize>,
-    /// Whether it is there only in models with biases.
+    /// Whether only models with biases have it.
     pub bias: bool,
 }
 
@@ -21,7 +21,7 @@ pub(super) fn tensors(gpt: &GptConfig, vocab: usize) -> Vec<Named> {
         all.push(Named { ours, theirs, shape: shape.to_vec(), bias });
     };
     add("tokens".into(), "transformer.wte.weight".into(), &[vocab, width], false);
-    add("positions".into(), "transformer.wpe.weight".into(), &[gpt.block, width], false);
+    add("positions".into(), "transformer.wpe.weight".into(), &[gpt.context, width], false);
     for layer in 0..gpt.layers {
         let ours = |name: &str| format!("layers.{layer}.{name}");
         let theirs = |name: &str| format!("transformer.h.{layer}.{name}");
@@ -50,21 +50,22 @@ pub(super) fn tensors(gpt: &GptConfig, vocab: usize) -> Vec<Named> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::Gpt;
-    use crate::parallel::param_specs;
+    use crate::models::ModelConfig;
+    use crate::params::Placement;
 
     #[test]
     fn these_are_the_tensors_of_our_model() {
         for (bias, tied) in [(true, true), (false, false)] {
             let gpt =
-                GptConfig { layers: 2, heads: 2, embed: 8, block: 4, bias, tied, ..GptConfig::default() };
+                GptConfig { layers: 2, heads: 2, embed: 8, context: 4, bias, tied, ..GptConfig::default() };
             let mut named: Vec<_> = tensors(&gpt, 11)
                 .into_iter()
                 .filter(|tensor| bias || !tensor.bias)
                 .map(|tensor| (tensor.ours, tensor.shape))
                 .collect();
-            let specs = param_specs(&Gpt::new(&gpt, 11, &crate::layers::Init::new(0))).unwrap();
-            let mut found: Vec<_> = specs.into_iter().map(|spec| (spec.path, spec.shape)).collect();
+            let params = ModelConfig::new(gpt).describe(11, Placement::whole()).unwrap();
+            let mut found: Vec<_> =
+                params.into_iter().map(|param| (param.spec.path, param.spec.shape)).collect();
             named.sort();
             found.sort();
             assert_eq!(named, found);

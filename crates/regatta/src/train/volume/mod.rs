@@ -1,85 +1,104 @@
-//! What one training step communicates, told from the plan alone: every operation of every rank with its bytes.
+//! Computes from the plan alone what one training step communicates: every operation of every rank with its bytes.
 //!
-//! The formulas: gradients are all-reduced, 2(n-1)/n of their bytes per rank in a ring; under ZeRO 1 and 2 they are
-//! reduce-scattered and parameters gathered, together as much; under ZeRO 3 parameters are gathered twice, 3/2 as much
-//! (Rajbhandari et al. 2020, "ZeRO", section 7). A transformer layer that is split takes two all-reduces forward and two
-//! backward (Shoeybi et al. 2019, "Megatron-LM", section 3). Stages hand on activations and their gradients.
+//! The plan's exchange defines what workers exchange. Without sharding, gradients are all-reduced: each rank sends
+//! 2(n-1)/n of their bytes in a ring. Under ZeRO 1 and 2 they are reduce-scattered and parameters gathered, which is
+//! as much in all. Under ZeRO 3 parameters are gathered twice, which is 3/2 as much (Rajbhandari et al. 2020, "ZeRO",
+//! section 7). A split transformer layer takes two all-reduces forward and two backward (Shoeybi et al. 2019,
+//! "Megatron-LM", section 3). Stages send activations and their gradients to each other.
 
 mod gathers;
 mod ring;
 
-use super::config::Config;
-use crate::layers::Placement;
+use crate::config::Config;
 use crate::models::{BlockCost, Border, Crossing};
-use crate::parallel::{Carried, Purpose, Share, line};
+use crate::parallel::{Carried, Purpose, RankPlan, model_axes};
+use crate::params::{PlacedParam, Placement};
 use regatta_comm::{Kind, Volume};
-use regatta_plan::{AXES, Direction, Plan, PlanError, Recompute, Task};
+use regatta_plan::{Axis, AxisSet, Content, Direction, Operation, Plan, PlanError, Recompute, Task, UnitUse};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+/// Bytes of an f32.
 const F32: usize = size_of::<f32>();
+/// Bytes of an f64.
 const F64: usize = size_of::<f64>();
+/// Values in the all-reduce at the end of a step: loss, stop, written, save, and targets that count.
+const VALUES_AT_END: usize = 5;
 
-/// Operations of one step that are alike, as one rank sees them.
+/// Equal operations of one rank in one step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Collective {
-    /// What they are for.
+    /// Their purpose.
     pub purpose: Purpose,
     /// The axes whose ranks take part, as in `replica,data`.
     pub over: String,
-    /// Ranks that take part.
+    /// Number of ranks that take part.
     pub ranks: usize,
     /// The operation.
     pub kind: Kind,
-    /// How many.
+    /// Number of operations.
     pub count: usize,
-    /// Bytes of each, of its larger side.
+    /// Bytes of each; of input and output, the larger one counts.
     pub bytes: usize,
-    /// Bytes that this rank gives to others in each, where collective operations go around a ring.
+    /// Bytes that this rank sends to others in each, if the algorithm is a ring.
     pub sent: usize,
-    /// Where in the step, as in `layer 3: attention out, forward`.
+    /// The place in the step, as in `layer 3: attention out, forward`.
     pub place: String,
 }
 
 impl Collective {
-    /// All of them together.
+    /// The sums over all these operations.
     pub fn volume(&self) -> Volume {
         let all = |bytes: usize| (self.count * bytes) as u64;
         Volume { operations: self.count as u64, bytes: all(self.bytes), sent: all(self.sent) }
     }
 }
 
-/// Sums by purpose and kind, to hold against what the ranks have counted.
+/// Sums by purpose and kind, to compare with the ranks' own counts.
 pub fn total(collectives: &[Collective]) -> Carried {
     let mut carried = Carried::default();
     collectives.iter().for_each(|one| carried.add(one.purpose, one.kind, one.volume()));
     carried
 }
 
-/// One rank's part of a plan on paper.
+/// A parameter as one rank holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldParam {
+    /// Its name in checkpoints.
+    pub path: String,
+    /// Its shape in the whole model.
+    pub shape: Vec<usize>,
+    /// For each named dimension, the range that the rank holds.
+    pub slice: Vec<(String, Range<usize>)>,
+    /// The index of its unit; a unit's parameters are communicated together.
+    pub unit: usize,
+    /// The elements of that part that the rank owns and updates; none if other ranks own all of them.
+    pub shard: Option<Range<usize>>,
+}
+
+/// One rank's part of a plan: what it holds and communicates, without running it.
 pub struct Outline<'a> {
     config: &'a Config,
     plan: &'a Plan,
     /// The rank.
     pub rank: usize,
-    /// What it holds and when it works.
-    pub share: Share,
-    /// All blocks, and what they cost.
+    rank_plan: RankPlan,
+    /// The costs of all blocks.
     pub blocks: Vec<BlockCost>,
-    /// By block: numbers that it hands on for one micro-batch.
-    handed_on: Vec<usize>,
+    /// By block: number of values that it returns for one micro-batch.
+    outputs: Vec<usize>,
 }
 
 impl<'a> Outline<'a> {
-    /// That of `rank`, for a vocabulary of `vocab` tokens (or so many classes).
+    /// The part of `rank`, for `vocab` tokens or classes.
     ///
     /// # Errors
-    /// A plan that the model cannot follow, as [`Config::check_plan`] says.
+    /// The model does not support the plan, as [`Config::check_plan`] reports.
     pub fn new(config: &'a Config, plan: &'a Plan, vocab: usize, rank: usize) -> Result<Self, PlanError> {
         config.check_plan(plan, vocab)?;
         let costs = config.model.costs(vocab);
         let cut = plan.cut(&costs.iter().map(|cost| cost.flops).collect::<Vec<_>>())?;
-        let stage = plan.mesh.coordinate(rank, "pipe");
+        let stage = plan.mesh.coordinate(rank, Axis::Pipe);
         let placement = Placement {
             mesh: plan.mesh.clone(),
             layout: plan.layout.clone(),
@@ -88,45 +107,79 @@ impl<'a> Outline<'a> {
             sequence: plan.sequence,
         };
         let own: Vec<usize> = cut.iter().skip(stage).step_by(plan.stages()).cloned().flatten().collect();
-        let mut made = config.model.describe(vocab, placement.clone());
-        made.retain(|made| made.blocks.iter().any(|block| own.contains(block)));
-        let shapes = config.model.handed_on(vocab, placement, plan.micro_batch());
+        let model = |error: crate::error::Error| PlanError::Model(error.to_string());
+        let mut params = config.model.describe(vocab, placement.clone()).map_err(model)?;
+        params.retain(|param| param.blocks.iter().any(|block| own.contains(block)));
+        let shapes = config.model.output_shapes(vocab, placement, plan.micro_batch()).map_err(model)?;
         let numbers =
             |shapes: &Vec<Vec<usize>>| shapes.iter().map(|shape| shape.iter().product::<usize>()).sum();
         Ok(Self {
             config,
             plan,
             rank,
-            share: Share::new(made, plan, &cut, stage)?,
+            rank_plan: RankPlan::new(params, plan, &cut, stage)?,
             blocks: costs,
-            handed_on: shapes.iter().map(numbers).collect(),
+            outputs: shapes.iter().map(numbers).collect(),
         })
     }
 
-    /// Everything that the rank communicates in one training step, by purpose.
+    /// The rank's stage in the pipeline.
+    pub fn stage(&self) -> usize {
+        self.rank_plan.stage
+    }
+
+    /// Number of elements of all parameters on the rank, all shards together.
+    pub fn num_params(&self) -> usize {
+        self.rank_plan.units.num_params()
+    }
+
+    /// Number of these elements that the rank owns, including padding.
+    pub fn owned(&self) -> usize {
+        self.rank_plan.units.owned()
+    }
+
+    /// Every parameter that the rank holds.
+    pub fn params(&self) -> Vec<HeldParam> {
+        let units = &self.rank_plan.units;
+        let shard = if units.shards > 1 { self.plan.mesh.coordinate(self.rank, Axis::Data) } else { 0 };
+        let held = |(index, param): (usize, &PlacedParam)| {
+            let (unit, _) = units.place(index);
+            let dims = param.spec.dims.iter().zip(&param.ranges);
+            let own = units.segments(unit, units.shard(unit, shard)).find(|segment| segment.param == index);
+            HeldParam {
+                path: param.spec.path.clone(),
+                shape: param.spec.shape.clone(),
+                slice: dims.map(|(dim, range)| (dim.name.clone(), range.clone())).collect(),
+                unit,
+                shard: own.map(|segment| segment.of),
+            }
+        };
+        units.params.iter().enumerate().map(held).collect()
+    }
+
+    /// All operations of the rank in one training step, by purpose.
     pub fn collectives(&self) -> Vec<Collective> {
-        let mut all = self.gradients();
-        all.extend(self.parameters());
+        let mut all = self.exchange();
         all.extend(self.layers());
         all.extend(self.messages());
         all.extend(self.agreement());
         all
     }
 
-    /// `count` operations on `numbers` (of the larger side) over `axes`; none where there is nobody to talk to.
+    /// `count` operations over the axes `over`. Of input and output, the larger one has `numbers` values of `width`
+    /// bytes. None if no other rank takes part.
     fn collective(
         &self,
-        (purpose, axes): (Purpose, &[&str]),
+        (purpose, over): (Purpose, AxisSet),
         (kind, count): (Kind, usize),
         (numbers, width): (usize, usize),
         place: String,
     ) -> Option<Collective> {
-        let members = line(&self.plan.mesh, self.rank, axes);
+        let members = self.plan.mesh.ranks_over(self.rank, over);
         let ranks = members.len();
         let own = members.iter().position(|&rank| rank == self.rank)?;
-        let several: Vec<&str> = axes.iter().filter(|axis| self.plan.mesh.axis(axis) > 1).copied().collect();
         let (bytes, sent) = (numbers * width, ring::sent(kind, numbers, ranks, own) * width);
-        let over = several.join(",");
+        let over = self.plan.mesh.longer_than_one(over).to_string();
         (ranks > 1 && count > 0).then_some(Collective {
             purpose,
             over,
@@ -143,9 +196,9 @@ impl<'a> Outline<'a> {
         &self.blocks[block].name
     }
 
-    /// The blocks of a unit by name.
+    /// A name for a unit, from the names of its blocks.
     fn unit_name(&self, unit: usize) -> String {
-        let unit = &self.share.units.units[unit];
+        let unit = &self.rank_plan.units.units[unit];
         let blocks = if unit.shared.is_empty() { &unit.blocks } else { &unit.shared };
         match &blocks[..] {
             _ if !unit.shared.is_empty() => {
@@ -158,35 +211,42 @@ impl<'a> Outline<'a> {
         }
     }
 
-    /// Of every unit: the average over the workers, and the sums where ranks or stages have parts of a gradient.
-    fn gradients(&self) -> Vec<Collective> {
-        let (share, mut all) = (&self.share, vec![]);
-        for (index, unit) in share.units.units.iter().enumerate() {
-            let own = unit.len / share.units.shards;
-            // From ZeRO 2 on nothing but a shard is kept, so every micro-batch's gradients go there.
-            let count = if share.zero >= 2 { share.flushes[index] } else { 1 };
-            let mut add = |axes: &[&str], kind, count, numbers, what: &str| {
-                let place = format!("{}: {what}", self.unit_name(index));
-                all.extend(self.collective((Purpose::Gradients, axes), (kind, count), (numbers, F32), place));
-            };
+    /// The exchange of every unit between workers, and the sums of gradients of which ranks or stages have parts.
+    fn exchange(&self) -> Vec<Collective> {
+        let (rank, exchange) = (&self.rank_plan, self.plan.exchange());
+        let gathers = if exchange.gathers_on_use() {
+            gathers::gathers(rank, self.plan.prefetch, self.plan.recompute)
+        } else {
+            vec![0; rank.units.units.len()]
+        };
+        let (mut gradients, mut parameters) = (vec![], vec![]);
+        for (index, unit) in rank.units.units.iter().enumerate() {
+            let name = self.unit_name(index);
+            let flushes = rank.flushes[index];
             if unit.partial > 0 {
-                add(&["tensor"], Kind::AllReduce, count, unit.partial, "gradients of parts of the sequence");
+                let count = if exchange.sends_each_micro_batch() { flushes } else { 1 };
+                let place = format!("{name}: gradients of parts of the sequence");
+                let over = (Purpose::Gradients, Axis::Tensor.into());
+                gradients.extend(self.collective(over, (Kind::AllReduce, count), (unit.partial, F32), place));
             }
-            if share.zero == 0 {
-                add(&["replica", "data"], Kind::AllReduce, count, unit.len, "gradients");
-            } else {
-                add(&["data"], Kind::ReduceScatter, count, unit.len, "gradients");
-                add(&["replica"], Kind::AllReduce, 1, own, "gradients of this rank's shard");
+            for one in exchange.operations(UnitUse { len: unit.len, flushes, gathers: gathers[index] }) {
+                let (purpose, all) = match one.content {
+                    Content::Gradients => (Purpose::Gradients, &mut gradients),
+                    Content::Parameters => (Purpose::Parameters, &mut parameters),
+                };
+                let place = format!("{name}: {}", one.what);
+                let kind = (kind_of(one.operation), one.count);
+                all.extend(self.collective((purpose, one.over), kind, (one.numbers, F32), place));
             }
-            all.extend(self.tie(index, own));
+            gradients.extend(self.tie(index, unit.len / rank.units.shards));
         }
-        all
+        [gradients, parameters].concat()
     }
 
     /// The sum of a unit's gradients over the stages that share it.
     fn tie(&self, unit: usize, numbers: usize) -> Option<Collective> {
-        let stages = &self.share.ties[unit];
-        let own = stages.iter().position(|&stage| stage == self.share.stage)?;
+        let stages = &self.rank_plan.ties[unit];
+        let own = stages.iter().position(|&stage| stage == self.rank_plan.stage)?;
         Some(Collective {
             purpose: Purpose::Gradients,
             over: "pipe".into(),
@@ -199,31 +259,15 @@ impl<'a> Outline<'a> {
         })
     }
 
-    /// The gathering of sharded parameters.
-    fn parameters(&self) -> Vec<Collective> {
-        let share = &self.share;
-        let (counts, what) = match share.zero {
-            0 => return vec![],
-            3 => (gathers::gathers(share, self.plan.prefetch, self.plan.recompute), "for its use"),
-            _ => (vec![1; share.units.units.len()], "after the update"),
-        };
-        let gather = |(index, count): (usize, usize)| {
-            let place = format!("{}: parameters, {what}", self.unit_name(index));
-            let numbers = share.units.units[index].len;
-            self.collective((Purpose::Parameters, &["data"]), (Kind::AllGather, count), (numbers, F32), place)
-        };
-        counts.into_iter().enumerate().filter_map(gather).collect()
-    }
-
-    /// What layers that are split over ranks exchange.
+    /// The operations of layers that are split over ranks.
     fn layers(&self) -> Vec<Collective> {
-        let (plan, share, mut all) = (self.plan, &self.share, vec![]);
-        let micros = plan.accumulate;
-        for block in share.chunks.iter().cloned().flatten() {
-            let ends = share.chunks.iter().any(|chunk| chunk.end == block + 1);
+        let (plan, rank, mut all) = (self.plan, &self.rank_plan, vec![]);
+        let micro_batches = plan.accumulate;
+        for block in rank.chunks.iter().cloned().flatten() {
+            let ends = rank.chunks.iter().any(|chunk| chunk.end == block + 1);
             let again = match plan.recompute {
                 Recompute::None => 0,
-                // The graph of the block before the loss is used at once.
+                // The last block is not recomputed: backward uses its graph immediately.
                 Recompute::Block => usize::from(block + 1 < self.blocks.len()),
                 Recompute::All => 1 + usize::from(!ends),
             };
@@ -234,8 +278,8 @@ impl<'a> Outline<'a> {
                 let numbers = plan.micro_batch() * border.numbers;
                 let mut add = |kind, times: usize, way: &str| {
                     let place = format!("{}: {}, {way}", self.name(block), border.what);
-                    let over: (_, &[&str]) = (Purpose::Tensor, &["tensor"]);
-                    all.extend(self.collective(over, (kind, times * micros), (numbers, F32), place));
+                    let over = (Purpose::Tensor, Axis::Tensor.into());
+                    all.extend(self.collective(over, (kind, times * micro_batches), (numbers, F32), place));
                 };
                 let (forward, backward) = operations(&border, plan.sequence);
                 if let Some(forward) = forward {
@@ -252,11 +296,11 @@ impl<'a> Outline<'a> {
         all
     }
 
-    /// What this stage sends to others and receives from them.
+    /// The messages that this stage sends and receives.
     fn messages(&self) -> Vec<Collective> {
-        let Share { stage, schedule, chunks, .. } = &self.share;
-        let before = |blocks: &Range<usize>| self.handed_on[blocks.start - 1];
-        let behind = |blocks: &Range<usize>| self.handed_on[blocks.end - 1];
+        let RankPlan { stage, schedule, chunks, .. } = &self.rank_plan;
+        let before = |blocks: &Range<usize>| self.outputs[blocks.start - 1];
+        let after = |blocks: &Range<usize>| self.outputs[blocks.end - 1];
         let mut found: BTreeMap<(Direction, bool, usize, usize), (usize, usize)> = BTreeMap::new();
         let mut add = |direction, sends, peer, chunk, numbers| {
             let entry = found.entry((direction, sends, peer, chunk)).or_insert((0, numbers));
@@ -265,7 +309,7 @@ impl<'a> Outline<'a> {
         for task in &schedule.tasks[*stage] {
             let Some((direction, to, _)) = schedule.receiver(*stage, *task) else { continue };
             let blocks = &chunks[task.chunk()];
-            let numbers = if matches!(task, Task::Forward { .. }) { behind(blocks) } else { before(blocks) };
+            let numbers = if matches!(task, Task::Forward { .. }) { after(blocks) } else { before(blocks) };
             if to != *stage {
                 add(direction, true, to, task.chunk(), numbers);
             }
@@ -273,8 +317,7 @@ impl<'a> Outline<'a> {
         for (from, _, direction) in schedule.links().into_iter().filter(|(_, to, _)| to == stage) {
             for (chunk, _) in schedule.messages(from, *stage, direction) {
                 let blocks = &chunks[chunk];
-                let numbers =
-                    if direction == Direction::Activation { before(blocks) } else { behind(blocks) };
+                let numbers = if direction == Direction::Activation { before(blocks) } else { after(blocks) };
                 add(direction, false, from, chunk, numbers);
             }
         }
@@ -297,18 +340,30 @@ impl<'a> Outline<'a> {
         found.into_iter().map(message).collect()
     }
 
-    /// The end of a step: the gradient's norm; and the loss, whether to stop, whether a checkpoint is written, whether one
-    /// is due.
+    /// The operations at the end of a step: the gradient's norm, and the values in [`VALUES_AT_END`].
     fn agreement(&self) -> Vec<Collective> {
-        let model = crate::parallel::Axes::model_axes(self.plan.shards() > 1);
+        let model = model_axes(self.plan);
         let once = (Kind::AllReduce, 1);
         let norm = self.collective((Purpose::Control, model), once, (1, F64), "norm of the gradient".into());
-        let loss = self.collective((Purpose::Control, &AXES), once, (4, F64), "loss and end".into());
+        let loss = self.collective(
+            (Purpose::Control, AxisSet::ALL),
+            once,
+            (VALUES_AT_END, F64),
+            "loss and end".into(),
+        );
         norm.into_iter().chain(loss).collect()
     }
 }
 
-/// What a border takes forward and backward.
+fn kind_of(operation: Operation) -> Kind {
+    match operation {
+        Operation::ReduceScatter => Kind::ReduceScatter,
+        Operation::AllGather => Kind::AllGather,
+        _ => Kind::AllReduce,
+    }
+}
+
+/// The operations of a border in forward and in backward.
 fn operations(border: &Border, sequence: bool) -> (Option<Kind>, Option<Kind>) {
     match (border.crossing, sequence) {
         (Crossing::Enter, false) => (None, Some(Kind::AllReduce)),

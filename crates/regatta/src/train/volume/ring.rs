@@ -1,19 +1,20 @@
-//! What a ring sends (Patarasuk & Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations").
+//! Volumes of ring algorithms (Patarasuk & Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of
+//! workstations").
 
 use regatta_comm::Kind;
 use regatta_plan::part;
 
-/// Numbers that the rank at `place` of a ring of `ranks` sends in an operation on `numbers` (of the larger side):
-/// 2(n-1)/n of them in an all-reduce, (n-1)/n in a reduce-scatter or an all-gather. Where they do not divide by n, the
-/// segments differ by one, and each rank passes on other ones.
+/// Number of values that the rank at `place` in a ring of `ranks` sends in an operation whose larger side has
+/// `numbers` values: 2(n-1)/n of them in an all-reduce, (n-1)/n in a reduce-scatter or an all-gather. If they do not
+/// divide by n, the sizes of segments differ by one, and ranks send different segments.
 pub(super) fn sent(kind: Kind, numbers: usize, ranks: usize, place: usize) -> usize {
     let segment = |ahead: usize| part(numbers, ranks, (place + ahead) % ranks).len();
     match kind {
-        // Around twice but for two steps.
+        // All segments twice, without the last one of each round.
         Kind::AllReduce => 2 * numbers - segment(1) - segment(2),
-        // All but its own, which ends here.
+        // All segments except its own, which ends here.
         Kind::ReduceScatter => numbers - segment(0),
-        // All but the right neighbour's, which began there.
+        // All segments except the right neighbour's, which began there.
         Kind::AllGather => numbers - segment(1),
         _ => 0,
     }

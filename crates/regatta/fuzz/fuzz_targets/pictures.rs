@@ -1,6 +1,0 @@
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let peak = regatta_comm_fuzz::peak(|| regatta::fuzzing::pictures(bytes));
-    assert!(peak <= (32 << 20) + 64 * bytes.len(), "{peak} bytes for {}", bytes.len());
-});

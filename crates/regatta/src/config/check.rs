@@ -1,0 +1,110 @@
+//! Checks whether the values of a configuration are valid and consistent.
+
+use super::limits;
+use super::reader::Reader;
+use super::schema::{Config, DataKind, TokenizerKind};
+use crate::data::{cifar10, mnist};
+use crate::error::Result;
+use regatta_plan::Mesh;
+
+/// Tokens of the smallest vocabulary that is trained: the 256 bytes and one merge.
+const SMALLEST_BPE: usize = 257;
+/// Largest shift of an image in pixels.
+const LARGEST_SHIFT: usize = 8;
+
+/// Checks all values. The error names the key.
+pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
+    let (data, train, optimizer, parallel) =
+        (&config.data, &config.train, &config.optimizer, &config.parallel);
+    limits::check(config, reader)?;
+    check_samples(config, reader)?;
+    match (train.batch, train.batch_per_worker) {
+        (None, None) => {
+            return Err(reader.error("train.batch", "missing: give it or train.batch_per_worker"));
+        }
+        (Some(_), Some(_)) => {
+            return Err(
+                reader.error("train.batch", "given together with train.batch_per_worker: keep one of them")
+            );
+        }
+        _ => {}
+    }
+    config
+        .model
+        .check()
+        .map_err(|problem| reader.error(&format!("model.{}", problem.key), problem.problem))?;
+    if data.kind == DataKind::Text && data.path.is_none() {
+        return Err(
+            reader.error("data.path", "missing: give a text file or folder, as in --set data.path=FILE")
+        );
+    }
+    reader.within("data.val_fraction", data.val_fraction, 0.0, 1.0, false)?;
+    reader.at_least_one("data", &[("max_mib", data.max_mib)])?;
+    // A tokenizer that is loaded has its own size.
+    let trained = data.tokenizer == TokenizerKind::Bpe && data.tokenizer_path.is_none();
+    if trained && data.vocab_size < SMALLEST_BPE {
+        let problem = format!("a byte-level vocabulary has at least {SMALLEST_BPE} tokens");
+        return Err(reader.error("data.vocab_size", problem));
+    }
+    reader.at_least_one("data", &[("classes", data.classes), ("samples", data.samples)])?;
+    if data.shift > LARGEST_SHIFT {
+        return Err(reader.error("data.shift", format!("at most {LARGEST_SHIFT} pixels")));
+    }
+    let counts = [("steps", train.steps), ("accumulate", train.accumulate), ("log_every", train.log_every)];
+    reader.at_least_one("train", &counts)?;
+    reader.at_least_one("train", &[("batch", train.batch.unwrap_or(1)), ("keep", train.keep)])?;
+    reader.within("train.checkpoint_minutes", train.checkpoint_minutes, 0.0, 1e6, true)?;
+    reader.at_least_one("train", &[("batch_per_worker", train.batch_per_worker.unwrap_or(1))])?;
+    reader.within("train.loss_scale", train.loss_scale.unwrap_or(1.0), 1e-30, 1e30, true)?;
+    reader.within("optimizer.lr", optimizer.lr, 0.0, 1e6, true)?;
+    reader.within("optimizer.min_lr", optimizer.min_lr.unwrap_or(0.0), 0.0, 1e6, true)?;
+    reader.within("optimizer.weight_decay", optimizer.weight_decay, 0.0, 1e6, true)?;
+    reader.within("optimizer.beta1", optimizer.beta1, 0.0, 1.0, false)?;
+    reader.within("optimizer.beta2", optimizer.beta2, 0.0, 1.0, false)?;
+    reader.within("optimizer.eps", optimizer.eps, 0.0, 1.0, true)?;
+    reader.within("optimizer.momentum", optimizer.momentum, 0.0, 1.0, false)?;
+    reader.within("optimizer.clip", optimizer.clip, 0.0, 1e30, true)?;
+    reader.at_least_one("parallel", &[("workers", parallel.workers.unwrap_or(1))])?;
+    reader.at_least_one("parallel", &[("threads", parallel.threads.unwrap_or(1))])?;
+    reader.within("parallel.bucket_mib", parallel.bucket_mib, 0.001, 65536.0, true)?;
+    reader.within("parallel.deadline_s", parallel.deadline_s, 0.1, 1e6, true)?;
+    reader.within("parallel.zero", f64::from(parallel.zero), 0.0, 3.0, true)?;
+    reader.within("parallel.memory_mib", parallel.memory_mib.unwrap_or(1.0), 1.0, 1e9, true)?;
+    reader.at_least_one("parallel", &[("chunks", parallel.chunks.unwrap_or(1))])?;
+    if let Some(Err(error)) = parallel.mesh.as_deref().map(str::parse::<Mesh>) {
+        return Err(reader.error("parallel.mesh", error.to_string()));
+    }
+    let transports = ["thread", "shm", "tcp", "mpi"];
+    reader.one_of("parallel.transport", parallel.transport.as_deref(), &transports)?;
+    let algorithms = regatta_comm::Algorithm::ALL.map(regatta_comm::Algorithm::name);
+    reader.one_of("parallel.algorithm", parallel.algorithm.as_deref(), &algorithms)?;
+    reader.within("sample.temperature", config.sample.temperature, 0.0, 100.0, true)
+}
+
+/// Checks that the data consists of samples of the kind that the model learns from.
+fn check_samples(config: &Config, reader: &Reader<'_>) -> Result<()> {
+    if config.data.kind == DataKind::Own {
+        return Ok(());
+    }
+    let wanted = config.model.samples().image();
+    let given = match config.data.kind {
+        DataKind::Text | DataKind::Rust | DataKind::Own => None,
+        DataKind::Mnist => Some([mnist::SIDE, mnist::SIDE, 1]),
+        DataKind::Cifar10 => Some([cifar10::SIDE, cifar10::SIDE, cifar10::CHANNELS]),
+        DataKind::Synthetic => wanted.or(Some([0; 3])),
+    };
+    let problem = match (wanted, given) {
+        (None, Some(_)) => "this model learns from text: use \"text\" or \"rust\"".to_string(),
+        (Some(_), None) => {
+            "this model learns from images: use \"mnist\", \"cifar10\" or \"synthetic\"".to_string()
+        }
+        (Some(wanted), Some(given)) if wanted != given => {
+            let text = |[height, width, channels]: [usize; 3]| {
+                format!("{height} x {width} with {channels} channel(s)")
+            };
+            format!("the model takes images of {}, and these are {}", text(wanted), text(given))
+        }
+        _ => return Ok(()),
+    };
+    Err(reader.error("data.kind", problem))
+}

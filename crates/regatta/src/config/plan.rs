@@ -1,0 +1,103 @@
+//! Derives the plan from a configuration, and checks whether the model supports it.
+
+use super::limits;
+use super::schema::Config;
+use crate::autograd::{Backend, Precision};
+use crate::models::ModelConfig;
+use crate::params::Placement;
+use regatta_plan::{Axis, Layout, Mesh, Plan, PlanError, ScheduleKind};
+
+impl Config {
+    /// The batch of a step: samples in all or per worker, as the user gave them, and micro-batches.
+    pub fn batch(&self) -> regatta_plan::Batch {
+        let accumulate = self.train.accumulate;
+        match (self.train.batch, self.train.batch_per_worker) {
+            (Some(samples), _) => regatta_plan::Batch::global(samples, accumulate),
+            (None, samples) => regatta_plan::Batch::per_worker(samples.unwrap_or(1), accumulate),
+        }
+    }
+
+    /// The plan for a job of `world` ranks.
+    ///
+    /// # Errors
+    /// The mesh has another size, the batch does not divide, or the schedule or the layout is invalid.
+    pub fn plan(&self, world: usize) -> Result<Plan, PlanError> {
+        let parallel = &self.parallel;
+        let mesh = match &parallel.mesh {
+            Some(mesh) => mesh.parse()?,
+            None => Mesh::data(world),
+        };
+        mesh.check_world(world)?;
+        let bytes = (parallel.bucket_mib * (1 << 20) as f64) as usize;
+        let default_chunks = if parallel.schedule == ScheduleKind::Interleaved { 2 } else { 1 };
+        let rules = parallel.layout.iter().map(|(dim, axis)| (dim.as_str(), axis.as_str()));
+        let plan = Plan {
+            layout: Layout::with(rules)?,
+            zero: parallel.zero,
+            prefetch: parallel.prefetch,
+            offload: parallel.offload,
+            schedule: parallel.schedule,
+            chunks: parallel.chunks.unwrap_or(default_chunks),
+            sequence: parallel.sequence && mesh.axis(Axis::Tensor) > 1,
+            recompute: parallel.recompute,
+            ..Plan::new(mesh, self.batch(), bytes)?
+        };
+        plan.pipeline()?;
+        Ok(plan)
+    }
+
+    /// Checks that the model supports `plan`; `vocab` is the number of tokens or classes. Nothing is run.
+    ///
+    /// # Errors
+    /// There are too many samples, more stages than blocks, a layout that a parameter does not allow (the error names
+    /// it), or a model or a sequence that cannot be split.
+    pub fn check_plan(&self, plan: &Plan, vocab: usize) -> Result<(), PlanError> {
+        let model = |error: crate::error::Error| PlanError::Model(error.to_string());
+        limits::check_step(self, plan, vocab)?;
+        let tensor = plan.mesh.axis(Axis::Tensor);
+        let placement =
+            Placement { mesh: plan.mesh.clone(), layout: plan.layout.clone(), ..Placement::whole() };
+        let params = self.model.describe(vocab, placement).map_err(model)?;
+        if tensor > 1 && !ModelConfig::splits(&params) {
+            return Err(PlanError::Layout(
+                "this model has no layers that can be split over the axis tensor; use data and pipe".into(),
+            ));
+        }
+        let train = &self.train;
+        if tensor > 1 && (train.device.backend != Backend::Cpu || train.precision != Precision::F32) {
+            return Err(PlanError::Layout(format!(
+                "layers can be split over the axis tensor only on the cpu in f32; use data and pipe with train.device = \
+                 \"{}\" and train.precision = \"{}\"",
+                train.device,
+                train.precision.name()
+            )));
+        }
+        if let Some(why) = self.model.host_only().filter(|_| train.device.backend != Backend::Cpu) {
+            return Err(PlanError::Layout(format!(
+                "{why}: a model of kind {} does not support train.device = \"{}\"",
+                self.model.kind(),
+                train.device
+            )));
+        }
+        for param in &params {
+            plan.layout.check(&plan.mesh, &param.spec)?;
+        }
+        if plan.sequence {
+            let times = self.model.samples().times();
+            if let Some(time) = times.iter().find(|time| !time.is_multiple_of(tensor)) {
+                return Err(PlanError::Layout(format!(
+                    "parallel.sequence: {time} tokens cannot be divided evenly over the {tensor} ranks of the axis tensor"
+                )));
+            }
+            let whole =
+                ["heads", "mlp", "vocab"].into_iter().find(|dim| plan.layout.axis(&plan.mesh, dim).is_none());
+            if let Some(dim) = whole {
+                return Err(PlanError::Layout(format!(
+                    "parallel.sequence: the dimension {dim} must be split over tensor too"
+                )));
+            }
+        }
+        let costs: Vec<f64> = self.model.costs(vocab).iter().map(|cost| cost.flops).collect();
+        plan.cut(&costs).map(drop)
+    }
+}

@@ -1,0 +1,148 @@
+//! The exchange between workers: gradients between the backward pass and the update, parameters after the update.
+//!
+//! The producer of gradients (the engine, or the optimizer wrapper for any Burn module) fills a buffer for each unit and
+//! pushes it. An exchange combines the buffers of the workers, and fetches the parameters that other workers updated. Its
+//! [`ExchangePlan`](regatta_plan::ExchangePlan) predicts what it communicates and keeps.
+
+mod gather;
+mod mean;
+mod pool;
+mod sharded;
+
+pub use mean::MeanExchange;
+pub use sharded::ShardedExchange;
+
+use super::groups::{Groups, Role};
+use crate::error::Result;
+use crate::params::ParamStore;
+use regatta_comm::Buffer;
+use regatta_plan::{Axis, AxisSet, Plan};
+use std::time::Duration;
+
+/// The time that communication took in one step.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CommTime {
+    /// The time that communication ran.
+    pub busy: Duration,
+    /// The time that the step waited for communication, because computation did not hide it.
+    pub exposed: Duration,
+}
+
+impl CommTime {
+    /// Adds the time of other communication.
+    pub(crate) fn add(&mut self, more: Self) {
+        self.busy += more.busy;
+        self.exposed += more.exposed;
+    }
+
+    /// Adds the time of blocking communication, which computation did not hide.
+    pub(crate) fn add_exposed(&mut self, time: Duration) {
+        self.busy += time;
+        self.exposed += time;
+    }
+}
+
+/// State of an exchange for checkpoints: by name, for each unit the part that this rank updates.
+pub type NamedState<'a> = Vec<(&'static str, Vec<&'a mut [f32]>)>;
+
+/// Combines the gradients of units over the workers, and distributes the updated parameters. All ranks of a group must make
+/// the same calls in the same order.
+///
+/// An exchange need not wait for the other workers: [`combined`](Self::combined) returns none for a unit whose result comes
+/// in a later step, or is applied elsewhere.
+pub trait GradientExchange: Send {
+    /// Begins a step.
+    fn begin(&mut self) {}
+
+    /// A buffer for the gradients of `unit`. Padding is 0, the other elements are undefined.
+    ///
+    /// # Errors
+    /// Memory runs out.
+    fn buffer(&mut self, unit: usize) -> Result<Buffer<f32>>;
+
+    /// Whether the gradients of each micro-batch are pushed separately, instead of the sum over a step.
+    fn takes_each_micro_batch(&self) -> bool {
+        false
+    }
+
+    /// Starts to combine the gradients of `unit`.
+    ///
+    /// # Errors
+    /// Communication fails.
+    fn push(&mut self, unit: usize, gradients: Buffer<f32>) -> Result<()>;
+
+    /// Waits for the results that this step needs.
+    ///
+    /// # Errors
+    /// Communication fails.
+    fn finish(&mut self) -> Result<()>;
+
+    /// The combined gradients of the part of `unit` that this rank updates; none if there is nothing to apply now.
+    fn combined(&mut self, unit: usize) -> Option<&mut [f32]>;
+
+    /// Called after this rank has updated its part of `unit`.
+    fn updated(&mut self, _unit: usize) {}
+
+    /// Starts to fetch the parameters of `unit`, if they are missing or out of date.
+    ///
+    /// # Errors
+    /// Memory runs out.
+    fn prefetch(&mut self, _unit: usize, _store: &ParamStore) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits until the parameters of `unit` are in the store and up to date.
+    ///
+    /// # Errors
+    /// Communication fails.
+    fn acquire(&mut self, _unit: usize, _store: &mut ParamStore) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called when the parameters of `unit` are not used for a while.
+    fn release(&mut self, _unit: usize, _store: &mut ParamStore) {}
+
+    /// Whether parameters are gathered before each use and released after it.
+    fn gathers_on_use(&self) -> bool {
+        false
+    }
+
+    /// Waits for all operations that are in flight. After it, parameters that are not released are up to date.
+    ///
+    /// # Errors
+    /// Communication fails.
+    fn wait_all(&mut self, _store: &mut ParamStore) -> Result<()> {
+        Ok(())
+    }
+
+    /// The state that a checkpoint must contain besides the optimizer's. It is zero if a checkpoint does not contain it.
+    fn state(&mut self) -> NamedState<'_> {
+        vec![]
+    }
+
+    /// The time that communication took since the last call.
+    fn take_time(&mut self) -> CommTime;
+
+    /// Bytes of gradients that are kept from step to step, and the peak bytes of temporary buffers.
+    fn bytes(&self) -> (usize, usize);
+}
+
+/// Connects the exchange of `plan` for the units of `store`.
+///
+/// # Errors
+/// Communication fails.
+pub(crate) fn connect(plan: &Plan, store: &ParamStore, groups: &Groups) -> Result<Box<dyn GradientExchange>> {
+    let units = store.units();
+    Ok(match plan.sharded() {
+        None => {
+            let workers = groups.over(AxisSet::WORKERS, Role::Exchange)?;
+            let lens = units.units.iter().map(|unit| unit.len).collect();
+            Box::new(MeanExchange::new(workers, lens))
+        }
+        Some(sharded) => {
+            let data = groups.over(Axis::Data.into(), Role::Exchange)?;
+            let replica = groups.over_several(Axis::Replica.into(), Role::Exchange)?;
+            Box::new(ShardedExchange::new(units.clone(), sharded, data, replica))
+        }
+    })
+}
