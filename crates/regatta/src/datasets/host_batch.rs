@@ -78,16 +78,18 @@ impl HostBatch {
 
     /// Number of targets: tokens to predict, or labels.
     pub fn targets(&self) -> usize {
-        let (Self::Text { targets, .. } | Self::Pairs { targets, .. } | Self::Images { labels: targets, .. }) =
-            self;
-        targets.len()
+        self.target_ids().len()
     }
 
     /// Number of targets that count in the loss: those that are not [`IGNORED`].
     pub fn counted(&self) -> usize {
+        self.target_ids().iter().filter(|target| **target != IGNORED).count()
+    }
+
+    fn target_ids(&self) -> &[i64] {
         let (Self::Text { targets, .. } | Self::Pairs { targets, .. } | Self::Images { labels: targets, .. }) =
             self;
-        targets.iter().filter(|target| **target != IGNORED).count()
+        targets
     }
 
     /// Splits the batch into `parts` micro-batches of equally many rows, and returns with each which rows it has: for

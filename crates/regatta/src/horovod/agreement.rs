@@ -4,7 +4,8 @@
 use super::buckets::{Buckets, ParamSpec};
 use crate::autograd::{Fetchable, fetch};
 use crate::error::{Error, Result};
-use burn::module::{Module, ModuleVisitor, Param};
+use crate::params::{ParamVisitor, visit_params};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 use regatta_comm::Group;
 use std::fmt;
@@ -70,8 +71,7 @@ pub(super) fn same_start<M: Module>(group: &Group, layout: &Buckets, model: &M) 
     if group.size() == 1 {
         return Ok(());
     }
-    let mut values = Values { layout, path: vec![], found: vec![] };
-    model.visit(&mut values);
+    let values = visit_params(model, Values { layout, found: vec![] });
     let mut lines = vec![];
     fetch(values.found, |path, numbers| {
         let crc = crc32fast::hash(bytemuck::cast_slice(numbers));
@@ -90,21 +90,11 @@ pub(super) fn same_start<M: Module>(group: &Group, layout: &Buckets, model: &M) 
 
 struct Values<'a> {
     layout: &'a Buckets,
-    path: Vec<String>,
     found: Vec<(String, Fetchable)>,
 }
 
-impl ModuleVisitor for Values<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
+impl ParamVisitor for Values<'_> {
+    fn float<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
         if self.layout.find(&path).is_some() {
             self.found.push((path, Fetchable::of(param.base())));
         }

@@ -2,15 +2,15 @@
 
 use super::agreement::{first_difference, shape_of};
 use crate::error::{Error, Result};
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use crate::params::{ParamVisitor, visit_params};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use regatta_comm::Group;
 
 /// As [`broadcast_parameters`](super::broadcast_parameters), over the ranks of `group`.
 pub(super) fn broadcast_over<M: Module>(group: &Group, model: M, root: usize) -> Result<M> {
-    let mut shapes = Shapes::default();
-    model.visit(&mut shapes);
-    if let Some(difference) = first_difference(group, &shapes.lines)? {
+    let Shapes(lines) = visit_params(&model, Shapes::default());
+    if let Some(difference) = first_difference(group, &lines)? {
         return Err(Error::Usage(format!(
             "the models differ: {difference}; every rank must create the same model before rank {root}'s parameters are copied"
         )));
@@ -22,33 +22,22 @@ pub(super) fn broadcast_over<M: Module>(group: &Group, model: M, root: usize) ->
 
 /// Collects every parameter with its shape and type.
 #[derive(Default)]
-struct Shapes {
-    path: Vec<String>,
-    lines: Vec<String>,
-}
+struct Shapes(Vec<String>);
 
-impl ModuleVisitor for Shapes {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+impl ParamVisitor for Shapes {
+    fn float<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
         let base = param.base();
-        self.lines.push(format!("{} {}", self.path.join("."), shape_of(&base.dims(), base.dtype())));
+        self.0.push(format!("{path} {}", shape_of(&base.dims(), base.dtype())));
     }
 
-    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+    fn int<const D: usize>(&mut self, path: String, param: &Param<Tensor<D, Int>>) {
         let base = param.val();
-        self.lines.push(format!("{} {}", self.path.join("."), shape_of(&base.dims(), base.dtype())));
+        self.0.push(format!("{path} {}", shape_of(&base.dims(), base.dtype())));
     }
 
-    fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
+    fn bool<const D: usize>(&mut self, path: String, param: &Param<Tensor<D, Bool>>) {
         let base = param.val();
-        self.lines.push(format!("{} {}", self.path.join("."), shape_of(&base.dims(), base.dtype())));
+        self.0.push(format!("{path} {}", shape_of(&base.dims(), base.dtype())));
     }
 }
 

@@ -1,7 +1,8 @@
 //! The layout of parameters in buckets, in reverse order of the model. Each bucket is contiguous memory.
 
 use crate::error::{Error, Result};
-use burn::module::{Module, ModuleVisitor, Param};
+use crate::params::{ParamVisitor, visit_params};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -21,26 +22,16 @@ pub struct ParamSpec {
 }
 
 struct Specs {
-    path: Vec<String>,
     found: Vec<ParamSpec>,
     unsupported: Option<(String, DType)>,
 }
 
-impl ModuleVisitor for Specs {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+impl ParamVisitor for Specs {
+    fn float<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
         let base = param.base();
         if !base.is_require_grad() {
             return;
         }
-        let path = self.path.join(".");
         if !matches!(base.dtype(), DType::F32 | DType::F16 | DType::BF16) {
             self.unsupported.get_or_insert((path, base.dtype()));
             return;
@@ -55,8 +46,7 @@ impl ModuleVisitor for Specs {
 /// # Errors
 /// A trainable parameter is f64 or quantized: f32 cannot hold its gradient.
 pub fn param_specs<M: Module>(model: &M) -> Result<Vec<ParamSpec>> {
-    let mut specs = Specs { path: vec![], found: vec![], unsupported: None };
-    model.visit(&mut specs);
+    let specs = visit_params(model, Specs { found: vec![], unsupported: None });
     match specs.unsupported {
         None => Ok(specs.found),
         Some((path, dtype)) => Err(Error::Usage(format!(

@@ -3,7 +3,8 @@
 use super::sync::GradientSync;
 use crate::autograd::{Fetchable, detached, fetch};
 use crate::error::{Error, Result};
-use burn::module::{Module, ModuleVisitor, Param};
+use crate::params::{ParamVisitor, visit_params};
+use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 
@@ -17,8 +18,8 @@ pub(super) fn supply<M: Module>(
     model: &M,
     grads: &GradientsParams,
 ) -> Result<Option<usize>> {
-    let mut unseen = Unseen { sync, grads, path: vec![], present: 0, not_averaged: None, wanted: vec![] };
-    model.visit(&mut unseen);
+    let unseen = Unseen { sync, grads, present: 0, not_averaged: None, wanted: vec![] };
+    let unseen = visit_params(model, unseen);
     if let Some(path) = unseen.not_averaged {
         return Err(Error::Usage(format!(
             "parameter {path} has a gradient that is not averaged: it was frozen, or had another shape or path, when \
@@ -27,9 +28,8 @@ pub(super) fn supply<M: Module>(
     }
     let layout = sync.layout();
     if unseen.present != layout.specs.len() {
-        let mut names = Names::default();
-        model.visit(&mut names);
-        let lost = layout.specs.iter().find(|spec| !names.found.contains(&spec.path));
+        let Names(names) = visit_params(model, Names::default());
+        let lost = layout.specs.iter().find(|spec| !names.contains(&spec.path));
         return Err(Error::Usage(format!(
             "the model has no parameter {}, which the one given to DistributedOptimizer has; step() takes the model that \
              DistributedOptimizer returned",
@@ -50,24 +50,14 @@ pub(super) fn supply<M: Module>(
 struct Unseen<'a> {
     sync: &'a GradientSync,
     grads: &'a GradientsParams,
-    path: Vec<String>,
     /// Number of the layout's parameters that were found in the model.
     present: usize,
     not_averaged: Option<String>,
     wanted: Vec<(usize, Fetchable)>,
 }
 
-impl ModuleVisitor for Unseen<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
+impl ParamVisitor for Unseen<'_> {
+    fn float<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
         let layout = self.sync.layout();
         let index = layout.find(&path).filter(|&index| layout.specs[index].shape == param.base().dims());
         let gradient = self.grads.get::<D>(param.id);
@@ -85,22 +75,11 @@ impl ModuleVisitor for Unseen<'_> {
 }
 
 #[derive(Default)]
-struct Names {
-    path: Vec<String>,
-    found: Vec<String>,
-}
+struct Names(Vec<String>);
 
-impl ModuleVisitor for Names {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, _: &Param<Tensor<D>>) {
-        self.found.push(self.path.join("."));
+impl ParamVisitor for Names {
+    fn float<const D: usize>(&mut self, path: String, _: &Param<Tensor<D>>) {
+        self.0.push(path);
     }
 }
 
@@ -112,30 +91,19 @@ pub(super) fn replace<M: Module>(
     grads: GradientsParams,
     scale: f32,
 ) -> (GradientsParams, Vec<String>) {
-    let mut replace = Replace { sync, grads, path: vec![], scale, missing: vec![] };
-    model.visit(&mut replace);
+    let replace = visit_params(model, Replace { sync, grads, scale, missing: vec![] });
     (replace.grads, replace.missing)
 }
 
 struct Replace<'a> {
     sync: &'a GradientSync,
     grads: GradientsParams,
-    path: Vec<String>,
     scale: f32,
     missing: Vec<String>,
 }
 
-impl ModuleVisitor for Replace<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
+impl ParamVisitor for Replace<'_> {
+    fn float<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
         let Some(index) = self.sync.layout().find(&path) else { return };
         let Some(mut values) = self.sync.gradient(index) else { return self.missing.push(path) };
         if self.scale != 1.0 {

@@ -158,7 +158,7 @@ impl ModelSpec for CnnConfig {
 
     fn check(&self) -> Result<(), Problem> {
         rates(&[("dropout", self.dropout)])?;
-        at_least_one(&[("hidden", self.hidden)])?;
+        at_least_one([("hidden", self.hidden)])?;
         if !(1..=MAX_CONVOLUTIONS).contains(&self.channels.len()) || self.channels.contains(&0) {
             let problem =
                 format!("must have 1 to {MAX_CONVOLUTIONS} convolutions, each with at least 1 channel");

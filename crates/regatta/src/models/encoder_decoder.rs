@@ -269,13 +269,7 @@ impl ModelSpec for EncoderDecoderConfig {
     }
 
     fn check(&self) -> Result<(), Problem> {
-        at_least_one(&[
-            ("encoder_layers", self.encoder_layers),
-            ("decoder_layers", self.decoder_layers),
-            ("heads", self.heads),
-            ("embed", self.embed),
-            ("context", self.context),
-        ])?;
+        at_least_one(self.limits().into_iter().map(|(key, value, _)| (key, value)))?;
         divides_into_heads(self.embed, self.heads)?;
         rates(&[("dropout", self.dropout), ("label_smoothing", self.label_smoothing)])
     }

@@ -238,12 +238,7 @@ impl ModelSpec for GptConfig {
     }
 
     fn check(&self) -> Result<(), Problem> {
-        at_least_one(&[
-            ("layers", self.layers),
-            ("heads", self.heads),
-            ("embed", self.embed),
-            ("context", self.context),
-        ])?;
+        at_least_one(self.limits().into_iter().map(|(key, value, _)| (key, value)))?;
         divides_into_heads(self.embed, self.heads)?;
         rates(&[("dropout", self.dropout), ("label_smoothing", self.label_smoothing)])
     }

@@ -258,7 +258,7 @@ impl ModelSpec for ResnetConfig {
     }
 
     fn check(&self) -> Result<(), Problem> {
-        at_least_one(&[("channels", self.channels), ("side", self.side), ("inputs", self.inputs)])?;
+        at_least_one([("channels", self.channels), ("side", self.side), ("inputs", self.inputs)])?;
         if !(1..=MAX_STAGES).contains(&self.stages.len()) || self.stages.contains(&0) {
             let problem = format!("must have 1 to {MAX_STAGES} stages, each with at least 1 block");
             return Err(Problem::new("stages", problem));

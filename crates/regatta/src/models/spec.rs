@@ -82,8 +82,8 @@ impl Problem {
 ///
 /// # Errors
 /// The first count that is 0.
-pub fn at_least_one(counts: &[(&str, usize)]) -> Result<(), Problem> {
-    match counts.iter().find(|(_, count)| *count == 0) {
+pub fn at_least_one<'a>(counts: impl IntoIterator<Item = (&'a str, usize)>) -> Result<(), Problem> {
+    match counts.into_iter().find(|(_, count)| *count == 0) {
         Some((key, _)) => Err(Problem::new(key, "must be at least 1")),
         None => Ok(()),
     }

@@ -4,9 +4,10 @@ use super::device_copies::DeviceCopies;
 use super::leaves::Leaves;
 use super::placed::PlacedParam;
 use super::store::ParamStore;
+use super::walk::{ParamVisitor, visit_params};
 use crate::autograd::{Compute, to_vec};
 use crate::error::{Error, Result};
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::Tensor;
 use regatta_plan::{AxisSet, Dim, TensorSpec};
 
@@ -46,8 +47,7 @@ pub(crate) fn undeclared<M: Module>(
     declared: &[PlacedParam],
     blocks: usize,
 ) -> Result<Vec<PlacedParam>> {
-    let mut visitor = UndeclaredVisitor { declared, path: vec![], found: vec![], untrained: None };
-    model.visit(&mut visitor);
+    let visitor = visit_params(model, UndeclaredVisitor { declared, found: vec![], untrained: None });
     if let Some(path) = visitor.untrained {
         return Err(Error::Usage(format!(
             "{path} was not created by the ParamBuilder and is not trained: a frozen parameter, or a running statistic such \
@@ -68,22 +68,12 @@ pub(crate) fn undeclared<M: Module>(
 /// Collects trainable parameters that are not declared.
 struct UndeclaredVisitor<'a> {
     declared: &'a [PlacedParam],
-    path: Vec<String>,
     found: Vec<PlacedParam>,
     untrained: Option<String>,
 }
 
-impl ModuleVisitor for UndeclaredVisitor<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
+impl ParamVisitor for UndeclaredVisitor<'_> {
+    fn float<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
         if self.declared.iter().any(|declared| declared.spec.path == path) {
             return;
         }

@@ -2,9 +2,10 @@
 
 use super::device_copies::TakeGradient;
 use super::units::Units;
+use super::walk::{ParamVisitor, visit_params};
 use crate::autograd::{Fetchable, node_of};
 use burn::backend::autodiff::NodeId;
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{Gradients, Tensor};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,10 +33,8 @@ impl Leaves {
         }
         let index = units.params.iter().enumerate().map(|(i, param)| (param.spec.path.clone(), i)).collect();
         let take = units.params.iter().map(|_| None).collect();
-        let mut visitor =
-            LeafVisitor { index, path: vec![], leaves: Self { take, nodes: HashMap::new(), by_block } };
-        model.visit(&mut visitor);
-        visitor.leaves
+        visit_params(model, LeafVisitor { index, leaves: Self { take, nodes: HashMap::new(), by_block } })
+            .leaves
     }
 
     /// Takes the gradients of a block's parameters, by index, out of `gradients`.
@@ -57,21 +56,12 @@ impl Leaves {
 /// Collects the leaves of a module's parameters.
 struct LeafVisitor {
     index: HashMap<String, usize>,
-    path: Vec<String>,
     leaves: Leaves,
 }
 
-impl ModuleVisitor for LeafVisitor {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let Some(&index) = self.index.get(&self.path.join(".")) else { return };
+impl ParamVisitor for LeafVisitor {
+    fn float<const D: usize>(&mut self, path: String, param: &Param<Tensor<D>>) {
+        let Some(&index) = self.index.get(&path) else { return };
         let tensor = param.val();
         if let Some(node) = node_of(&tensor) {
             self.leaves.nodes.insert(node.value, index);

@@ -11,6 +11,7 @@ mod leaves;
 mod placed;
 mod store;
 mod units;
+mod walk;
 
 pub(crate) use bind::{bind, undeclared};
 pub use builder::{Initializer, ParamBuilder};
@@ -18,3 +19,4 @@ pub(crate) use leaves::Leaves;
 pub use placed::{PlacedParam, Placement};
 pub use store::ParamStore;
 pub use units::Units;
+pub(crate) use walk::{ParamVisitor, visit_params};

@@ -19,7 +19,7 @@ pub struct ParamStore {
     /// By unit: all shards, which the model's parameters view.
     memory: Vec<Arc<Memory>>,
     /// The index of the shard that this rank owns in every unit.
-    rank: usize,
+    shard: usize,
     /// By unit: this rank's shard, if the other shards are only gathered for a while.
     shards: Option<Vec<Vec<f32>>>,
     /// By parameter: whether its numbers have been written.
@@ -33,18 +33,18 @@ pub struct ParamStore {
 }
 
 impl ParamStore {
-    /// Memory for `units`. This rank owns the shard `rank` of each unit. With `keep_shard_only`, that shard has separate
+    /// Memory for `units`. This rank owns the shard `shard` of each unit. With `keep_shard_only`, that shard has separate
     /// memory, and the other shards are only gathered for a while. The system provides memory only when it is first written.
-    pub(crate) fn new(units: Arc<Units>, rank: usize, keep_shard_only: bool) -> Self {
+    pub(crate) fn new(units: Arc<Units>, shard: usize, keep_shard_only: bool) -> Self {
         let named = units.params.iter().enumerate();
-        let shard = |unit: usize| vec![0.0; units.shard(unit, rank).len()];
+        let own = |unit: usize| vec![0.0; units.shard(unit, shard).len()];
         Self {
             index: named.map(|(index, param)| (param.spec.path.clone(), index)).collect(),
             memory: units.units.iter().map(|unit| Memory::zeroed(unit.len)).collect(),
-            shards: keep_shard_only.then(|| (0..units.units.len()).map(shard).collect()),
+            shards: keep_shard_only.then(|| (0..units.units.len()).map(own).collect()),
             changed: vec![true; units.units.len()],
             filled: vec![false; units.params.len()],
-            rank,
+            shard,
             units,
             views: vec![],
             copies: None,
@@ -54,6 +54,11 @@ impl ParamStore {
     /// The parameters and their units.
     pub fn units(&self) -> &Arc<Units> {
         &self.units
+    }
+
+    /// The index of the shard that this rank owns in every unit.
+    pub fn shard(&self) -> usize {
+        self.shard
     }
 
     /// The index of the parameter at `path`.
@@ -85,7 +90,7 @@ impl ParamStore {
         let (unit, range) = self.units.place(index);
         match &mut self.shards {
             Some(shards) => {
-                let own = self.units.segments(unit, self.units.shard(unit, self.rank));
+                let own = self.units.segments(unit, self.units.shard(unit, self.shard));
                 for segment in own.filter(|segment| segment.param == index) {
                     draw(&param.piece().narrow(segment.of), &mut shards[unit][segment.within]);
                 }
@@ -117,7 +122,7 @@ impl ParamStore {
     }
 
     fn own_range(&self, unit: usize) -> Range<usize> {
-        self.units.shard(unit, self.rank)
+        self.units.shard(unit, self.shard)
     }
 
     /// The shard of `unit` that this rank owns and updates.

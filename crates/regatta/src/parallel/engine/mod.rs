@@ -25,7 +25,7 @@ use crate::models::{Activation, BuiltModel, Model};
 use crate::optim::FlatOptimizer;
 use crate::params::{Leaves, ParamStore, Units};
 use kept::{Kept, MicroChunk};
-use regatta_plan::{Axis, Plan, Schedule};
+use regatta_plan::{Plan, Schedule};
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -136,7 +136,7 @@ impl Engine {
 
     /// The index of the shard that this rank owns in every unit.
     pub fn shard(&self) -> usize {
-        if self.units.shards > 1 { self.groups.coordinate(Axis::Data) } else { 0 }
+        self.store.shard()
     }
 
     /// The shard of `unit` that this rank owns and updates.
