@@ -1,8 +1,9 @@
 //! One rank's part of a plan, computed without running anything. The engine is set up from it, and a step's communication
 //! is predicted from it.
 
+use crate::models::BlockCost;
 use crate::params::{PlacedParam, Units};
-use regatta_plan::{Plan, PlanError, Recompute, Schedule, Task};
+use regatta_plan::{Axis, Plan, PlanError, Recompute, Schedule, Task};
 use std::ops::Range;
 
 /// One rank's part of a plan.
@@ -10,6 +11,8 @@ use std::ops::Range;
 pub struct RankPlan {
     /// The rank's stage in the pipeline.
     pub stage: usize,
+    /// The index of the shard that the rank owns in every unit.
+    pub shard: usize,
     /// The tasks of all stages in a step.
     pub schedule: Schedule,
     /// The blocks of each chunk of the rank's stage.
@@ -23,19 +26,23 @@ pub struct RankPlan {
 }
 
 impl RankPlan {
-    /// The part of the rank at `stage`, which holds `params`; `cut` has the blocks of every virtual stage.
+    /// The part of `rank`. `params` are its parts of the parameters of all blocks, and `costs` the costs of all blocks, by
+    /// which the model is cut into stages.
     ///
     /// # Errors
-    /// The schedule does not support the plan's number of chunks.
+    /// There are more stages than blocks, or the schedule does not support the plan's number of chunks.
     pub fn new(
-        params: Vec<PlacedParam>,
+        mut params: Vec<PlacedParam>,
         plan: &Plan,
-        cut: &[Range<usize>],
-        stage: usize,
+        costs: &[BlockCost],
+        rank: usize,
     ) -> Result<Self, PlanError> {
-        let schedule = plan.pipeline()?;
+        let cut = plan.cut(&costs.iter().map(|cost| cost.flops).collect::<Vec<_>>())?;
+        let (schedule, stage) = (plan.pipeline()?, plan.mesh.coordinate(rank, Axis::Pipe));
         let chunks: Vec<_> =
             (0..schedule.chunks).map(|chunk| cut[schedule.virtual_stage(stage, chunk)].clone()).collect();
+        let held = |block: &usize| chunks.iter().any(|chunk| chunk.contains(block));
+        params.retain(|param| param.blocks.iter().any(held));
         let units = Units::of_plan(params, &chunks, plan);
         let stage_of = |block: usize| {
             let held = cut.iter().position(|blocks| blocks.contains(&block));
@@ -52,12 +59,18 @@ impl RankPlan {
         };
         Ok(Self {
             stage,
+            shard: if plan.shards() > 1 { plan.mesh.coordinate(rank, Axis::Data) } else { 0 },
             ties: units.units.iter().map(|unit| stages_of(&unit.shared)).collect(),
             flushes: units.units.iter().map(|unit| touched(&unit.blocks) * plan.accumulate).collect(),
             schedule,
             chunks,
             units,
         })
+    }
+
+    /// The rank's blocks.
+    pub fn blocks(&self) -> Vec<usize> {
+        self.chunks.iter().cloned().flatten().collect()
     }
 
     /// The rank's blocks in the order in which a step uses their parameters.

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::parallel::{Engine, Groups, RankPlan};
 use crate::params::{ParamBuilder, ParamStore, Placement};
 use regatta_comm::Group;
-use regatta_plan::{Axis, Plan};
+use regatta_plan::Plan;
 use std::sync::Arc;
 
 /// Creates this rank's part of the model of `config` for `vocab` tokens or classes, with initial weights from `seed`.
@@ -16,12 +16,9 @@ use std::sync::Arc;
 /// The model does not support the plan, the device does not exist, or communication fails.
 pub(crate) fn engine(config: &Config, plan: &Plan, group: &Group, vocab: usize, seed: u64) -> Result<Engine> {
     config.check_plan(plan, vocab)?;
-    let costs: Vec<f64> = config.model.costs(vocab).iter().map(|cost| cost.flops).collect();
     let train = &config.train;
     let compute = Compute::open(train.device, train.precision, group.local_rank())?;
     let groups = Groups::connect(group, plan)?;
-    let cut = plan.cut(&costs)?;
-    let stage = groups.coordinate(Axis::Pipe);
     let placement = Placement {
         mesh: plan.mesh.clone(),
         layout: plan.layout.clone(),
@@ -29,14 +26,11 @@ pub(crate) fn engine(config: &Config, plan: &Plan, group: &Group, vocab: usize, 
         tensor: groups.tensor().cloned(),
         sequence: plan.sequence,
     };
-    let blocks: Vec<usize> = cut.iter().skip(stage).step_by(plan.stages()).cloned().flatten().collect();
-    let mut params = config.model.describe(vocab, placement.clone())?;
-    params.retain(|param| param.blocks.iter().any(|block| blocks.contains(block)));
-    let rank = RankPlan::new(params, plan, &cut, stage)?;
+    let params = config.model.describe(vocab, placement.clone())?;
+    let rank = RankPlan::new(params, plan, &config.model.costs(vocab), group.rank())?;
     let gathers_on_use = plan.exchange().gathers_on_use();
-    let shard = if plan.shards() > 1 { groups.coordinate(Axis::Data) } else { 0 };
-    let store = ParamStore::new(Arc::new(rank.units.clone()), shard, gathers_on_use);
-    let params = ParamBuilder::filling(seed, placement, Some(blocks), store);
+    let store = ParamStore::new(Arc::new(rank.units.clone()), rank.shard, gathers_on_use);
+    let params = ParamBuilder::filling(seed, placement, Some(rank.blocks()), store);
     let model = config.model.build(vocab, params, &compute)?;
     let has_undeclared = model.has_undeclared;
     let mut engine = Engine::new(model, rank, plan, groups, compute)?;

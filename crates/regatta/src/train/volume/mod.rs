@@ -97,8 +97,6 @@ impl<'a> Outline<'a> {
     pub fn new(config: &'a Config, plan: &'a Plan, vocab: usize, rank: usize) -> Result<Self, PlanError> {
         config.check_plan(plan, vocab)?;
         let costs = config.model.costs(vocab);
-        let cut = plan.cut(&costs.iter().map(|cost| cost.flops).collect::<Vec<_>>())?;
-        let stage = plan.mesh.coordinate(rank, Axis::Pipe);
         let placement = Placement {
             mesh: plan.mesh.clone(),
             layout: plan.layout.clone(),
@@ -106,10 +104,8 @@ impl<'a> Outline<'a> {
             tensor: None,
             sequence: plan.sequence,
         };
-        let own: Vec<usize> = cut.iter().skip(stage).step_by(plan.stages()).cloned().flatten().collect();
         let model = |error: crate::error::Error| PlanError::Model(error.to_string());
-        let mut params = config.model.describe(vocab, placement.clone()).map_err(model)?;
-        params.retain(|param| param.blocks.iter().any(|block| own.contains(block)));
+        let params = config.model.describe(vocab, placement.clone()).map_err(model)?;
         let shapes = config.model.output_shapes(vocab, placement, plan.micro_batch()).map_err(model)?;
         let numbers =
             |shapes: &Vec<Vec<usize>>| shapes.iter().map(|shape| shape.iter().product::<usize>()).sum();
@@ -117,7 +113,7 @@ impl<'a> Outline<'a> {
             config,
             plan,
             rank,
-            rank_plan: RankPlan::new(params, plan, &cut, stage)?,
+            rank_plan: RankPlan::new(params, plan, &costs, rank)?,
             blocks: costs,
             outputs: shapes.iter().map(numbers).collect(),
         })
@@ -141,7 +137,7 @@ impl<'a> Outline<'a> {
     /// Every parameter that the rank holds.
     pub fn params(&self) -> Vec<HeldParam> {
         let units = &self.rank_plan.units;
-        let shard = if units.shards > 1 { self.plan.mesh.coordinate(self.rank, Axis::Data) } else { 0 };
+        let shard = self.rank_plan.shard;
         let held = |(index, param): (usize, &PlacedParam)| {
             let (unit, _) = units.place(index);
             let dims = param.spec.dims.iter().zip(&param.ranges);
