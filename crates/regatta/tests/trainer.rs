@@ -164,6 +164,10 @@ fn what_is_missing_is_named() {
     assert!(fit(other).contains("is for 2 ranks, but the job has 1"));
     let wrong = data(Trainer::new(plan("data=1", 1, 0)).model(GptConfig { heads: 5, ..gpt(0.0) }));
     assert!(fit(wrong).contains("`model.embed`: 36 is not a multiple of the 5 heads"));
+    let uneven = Plan { accumulate: 5, ..plan("data=1", 1, 0) };
+    assert!(
+        fit(data(Trainer::new(uneven).model(gpt(0.0)))).contains("a batch of 12 does not divide among 5")
+    );
     let folderless = Trainer::new(plan("data=1", 1, 0)).model(gpt(0.0)).data(Padded(24), Padded(12), VOCAB);
     let resume = Resume { from: Which::Last, or_begin: true, other_data: false };
     assert!(fit(folderless.resume(resume)).contains("resumes from the run's folder: call out()"));

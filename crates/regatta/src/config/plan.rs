@@ -53,6 +53,9 @@ impl Config {
     /// it), or a model or a sequence that cannot be split.
     pub fn check_plan(&self, plan: &Plan, vocab: usize) -> Result<(), PlanError> {
         let model = |error: crate::error::Error| PlanError::Model(error.to_string());
+        // The fields of a plan are public, so they may be other ones than its constructor would take.
+        let batch = regatta_plan::Batch::per_worker(plan.batch_per_worker, plan.accumulate);
+        Plan::new(plan.mesh.clone(), batch, plan.bucket_bytes)?;
         limits::check_step(self, plan, vocab)?;
         let tensor = plan.mesh.axis(Axis::Tensor);
         let placement =
