@@ -197,7 +197,10 @@ impl Manifest {
         if crc32fast::hash(text.as_bytes()) != envelope.checksum {
             return Err("does not match its checksum: it is damaged; use another checkpoint".into());
         }
-        let manifest: Self = serde_json::from_str(text).map_err(malformed)?;
+        // The checksum matches, so the manifest is as it was written.
+        let unknown =
+            |error: serde_json::Error| format!("is intact, but this program cannot use it: {error}");
+        let manifest: Self = serde_json::from_str(text).map_err(unknown)?;
         let checked = manifest.check().and_then(|()| manifest.plausible());
         checked.map_err(|problem| format!("{problem}; use another checkpoint"))?;
         Ok(manifest)
