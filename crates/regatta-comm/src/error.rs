@@ -98,7 +98,16 @@ impl Error {
     /// A failed system call; use as `.map_err(Error::system("open a socket"))`.
     pub(crate) fn system<E: std::fmt::Display>(action: impl Into<String>) -> impl FnOnce(E) -> Self {
         let action = action.into();
-        let reason = |error: E| crate::rendezvous::open_files::explain(&error.to_string());
+        let reason = |error: E| explain(&error.to_string());
         move |error| Self::System { action, reason: reason(error) }
+    }
+}
+
+/// Adds what helps to an error's text, where the limit on open files is the reason.
+pub(crate) fn explain(text: &str) -> String {
+    // EMFILE and ENFILE, as the standard library shows them.
+    match ["(os error 24)", "(os error 23)"].iter().any(|code| text.contains(code)) {
+        true => format!("{text}: raise the limit of open files (`ulimit -n 4096`)"),
+        false => text.into(),
     }
 }

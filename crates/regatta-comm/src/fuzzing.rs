@@ -2,10 +2,10 @@
 
 use crate::algorithm::select::Table;
 use crate::algorithm::simulate;
-use crate::call::{Call, ENCODED, Kind};
-use crate::element::{DType, ReduceOp};
-use crate::notes::{self, Directory, Notes};
-use crate::options::Options;
+use crate::job::options::Options;
+use crate::member::call::{Call, ENCODED, Kind};
+use crate::member::notes::{self, Directory, Notes};
+use crate::numbers::element::{DType, ReduceOp};
 use crate::rendezvous::{World, store, wire};
 use crate::tls::{Identity, Stream};
 use crate::transport::{TransportKind, tcp};

@@ -1,7 +1,8 @@
 //! Ranks on their way into a job: those that prepare are waited for, those that fail say why, those that nobody has
 //! seen are named.
 
-use regatta_comm::rendezvous::{Arrival, Security, StoreServer, World};
+use regatta_comm::Arrival;
+use regatta_comm::rendezvous::{Security, StoreServer, World};
 use regatta_comm::{Error, Group, Options, ReduceOp};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};

@@ -6,11 +6,11 @@
 //! [`halving_doubling`](super::halving_doubling), and log2^2 n short messages. Other numbers of ranks than powers of two
 //! fold in pairs first.
 
-use super::Session;
 use super::run::{Numbers, run};
 use super::schedule::What;
-use crate::element::Element;
+use crate::algorithm::session::Session;
 use crate::error::Result;
+use crate::numbers::element::Element;
 use std::ops::Range;
 
 /// a.b, a.a and b.b.

@@ -8,9 +8,9 @@
 
 use super::run::{Numbers, run};
 use super::schedule::What;
-use super::{Place, Session};
-use crate::element::Element;
+use crate::algorithm::session::{Place, Session};
 use crate::error::Result;
+use crate::numbers::element::Element;
 
 /// `block` numbers from everyone's `input` to everyone's `output`.
 pub(crate) fn all_to_all<T: Element>(

@@ -1,8 +1,8 @@
 //! Dissemination barrier (Hensgen, Finkel & Manber 1988, "Two algorithms for barrier synchronization"): ceil(log2 n)
 //! steps, in each of which a rank tells the one 2^k places to its right that it and all it has heard of are there.
 
-use super::Place;
 use super::schedule::{Schedule, What};
+use crate::algorithm::session::Place;
 
 /// Completes when all ranks have begun.
 pub(crate) fn barrier(place: Place) -> Schedule {

@@ -2,8 +2,8 @@
 //! bytes: log2 n steps and log2 n * B bytes sent; for small messages, where steps are what costs. Other numbers of ranks
 //! than powers of two fold first, as in [`halving_doubling`](super::halving_doubling): two more steps.
 
-use super::Place;
 use super::schedule::{Schedule, What};
+use crate::algorithm::session::Place;
 
 /// Leaves the reduction of `len` numbers in everyone's.
 pub(crate) fn all_reduce(place: Place, len: usize) -> Schedule {

@@ -6,8 +6,8 @@
 //! all-reduce 2 log2 n steps and 2(n-1)/n * B bytes sent. Any number of ranks: the first 2(n - p) ranks, p being the
 //! largest power of two in n, first fold in pairs, one of which waits for the result; that costs B more bytes.
 
-use super::Place;
 use super::schedule::{Run, Schedule, What};
+use crate::algorithm::session::Place;
 use std::ops::Range;
 
 /// The ranks that take part after folding.

@@ -8,13 +8,17 @@
 //! 16-bit floats are rounded once in each host, and once in the end. For a mean, integers and f16 are summed in a type
 //! that holds every sum.
 
+use super::parts::Parts;
 use super::schedule::part;
-use super::streams::{self, Parts};
-use super::{Algorithm, Context, Session, direct};
-use crate::call::{Call, Kind};
-use crate::element::{DType, Element, ReduceOp};
+use super::session::with_wider;
+use super::streams;
+use super::{Algorithm, direct};
+use crate::algorithm::session::Session;
 use crate::error::{Error, Result};
-use crate::kernel;
+use crate::member::call::{Call, Kind};
+use crate::member::context::Context;
+use crate::numbers::element::{DType, Element, ReduceOp};
+use crate::numbers::kernel;
 use crate::transport::Among;
 
 /// Bytes up to which ranks across hosts reduce by doubling.
@@ -30,7 +34,7 @@ pub(crate) fn all_reduce<T: Element>(session: &mut Session<'_>, data: &mut [T]) 
     if !streams::outgrows::<T>(session.call.op) || T::DTYPE == DType::BF16 {
         return all_reduce_exactly(session, data);
     }
-    streams::with_wider::<T::Exact>(session, data.len(), |session, exact| {
+    with_wider::<T::Exact>(session, data.len(), |session, exact| {
         kernel::to_exact(exact, data);
         let outcome = all_reduce_exactly(session, exact);
         kernel::from_exact(data, exact);

@@ -1,8 +1,8 @@
 //! To and from one rank directly: n-1 messages at the root at once, nothing on the way. Cost for B bytes in all: one
 //! step, (n-1)/n * B bytes through the root's link, which no algorithm can do without.
 
-use super::Place;
 use super::schedule::{Schedule, What};
+use crate::algorithm::session::Place;
 use std::ops::Range;
 
 /// Everyone's `own` numbers into the root's `segment`s.

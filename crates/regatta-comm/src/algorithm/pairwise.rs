@@ -1,8 +1,8 @@
 //! Pairwise exchange for all-to-all: in step k a rank sends to the one k places to its right and receives from the
 //! one k places to its left. Cost per rank for B bytes: n-1 steps and (n-1)/n * B bytes sent, the least possible.
 
-use super::Place;
 use super::schedule::{Schedule, What};
+use crate::algorithm::session::Place;
 use std::ops::Range;
 
 /// From the input's segments `sent` (by receiver) into the working segments `received` (by sender).

@@ -9,8 +9,8 @@
 //! What a rank sends in one step is what it received in the step before, chunk by chunk: no step waits for a whole
 //! segment.
 
-use super::Place;
 use super::schedule::{Run, Schedule, What};
+use crate::algorithm::session::Place;
 use std::ops::Range;
 
 /// `reducing` steps that reduce, then steps that overwrite, up to `steps` in all. In step 0 the segment `first` is

@@ -5,18 +5,16 @@
 //! that the schedule says, so results are the same bits in every run.
 
 use super::schedule::{Schedule, Step, What};
-use super::streams::words;
-use super::{Context, Session};
-use crate::call::{Call, ENCODED};
-use crate::element::{Element, ReduceOp};
+use super::session::{Session, words};
 use crate::error::Result;
-use crate::health::{SLICE, Wait};
-use crate::kernel;
+use crate::member::call::{Call, ENCODED};
+use crate::member::context::Context;
+use crate::member::health::SLICE;
+use crate::member::wait::Wait;
+use crate::numbers::element::{Element, ReduceOp};
+use crate::numbers::kernel;
 use crate::transport::Transport;
 use std::time::Instant;
-
-/// Memory for what is received to be reduced, kept from operation to operation.
-pub(crate) type Pool = Vec<Vec<u64>>;
 
 /// The numbers of an operation.
 pub(crate) struct Numbers<'a, T> {
@@ -66,6 +64,31 @@ struct Runner<'a, T> {
     done: Vec<bool>,
     /// Bytes of numbers that the transport has taken.
     sent: u64,
+}
+
+impl Session<'_> {
+    /// Executes a schedule.
+    pub(crate) fn run<T: Element>(&mut self, schedule: &Schedule, numbers: Numbers<'_, T>) -> Result<()> {
+        run(self, schedule, numbers)
+    }
+
+    /// Sends to `peer` and receives from it, at the same time.
+    pub(crate) fn exchange<T: Element>(
+        &mut self,
+        peer: usize,
+        send: Option<&[T]>,
+        receive: Option<&mut [T]>,
+    ) -> Result<()> {
+        let mut schedule = self.place::<T>().schedule();
+        if let Some(send) = send {
+            schedule.add(peer, What::SendInput, 0..send.len(), None);
+        }
+        if let Some(receive) = &receive {
+            schedule.add(peer, What::Copy, 0..receive.len(), None);
+        }
+        let numbers = Numbers { input: send.unwrap_or_default(), working: receive.unwrap_or_default() };
+        self.run(&schedule, numbers)
+    }
 }
 
 /// Executes `schedule`. The call that goes with each peer is the session's.

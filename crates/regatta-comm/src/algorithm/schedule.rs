@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn algorithms_send_what_their_formulas_say() {
-        use crate::algorithm::{Place, doubling, halving_doubling, ring, tree};
+        use crate::algorithm::session::Place;
+        use crate::algorithm::{doubling, halving_doubling, ring, tree};
         let len = 7 * 5 * 3 * 64;
         for size in 2..=16 {
             let places = || (0..size).map(|rank| Place { rank, size, chunk: 100 });

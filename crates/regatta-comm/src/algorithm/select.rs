@@ -7,8 +7,8 @@
 //! twice the bytes. `#` begins a comment.
 
 use super::Algorithm;
-use crate::call::Kind;
 use crate::error::{Error, Result};
+use crate::member::call::Kind;
 use crate::transport::TransportKind;
 use std::fmt;
 

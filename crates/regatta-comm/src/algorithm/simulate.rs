@@ -1,15 +1,18 @@
 //! Operations that bytes describe, by ranks on a [simulated](crate::transport::simulated) network, against a plain
 //! reference: for tests of the algorithms over streams.
 
-use super::streams::{self, Parts};
-use super::{Algorithm, Context, Session};
-use crate::call::{Call, Kind};
-use crate::element::{DType, Element, ReduceOp};
+use super::Algorithm;
+use super::parts::Parts;
+use super::streams;
+use crate::algorithm::session::Session;
 use crate::error::Result;
-use crate::health::Health;
-use crate::joining::Joining;
-use crate::notes::Notes;
-use crate::recorder::Recorder;
+use crate::member::call::{Call, Kind};
+use crate::member::context::Context;
+use crate::member::health::Health;
+use crate::member::joining::Joining;
+use crate::member::notes::Notes;
+use crate::member::recorder::Recorder;
+use crate::numbers::element::{DType, Element, ReduceOp};
 use crate::transport::simulated::{Garbled, Network};
 use half::{bf16, f16};
 use std::sync::Arc;
@@ -254,7 +257,7 @@ pub(crate) fn context(rank: usize, size: usize) -> Context {
         joining: Arc::new(Joining::new(0)),
         deadline: Duration::from_secs(600),
         warn: Duration::from_secs(600),
-        on_late: crate::on_late::OnLate::new(|_| {}),
+        on_late: crate::member::late::OnLate::new(|_| {}),
     }
 }
 
@@ -319,7 +322,7 @@ pub(crate) fn simulate(bytes: &[u8]) {
         return;
     }
     if let Some(garbled) = garbled {
-        let call = garbled.at < crate::call::ENCODED && network.is_garbled();
+        let call = garbled.at < crate::member::call::ENCODED && network.is_garbled();
         assert!(
             !call || outcomes.iter().any(Result::is_err),
             "a garbled call was taken: {garbled:?} {calls:?}"

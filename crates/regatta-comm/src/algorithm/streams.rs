@@ -3,17 +3,18 @@
 //! 16-bit floats are summed in f32 all the way and rounded once in the end; partial sums therefore travel as f32. For
 //! a mean, integers travel in a type in which no sum wraps around.
 
+use super::parts::Parts;
 use super::run::{Numbers, run_with};
 use super::schedule::part;
+use super::session::with_wider;
 use super::{
-    Algorithm, Session, adasum, bruck, dissemination, doubling, halving_doubling, linear, pairwise, ring,
-    tree,
+    Algorithm, adasum, bruck, dissemination, doubling, halving_doubling, linear, pairwise, ring, tree,
 };
-use crate::call::Call;
-use crate::element::{Element, ReduceOp};
+use crate::algorithm::session::Session;
 use crate::error::Result;
-use crate::kernel;
-use std::ops::Range;
+use crate::member::call::Call;
+use crate::numbers::element::{Element, ReduceOp};
+use crate::numbers::kernel;
 
 /// Whether partial results of `op` would be rounded in `T`.
 fn rounds<T: Element>(op: ReduceOp) -> bool {
@@ -24,71 +25,6 @@ fn rounds<T: Element>(op: ReduceOp) -> bool {
 /// Whether sums for a mean need more room than `T` has.
 pub(crate) fn outgrows<T: Element>(op: ReduceOp) -> bool {
     size_of::<T>() != size_of::<T::Exact>() && op == ReduceOp::Mean
-}
-
-/// Does `operation` with memory for `len` wider numbers from the session's pool.
-pub(crate) fn with_wider<W: Element>(
-    session: &mut Session<'_>,
-    len: usize,
-    operation: impl FnOnce(&mut Session<'_>, &mut [W]) -> Result<()>,
-) -> Result<()> {
-    let mut memory = borrow::<W>(session, len);
-    let outcome = operation(session, view::<W>(&mut memory, len));
-    session.pool.push(memory);
-    outcome
-}
-
-/// Where each rank's part of a whole lies.
-pub(crate) struct Parts {
-    /// Where each part begins, and where the last ends.
-    starts: Vec<usize>,
-}
-
-impl Parts {
-    /// As long as `counts` says.
-    pub(crate) fn of(counts: &[usize]) -> Self {
-        let mut starts = vec![0; counts.len() + 1];
-        for (index, count) in counts.iter().enumerate() {
-            starts[index + 1] = starts[index] + count;
-        }
-        Self { starts }
-    }
-
-    /// `size` parts of `each`.
-    pub(crate) fn even(size: usize, each: usize) -> Self {
-        Self { starts: (0..=size).map(|index| index * each).collect() }
-    }
-
-    pub(crate) fn get(&self, index: usize) -> Range<usize> {
-        self.starts[index]..self.starts[index + 1]
-    }
-
-    /// The length of the longest.
-    pub(crate) fn longest(&self) -> usize {
-        self.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
-    }
-}
-
-/// Words that `len` numbers take.
-pub(crate) fn words<T>(len: usize) -> usize {
-    (len * size_of::<T>()).div_ceil(size_of::<u64>())
-}
-
-/// Memory for `len` numbers from the session's pool; its contents are whatever they were.
-fn borrow<T: Element>(session: &mut Session<'_>, len: usize) -> Vec<u64> {
-    let words = words::<T>(len);
-    let pool = &mut session.pool;
-    // The largest, so that not all grow to the size of the largest operation.
-    let largest = (0..pool.len()).max_by_key(|&index| pool[index].len());
-    let mut memory = largest.map_or_else(Vec::new, |index| pool.swap_remove(index));
-    if memory.len() < words {
-        memory.resize(words, 0);
-    }
-    memory
-}
-
-fn view<T: Element>(memory: &mut [u64], len: usize) -> &mut [T] {
-    &mut bytemuck::cast_slice_mut(&mut memory[..words::<T>(len)])[..len]
 }
 
 /// Leaves the reduction of all ranks' `data` in everyone's.

@@ -5,8 +5,8 @@
 //! other, so all links are busy. Cost per rank for B bytes: about 2 log2 n steps and at most B bytes sent each way in
 //! a broadcast or a reduction, twice that in an all-reduce. Few steps for many ranks: for middling sizes.
 
-use super::Place;
 use super::schedule::{Schedule, What, part};
+use crate::algorithm::session::Place;
 use std::ops::Range;
 
 /// A rank's neighbours in one tree.

@@ -4,7 +4,8 @@
 //! On one host the ranks meet through a file that only this user's processes can read. On several, the user says where
 //! rank 0 is.
 
-use super::env::{StoreAt, Vars, World};
+use super::vars::Vars;
+use super::world::{StoreAt, World};
 use crate::error::{Error, Result};
 
 /// The variables of a launcher.
@@ -130,7 +131,7 @@ pub(super) fn world(launcher: &Launcher, vars: &Vars<'_>) -> Result<World> {
     };
     let local_rank = local_rank.unwrap_or(if one_host { rank } else { 0 });
     let local_size = local_size.unwrap_or(if one_host { size } else { local_rank.saturating_add(1) });
-    let host = super::host_identity();
+    let host = crate::host::host_identity();
     Ok(World { rank, size, local_rank, local_size, store, job, host })
 }
 

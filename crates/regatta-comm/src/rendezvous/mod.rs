@@ -1,26 +1,24 @@
 //! How the ranks of a job find each other.
 
-mod arrival;
 mod env;
 mod knocks;
 mod launchers;
-pub(crate) mod open_files;
 mod reasons;
 mod secret;
 pub(crate) mod store;
 #[cfg(test)]
 mod store_tests;
+mod vars;
 pub(crate) mod wire;
+mod world;
 
-pub use arrival::Arrival;
-pub(crate) use env::BESIDE;
-pub use env::{StoreAt, World};
-pub use secret::{Secret, Security};
+pub use secret::{Secret, Security, Tls};
 pub use store::StoreServer;
-
-use std::time::Duration;
+pub(crate) use world::BESIDE;
+pub use world::{StoreAt, World};
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
 
 /// A number that nobody guesses or repeats, from the randomness that std seeds its hash maps with.
 pub(crate) fn random() -> u64 {
@@ -33,13 +31,6 @@ pub(crate) fn random() -> u64 {
 pub(crate) fn random_name() -> String {
     let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
     format!("{}-{:08x}", since.unwrap_or_default().as_secs(), random() as u32)
-}
-
-/// This host's name.
-pub fn hostname() -> String {
-    let name =
-        std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
-    name.map_or("localhost".into(), |name| name.trim().to_string())
 }
 
 /// Makes the kernel ask a silent peer whether it is still there, and end the connection after about `silence`: a host
@@ -61,13 +52,3 @@ pub(crate) fn keepalive(socket: &impl std::os::fd::AsFd, silence: Duration) {
 /// As above, where the system does it its own way.
 #[cfg(not(unix))]
 pub(crate) fn keepalive<S>(_: &S, _: Duration) {}
-
-/// The same for two processes exactly when they run on one host, under the same kernel: its name and the id of its
-/// boot, or what `REGATTA_HOST` says.
-pub fn host_identity() -> String {
-    if let Ok(host) = std::env::var("REGATTA_HOST") {
-        return host;
-    }
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    format!("{} {}", hostname(), boot.trim())
-}

@@ -1,7 +1,7 @@
 //! Why the job's store is not reached: the attempts go on for a while, and the last one need not be the telling one.
 
 use crate::error::{Error, Result};
-use crate::timer::Timer;
+use crate::member::timer::Timer;
 use std::io::{self, ErrorKind};
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ impl Reasons {
             Unreached::Refused(why) => self.answer = Some(format!("{address}: {why}")),
             Unreached::Io(error) if other_secret => self.answer = Some(format!("{address}: {error}")),
             Unreached::Io(error) => {
-                self.last = Some(super::open_files::explain(&format!("{address}: {error}")));
+                self.last = Some(crate::error::explain(&format!("{address}: {error}")));
             }
         }
         if !other_secret {

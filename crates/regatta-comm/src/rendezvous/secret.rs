@@ -1,7 +1,6 @@
 //! What only the ranks of a job know.
 
 use crate::error::{Error, Result};
-use crate::options::Tls;
 use crate::tls::Identity;
 use ring::rand::{SecureRandom, SystemRandom};
 use std::fmt;
@@ -52,6 +51,18 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret")
     }
+}
+
+/// When TCP connections between ranks are encrypted and authenticated (TLS 1.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tls {
+    /// Everywhere but on loopback; without a secret, only loopback is allowed.
+    #[default]
+    Auto,
+    /// Everywhere.
+    On,
+    /// Nowhere: for networks that nobody else is on.
+    Off,
 }
 
 /// How the connections of a job are protected.

@@ -9,11 +9,12 @@
 
 use super::knocks::Knocks;
 use super::reasons::{Reasons, Unreached};
-use super::{Security, open_files, wire};
+use super::{Security, wire};
 use crate::error::{Error, Result};
-use crate::health::Health;
-use crate::notes::Directory;
-use crate::timer::Timer;
+use crate::member::health::Health;
+use crate::member::notes::Directory;
+use crate::member::timer::Timer;
+use crate::open_files;
 use crate::tls::{Identity, Stream};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -301,7 +302,7 @@ impl Served {
 
     /// No connection can be accepted at the moment: says why, to those who wait and to whoever runs the server.
     fn cannot_accept(&self, error: &io::Error) {
-        let trouble = open_files::explain(&format!("the job's store cannot accept connections: {error}"));
+        let trouble = crate::error::explain(&format!("the job's store cannot accept connections: {error}"));
         if self.lock().set(TROUBLE.into(), trouble.clone().into_bytes(), self.most) {
             crate::say::say(format_args!("warning: {trouble}"));
         }
@@ -864,7 +865,7 @@ fn greet(
         None => Stream::plain(socket),
     };
     stream.set_read_timeout(Some(patience));
-    let who = format!("host {}, process {}", super::hostname(), std::process::id());
+    let who = format!("host {}, process {}", crate::host::hostname(), std::process::id());
     let rank = rank_code(Some(reach.rank));
     wire::write(&mut &stream, &wire::pack(&[MAGIC, reach.job, role.as_bytes(), &rank, who.as_bytes()]))?;
     match wire::read(&mut &stream)?.as_slice() {

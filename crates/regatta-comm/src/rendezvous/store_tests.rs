@@ -3,9 +3,9 @@
 use super::store::{MAGIC, PRESENT, Reach, StoreClient};
 use super::{Secret, Security, StoreServer, wire};
 use crate::error::Result;
-use crate::health::Health;
-use crate::notes::Directory;
-use crate::timer::Timer;
+use crate::member::health::Health;
+use crate::member::notes::Directory;
+use crate::member::timer::Timer;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -8,6 +8,7 @@ pub(crate) mod mixed;
 #[cfg(feature = "mpi")]
 pub(crate) mod mpi;
 mod patience;
+pub(crate) mod registered;
 pub(crate) mod shared;
 #[cfg(target_os = "linux")]
 pub(crate) mod shm;

@@ -13,10 +13,11 @@
 
 use super::lateness::{LESSON, Lateness};
 use super::patience::Patience;
-use crate::algorithm::Context;
-use crate::call::Call;
 use crate::error::{Error, Result};
-use crate::health::{SLICE, Wait};
+use crate::member::call::Call;
+use crate::member::context::Context;
+use crate::member::health::SLICE;
+use crate::member::wait::Wait;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};

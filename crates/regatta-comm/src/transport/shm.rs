@@ -6,8 +6,8 @@
 
 use super::shared::{LARGE, Region, SLOT, Shared, Waker};
 use super::{Transport, TransportKind};
-use crate::algorithm::direct::Registered;
 use crate::error::{Error, Result};
+use crate::transport::registered::Registered;
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstat, fstatvfs, ftruncate, open, statvfs};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::thread::futex;
@@ -412,8 +412,8 @@ mod tests {
     use super::*;
     use crate::algorithm::direct;
     use crate::algorithm::simulate::context;
-    use crate::call::{Call, Kind};
-    use crate::element::DType;
+    use crate::member::call::{Call, Kind};
+    use crate::numbers::element::DType;
     use std::time::SystemTime;
 
     fn folder() -> tempfile::TempDir {

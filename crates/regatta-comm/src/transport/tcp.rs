@@ -5,12 +5,13 @@ use super::patience::Patience;
 #[cfg(target_os = "linux")]
 use super::zero_copy::ZeroCopy;
 use super::{Transport, TransportKind};
-use crate::algorithm::Context;
 use crate::error::{Error, Result};
-use crate::health::SLICE;
+use crate::member::context::Context;
+use crate::member::health::SLICE;
+use crate::member::timer::Timer;
+use crate::open_files;
+use crate::rendezvous::Security;
 use crate::rendezvous::store::StoreClient;
-use crate::rendezvous::{Security, open_files};
-use crate::timer::Timer;
 use crate::tls::{Identity, Stream};
 use std::io::{self, ErrorKind, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

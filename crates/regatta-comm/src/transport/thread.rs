@@ -3,8 +3,8 @@
 use super::shared::{Region, Shared, Waker};
 use super::{Transport, TransportKind};
 use crate::error::{Error, Result};
-use crate::health::Health;
-use crate::notes::Directory;
+use crate::member::health::Health;
+use crate::member::notes::Directory;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::{BTreeMap, HashMap};
 use std::ptr::NonNull;

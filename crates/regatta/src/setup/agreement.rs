@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::datasets::Datasets;
 use crate::error::{Error, Result};
 use regatta_comm::Group;
-use regatta_comm::rendezvous::hostname;
+use regatta_comm::hostname;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::files::{Locked, try_lock};
 use crate::setup::agree_on;
 use regatta_comm::Group;
-use regatta_comm::rendezvous::hostname;
+use regatta_comm::hostname;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -260,7 +260,7 @@ impl Summary {
 /// # Errors
 /// Communication fails.
 pub(super) fn hosts(group: &Group) -> Result<Vec<String>> {
-    let own = regatta_comm::rendezvous::hostname();
+    let own = regatta_comm::hostname();
     let all = group.all_gather_vec(own.as_bytes())?;
     Ok(all.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect())
 }

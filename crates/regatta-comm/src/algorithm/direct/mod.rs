@@ -19,22 +19,15 @@ pub(crate) use movements::{all_gather, all_to_all, broadcast, gather, scatter};
 pub(crate) use reductions::{all_reduce, reduce, reduce_scatter};
 pub(crate) use volume::sent;
 
-use crate::call::Call;
-use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::member::call::Call;
+use crate::numbers::element::Element;
+use crate::transport::registered::Registered;
 use crate::transport::shared::{Counter, PRIVATE, SLOT, Shared};
 use std::ops::Range;
 
 /// Up to here every rank reduces everything, in bytes: reading n small messages costs less than a second wait.
 const SMALL: usize = 16 << 10;
-
-/// Registered memory as this rank sees it: where its own data lies, and where a peer's does.
-pub(crate) trait Registered: Sync {
-    /// The place of `data` in this rank's registered memory, if it lies there.
-    fn place(&self, data: &[u8]) -> Option<u64>;
-    /// `len` bytes at `place` of `rank`'s registered memory.
-    fn at(&self, rank: usize, place: u64, len: usize) -> Option<*mut u8>;
-}
 
 fn peers(shared: &Shared) -> impl Iterator<Item = usize> + use<> {
     let (rank, size) = (shared.rank(), shared.size());

@@ -1,10 +1,11 @@
 //! Operations over shared memory that move numbers without reducing them.
 
-use super::{Registered, Round, Sources, agree_once, clip, peers, rounds, staged};
-use crate::algorithm::streams::Parts;
-use crate::call::Call;
-use crate::element::Element;
+use super::{Round, Sources, agree_once, clip, peers, rounds, staged};
+use crate::algorithm::parts::Parts;
 use crate::error::Result;
+use crate::member::call::Call;
+use crate::numbers::element::Element;
+use crate::transport::registered::Registered;
 use crate::transport::shared::{Counter, Shared};
 
 /// Gathers everyone's part into everyone's `output`, where this rank's own part already is: `input`.

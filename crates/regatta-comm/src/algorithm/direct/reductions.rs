@@ -1,12 +1,13 @@
 //! Reductions over shared memory.
 
-use super::{Registered, SMALL, Sources, clip, no_such_memory, peers};
+use super::{SMALL, Sources, clip, no_such_memory, peers};
+use crate::algorithm::parts::Parts;
 use crate::algorithm::schedule::part;
-use crate::algorithm::streams::Parts;
-use crate::call::Call;
-use crate::element::Element;
 use crate::error::{Error, Result};
-use crate::kernel;
+use crate::member::call::Call;
+use crate::numbers::element::Element;
+use crate::numbers::kernel;
+use crate::transport::registered::Registered;
 use crate::transport::shared::{Counter, PRIVATE, Shared};
 use std::ops::Range;
 

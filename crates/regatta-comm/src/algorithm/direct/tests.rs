@@ -3,11 +3,11 @@
 use super::{
     all_gather, all_reduce, all_to_all, barrier, broadcast, gather, reduce, reduce_scatter, scatter,
 };
+use crate::algorithm::parts::Parts;
 use crate::algorithm::simulate::context;
-use crate::algorithm::streams::Parts;
-use crate::call::{Call, Kind};
-use crate::element::{DType, ReduceOp};
-use crate::kernel;
+use crate::member::call::{Call, Kind};
+use crate::numbers::element::{DType, ReduceOp};
+use crate::numbers::kernel;
 use crate::transport::shared::{SLOT, Shared};
 use crate::transport::shm::Segment;
 use proptest::prelude::*;

@@ -1,7 +1,7 @@
 //! What ranks get from each other in shared memory, where nobody sends.
 
 use super::SMALL;
-use crate::call::Kind;
+use crate::member::call::Kind;
 
 /// Bytes that leave one rank of `size` for others: that they read where it has put them, or that it writes where they
 /// read. `bytes` is the larger side of the operation, and `own` the rank's part of it.

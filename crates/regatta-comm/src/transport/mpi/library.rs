@@ -1,8 +1,8 @@
 //! The MPI library of this process: initialised once, called as its thread support allows, finalised at exit.
 
-use crate::element::{DType, Element, ReduceOp};
 use crate::error::{Error, Result};
-use crate::kernel;
+use crate::numbers::element::{DType, Element, ReduceOp};
+use crate::numbers::kernel;
 use ::mpi::ffi;
 use std::ffi::{c_char, c_int, c_void};
 use std::fmt::Arguments;

@@ -6,12 +6,14 @@
 
 use super::library::{Library, Loan, datatype};
 use super::{Comm, look};
-use crate::algorithm::{Context, Session};
-use crate::call::Call;
-use crate::element::{Element, ReduceOp};
+use crate::algorithm::session::Session;
 use crate::error::{Error, Result};
-use crate::health::{SLICE, Wait};
-use crate::kernel;
+use crate::member::call::Call;
+use crate::member::context::Context;
+use crate::member::health::SLICE;
+use crate::member::wait::Wait;
+use crate::numbers::element::{Element, ReduceOp};
+use crate::numbers::kernel;
 use crate::transport::patience::Patience;
 use ::mpi::ffi;
 use std::collections::VecDeque;

@@ -1,0 +1,7 @@
+//! Carries operations out: checks, numbers, records them, and runs those with a handle on a thread.
+
+pub(crate) mod engine;
+pub(crate) mod operations;
+pub(crate) mod promptness;
+pub(crate) mod queue;
+pub(crate) mod traffic;

@@ -1,0 +1,180 @@
+//! Asynchronous operations: a thread per group that executes them in the order of submission.
+
+use crate::error::{Error, Result};
+use crate::execution::promptness::be_prompt;
+use std::any::Any;
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// When an operation was submitted, began and ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Submitted.
+    pub queued: Instant,
+    /// Its turn came.
+    pub started: Instant,
+    /// Done.
+    pub finished: Instant,
+}
+
+/// An operation that has been submitted. Dropping it does not cancel the operation.
+#[must_use = "wait for the operation: its buffer comes back from there"]
+#[derive(Debug)]
+pub struct Pending<B> {
+    outcome: Receiver<(Result<B>, Timing)>,
+    received: RefCell<Option<(Result<B>, Timing)>>,
+}
+
+impl<B> Pending<B> {
+    /// Waits until the operation is done and returns its buffer.
+    ///
+    /// # Errors
+    /// What the operation met; the buffer is then lost.
+    pub fn wait(self) -> Result<B> {
+        self.wait_timed().map(|(buffer, _)| buffer)
+    }
+
+    /// As [`wait`](Self::wait), with the times.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_timed(self) -> Result<(B, Timing)> {
+        let outcome = match self.received.take() {
+            Some(outcome) => Some(outcome),
+            None => self.outcome.recv().ok(),
+        };
+        let ended =
+            || Error::System { action: "finish an operation".into(), reason: "its thread has ended".into() };
+        let (result, timing) = outcome.ok_or_else(ended)?;
+        Ok((result?, timing))
+    }
+
+    /// Whether [`wait`](Self::wait) would return at once.
+    pub fn is_done(&self) -> bool {
+        let mut received = self.received.borrow_mut();
+        if received.is_none() {
+            *received = self.outcome.try_recv().ok();
+        }
+        received.is_some()
+    }
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// The thread and what it has yet to do.
+#[derive(Default)]
+pub(crate) struct Queue {
+    worker: Mutex<Option<(Sender<Work>, JoinHandle<()>)>>,
+    open: Arc<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    count: Mutex<usize>,
+    none: Condvar,
+}
+
+/// An operation that has been submitted and is not over.
+struct Opened(Arc<Open>);
+
+impl Opened {
+    fn new(open: Arc<Open>) -> Self {
+        *open.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self(open)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let mut count = self.0.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count -= 1;
+        if *count == 0 {
+            self.0.none.notify_all();
+        }
+    }
+}
+
+/// Starts the thread.
+fn start() -> std::io::Result<(Sender<Work>, JoinHandle<()>)> {
+    let (queue, works) = channel::<Work>();
+    let thread = std::thread::Builder::new().name("regatta-comm".into()).spawn(move || {
+        be_prompt();
+        works.into_iter().for_each(|work| work());
+    })?;
+    Ok((queue, thread))
+}
+
+/// What a panic said.
+pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}
+
+impl Queue {
+    /// Runs `operation` on the thread, after everything submitted before. Where it panics, or there is no thread to run
+    /// it, its outcome is what `failed` makes of the reason.
+    pub(crate) fn submit<B: Send + 'static>(
+        &self,
+        operation: impl FnOnce() -> Result<B> + Send + 'static,
+        failed: impl Fn(&str) -> Error + Send + 'static,
+    ) -> Pending<B> {
+        let (sender, outcome) = channel();
+        let queued = Instant::now();
+        let pending = Pending { outcome, received: RefCell::default() };
+        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        if worker.is_none() {
+            match start() {
+                Ok(started) => *worker = Some(started),
+                Err(error) => {
+                    let reason = format!(
+                        "cannot start the communication thread: {error} (`ulimit -u` and the control group's pids.max limit \
+                         the number of threads)"
+                    );
+                    let now = Instant::now();
+                    let timing = Timing { queued, started: now, finished: now };
+                    // The receiver is in `pending`.
+                    let _ = sender.send((Err(failed(&reason)), timing));
+                    return pending;
+                }
+            }
+        }
+        let open = Opened::new(self.open.clone());
+        let work: Work = Box::new(move || {
+            // However it ends, it is over.
+            let _open = open;
+            let started = Instant::now();
+            // After a panic nothing of the operation is used any more but the reason.
+            let result = catch_unwind(AssertUnwindSafe(operation)).unwrap_or_else(|panic| {
+                Err(failed(&format!("the communication thread panicked: {}", message(&*panic))))
+            });
+            let timing = Timing { queued, started, finished: Instant::now() };
+            // Nobody may be waiting for it.
+            let _ = sender.send((result, timing));
+        });
+        if let Some((queue, _)) = &*worker {
+            // The thread ends only with the queue.
+            let _ = queue.send(work);
+        }
+        pending
+    }
+
+    /// Waits until everything submitted is done.
+    pub(crate) fn drain(&self) {
+        let count = self.open.count.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.open.none.wait_while(count, |count| *count > 0));
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if let Some((queue, thread)) = self.worker.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            drop(queue);
+            // Every operation ends: at the latest by its deadline.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The numbers that ranks exchange: their types, and the loops that combine them.
+
+pub(crate) mod element;
+mod float16;
+mod int128;
+pub(crate) mod kernel;
+pub(crate) mod sized;
+mod types;
