@@ -4,13 +4,14 @@
 //! One that nobody has seen in time is missing. One that is known and still prepares is alive - the store would tell of
 //! its death - and is waited for as long as it takes; those who wait say so.
 
+use crate::algorithm::select::Table;
 use crate::error::{Error, Result};
-use crate::job::node;
 use crate::job::options::Options;
+use crate::job::start::{Reached, join_timer};
 use crate::member::notes::Directory;
 use crate::member::timer::Timer;
-use crate::rendezvous::World;
 use crate::rendezvous::store::{PRESENT, StoreClient, TROUBLE};
+use crate::rendezvous::{StoreAt, World};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -113,4 +114,75 @@ impl<'a> Gathering<'a> {
             self.timer.used().min(self.options.join).as_secs_f64()
         ))
     }
+}
+
+/// Where the store keeps what a rank says of itself when it has joined.
+fn node(rank: usize) -> String {
+    format!("node/{rank}")
+}
+
+/// The hosts of all ranks, the tuning table and the name of the job.
+pub(super) fn meet(
+    world: &World,
+    options: &Options,
+    reached: &Reached,
+) -> Result<(Vec<Vec<u8>>, Table, String)> {
+    let store = &*reached.store;
+    reached.health.check()?;
+    store.keep_time(options.deadline);
+    // What is set first tells of the job; the rank's own place comes last and says that all is there.
+    if world.rank == 0 {
+        let tuning = options.tuning.as_ref().map(Table::to_string).unwrap_or_default();
+        store.set("tuning", tuning.as_bytes())?;
+        store.set("name", crate::rendezvous::random_name().as_bytes())?;
+        store.set("alike", alike(world, options).join("\n").as_bytes())?;
+    }
+    let about = format!("{} {}", store.local_ip(), world.host);
+    store.set(&node(world.rank), about.as_bytes())?;
+    let (mut hosts, mut ips) = (vec![], vec![]);
+    let mut gathering = Gathering::new(store, world, options, join_timer(options));
+    for rank in 0..world.size {
+        let about = gathering.wait_for(rank)?;
+        if rank == 0 {
+            let lead = store.get("alike", 0, &gathering.timer)?;
+            compare(world, options, &String::from_utf8_lossy(&lead))?;
+        }
+        let about = String::from_utf8_lossy(&about).into_owned();
+        let (ip, host) = about.split_once(' ').unwrap_or_default();
+        hosts.push(host.as_bytes().to_vec());
+        ips.push(ip.parse().ok());
+    }
+    store.learn_hosts(&ips);
+    let tuning = match store.get("tuning", 0, &gathering.timer)? {
+        text if text.is_empty() => Table::default(),
+        text => Table::parse(&String::from_utf8_lossy(&text))?,
+    };
+    let name = String::from_utf8_lossy(&store.get("name", 0, &gathering.timer)?).into_owned();
+    if let (StoreAt::File(path), 0) = (&world.store, world.rank) {
+        // Everyone is here; a later job must not find it.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok((hosts, tuning, name))
+}
+
+/// Settings that ranks can connect with only where all have the same.
+const ALIKE: [&str; 3] = ["WORLD_SIZE", "REGATTA_TRANSPORT", "REGATTA_TCP_STREAMS"];
+
+/// What they are on this rank.
+fn alike(world: &World, options: &Options) -> [String; 3] {
+    let transport = options.transport.map_or("left out".into(), |transport| transport.to_string());
+    [world.size.to_string(), transport, options.tcp_streams.to_string()]
+}
+
+/// Compares them with those of rank 0, so that ranks that differ do not wait for each other until the deadline.
+fn compare(world: &World, options: &Options, lead: &str) -> Result<()> {
+    for ((variable, own), lead) in ALIKE.into_iter().zip(alike(world, options)).zip(lead.lines()) {
+        if own != lead {
+            let rank = world.rank;
+            let problem =
+                format!("is {own} on rank {rank}, and {lead} on rank 0: it must be the same on all ranks");
+            return Err(Error::Env { variable: variable.into(), problem });
+        }
+    }
+    Ok(())
 }

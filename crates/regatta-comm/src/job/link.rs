@@ -1,0 +1,91 @@
+//! What a group communicates with: which transport, and how it is made.
+
+use crate::error::{Error, Result};
+use crate::job::memory::Memory;
+use crate::job::options::Options;
+use crate::job::shared_memory::shared_memory;
+use crate::member::context::Context;
+use crate::member::timer::Timer;
+use crate::rendezvous::Security;
+use crate::rendezvous::store::StoreClient;
+use crate::transport::mixed::MixedTransport;
+use crate::transport::shared::Shared;
+#[cfg(target_os = "linux")]
+use crate::transport::shm::ShmTransport;
+use crate::transport::tcp::{self, TcpTransport};
+use crate::transport::thread::{Hub, ThreadTransport};
+use crate::transport::{Transport, TransportKind};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a group communicates with.
+pub(crate) struct Link {
+    pub(crate) transport: Box<dyn Transport>,
+    pub(crate) memory: Option<Arc<dyn Memory>>,
+}
+
+/// Between ranks that are threads of this process.
+pub(super) fn threads(hub: &Hub, id: u64, context: &Context, lanes: usize) -> Result<Link> {
+    let shared = Shared::with_lanes(hub.region(id, context.size, lanes)?, context.clone(), lanes);
+    Ok(Link { transport: Box::new(ThreadTransport(shared)), memory: None })
+}
+
+/// Between ranks that are processes. `unshared` is told why ranks that could share memory do not.
+pub(super) fn processes(
+    store: &StoreClient,
+    security: &Security,
+    id: u64,
+    context: &Context,
+    options: &Options,
+    timer: &Timer,
+    unshared: &dyn Fn(&Error),
+) -> Result<Link> {
+    let wanted = options.transport;
+    if wanted == Some(TransportKind::Thread) {
+        return Err(Error::Usage("the thread transport is for ranks within one process".into()));
+    }
+    #[cfg(feature = "mpi")]
+    if wanted == Some(TransportKind::Mpi) {
+        let transport = crate::transport::mpi::MpiTransport::connect(store, id, context, timer)?;
+        return Ok(Link { transport: Box::new(transport), memory: None });
+    }
+    #[cfg(not(feature = "mpi"))]
+    if wanted == Some(TransportKind::Mpi) {
+        return Err(Error::Usage(
+            "the mpi transport is not in this program: build regatta-comm with its feature `mpi`".into(),
+        ));
+    }
+    let settings = tcp::Settings { store, id, timer, streams: options.tcp_streams, security };
+    let one_host = context.hosts.len() == 1;
+    if wanted == Some(TransportKind::Shm) && !one_host {
+        return Err(Error::Usage(
+            "the ranks are on several hosts, which share no memory: leave --transport out".into(),
+        ));
+    }
+    let shares = context.hosts.iter().any(|host| host.len() > 1);
+    if wanted != Some(TransportKind::Tcp) && (one_host || shares) {
+        match shared_memory(store, id, context, options.lanes, timer)? {
+            Ok((shared, memory)) if one_host => {
+                return Ok(Link { transport: Box::new(ShmTransport { shared }), memory: Some(memory) });
+            }
+            Ok((local, _)) => return mixed(local, context, &settings),
+            Err(error) if wanted == Some(TransportKind::Shm) => return Err(error),
+            // All ranks have agreed that one of them cannot: TCP it is.
+            Err(error) => unshared(&error),
+        }
+    }
+    let peers: Vec<usize> = (0..context.size).filter(|&peer| peer != context.rank).collect();
+    let transport = TcpTransport::connect(context, &peers, &settings)?;
+    Ok(Link { transport: Box::new(transport), memory: None })
+}
+
+/// Shared memory inside this host, TCP to the ranks on others.
+fn mixed(local: Shared, context: &Context, settings: &tcp::Settings<'_>) -> Result<Link> {
+    let here = context.host_of(context.rank);
+    let places: Vec<Option<usize>> =
+        (0..context.size).map(|rank| here.iter().position(|&at| at == rank)).collect();
+    let others: Vec<usize> = (0..context.size).filter(|&rank| places[rank].is_none()).collect();
+    let across = TcpTransport::connect(context, &others, settings)?;
+    let transport = MixedTransport { local, across, places, patience: Duration::ZERO };
+    Ok(Link { transport: Box::new(transport), memory: None })
+}
