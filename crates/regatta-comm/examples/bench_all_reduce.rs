@@ -1,16 +1,19 @@
-//! Measures the all-reduce of f32 sums between processes of this host.
+//! Measures the all-reduce of sums between processes of this host.
 //!
-//! `cargo run --release -p regatta-comm --example bench_all_reduce -- [ranks] [shm|tcp|thread]`
+//! `cargo run --release -p regatta-comm --example bench_all_reduce -- [ranks] [shm|tcp|thread] [f32|f16|bf16]`
 //!
-//! Prints, for every size, the median time of a call on memory of the caller and on a registered buffer, and
-//! bytes by time. Under a launcher (`mpirun`, `torchrun`, `srun`) it measures that launcher's ranks.
+//! Prints, for every number of elements, the median time of a call on memory of the caller and on a registered buffer,
+//! and bytes by time. Under a launcher (`mpirun`, `torchrun`, `srun`) it measures that launcher's ranks.
 
 use regatta_comm::rendezvous::{Security, StoreServer, World};
-use regatta_comm::{Error, Group, Options, ReduceOp, TransportKind};
+use regatta_comm::{DType, Element, Error, Group, Options, ReduceOp, TransportKind, bf16, f16};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-const SIZES: [usize; 9] = [4, 1 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20];
+/// Elements: of f32, 4 bytes to 64 MiB.
+const LENGTHS: [usize; 9] = [1, 256, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20];
+/// Says which type the ranks measure.
+const TYPE: &str = "BENCH_TYPE";
 
 fn main() -> ExitCode {
     match run() {
@@ -24,15 +27,18 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(world) = World::from_env()? {
-        return Ok(measure(&Group::connect(&world, &Options::from_env()?)?)?);
+        let dtype = std::env::var(TYPE).map_or(Ok(DType::F32), |name| name.parse())?;
+        return Ok(measure(&Group::connect(&world, &Options::from_env()?)?, dtype)?);
     }
     let mut args = std::env::args().skip(1);
     let ranks: usize = args.next().map_or(Ok(2), |text| text.parse())?;
     let transport: TransportKind = args.next().map_or(Ok(TransportKind::Shm), |text| text.parse())?;
+    let dtype: DType = args.next().map_or(Ok(DType::F32), |text| text.parse())?;
     if transport == TransportKind::Thread {
         let groups = Group::threads(ranks);
         return std::thread::scope(|scope| {
-            let threads: Vec<_> = groups.iter().map(|group| scope.spawn(|| measure(group))).collect();
+            let threads: Vec<_> =
+                groups.iter().map(|group| scope.spawn(move || measure(group, dtype))).collect();
             threads.into_iter().try_for_each(|thread| Ok(thread.join().map_err(|_| "a rank panicked")??))
         });
     }
@@ -44,6 +50,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
                 .env("WORLD_SIZE", ranks.to_string())
                 .env("REGATTA_STORE", server.addr().to_string())
                 .env("REGATTA_TRANSPORT", transport.to_string())
+                .env(TYPE, dtype.to_string())
                 .spawn()
         })
         .collect::<Result<_, _>>()?;
@@ -53,14 +60,24 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn measure(group: &Group) -> Result<(), Error> {
+fn measure(group: &Group, dtype: DType) -> Result<(), Error> {
+    match dtype {
+        DType::F32 => measure_type::<f32>(group),
+        DType::F16 => measure_type::<f16>(group),
+        DType::BF16 => measure_type::<bf16>(group),
+        other => Err(Error::Usage(format!("{other} is not measured, but f32, f16 and bf16 are"))),
+    }
+}
+
+fn measure_type<T: Element>(group: &Group) -> Result<(), Error> {
     if group.rank() == 0 {
-        println!("{} ranks over {}", group.size(), group.transport());
+        println!("{} ranks over {}, {}", group.size(), group.transport(), T::DTYPE);
         println!("{:>10}  {:>21}  {:>21}", "bytes", "private", "registered");
     }
-    for bytes in SIZES {
-        let mut private = vec![0.0f32; bytes / 4];
-        let mut registered = group.buffer::<f32>(bytes / 4)?;
+    for len in LENGTHS {
+        let bytes = len * size_of::<T>();
+        let mut private = vec![T::zeroed(); len];
+        let mut registered = group.buffer::<T>(len)?;
         let times = [time(group, &mut private)?, time(group, &mut registered)?];
         if group.rank() == 0 {
             let [private, registered] =
@@ -72,7 +89,7 @@ fn measure(group: &Group) -> Result<(), Error> {
 }
 
 /// The median time of an all-reduce of `data` in seconds.
-fn time(group: &Group, data: &mut [f32]) -> Result<f64, Error> {
+fn time<T: Element>(group: &Group, data: &mut [T]) -> Result<f64, Error> {
     // About as many calls as take half a second, and the first few to warm up.
     let calls = (4_000_000_000 / (size_of_val(data) + 1_000_000)).clamp(20, 2000);
     let mut times = Vec::with_capacity(calls);

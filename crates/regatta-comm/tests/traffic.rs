@@ -106,9 +106,17 @@ fn messages_and_roots_count_where_they_send() {
 }
 
 #[test]
-fn half_numbers_travel_as_wide_ones_in_a_ring() {
-    let half = |group: &Group| group.all_reduce(&mut [regatta_comm::f16::ONE; 64], ReduceOp::Sum).unwrap();
-    for rank in counted(WAYS[2], 2, half) {
-        assert_eq!(rank, [(Kind::AllReduce, Volume { operations: 1, bytes: 128, sent: 256 })]);
+fn half_numbers_travel_as_they_are() {
+    let half = |group: &Group| group.all_reduce(&mut [regatta_comm::f16::ONE; 96], ReduceOp::Sum).unwrap();
+    for size in 2..5 {
+        let sent = 2 * (size - 1) * 192 / size;
+        for rank in counted(WAYS[2], size, half) {
+            assert_eq!(rank, [(Kind::AllReduce, Volume { operations: 1, bytes: 192, sent: sent as u64 })]);
+        }
+    }
+    // Means of integers, too, which are summed in a wider type.
+    let bytes = |group: &Group| group.all_reduce(&mut [200u8; 96], ReduceOp::Mean).unwrap();
+    for rank in counted(WAYS[2], 4, bytes) {
+        assert_eq!(rank, [(Kind::AllReduce, Volume { operations: 1, bytes: 96, sent: 144 })]);
     }
 }

@@ -10,6 +10,7 @@ mod doubling;
 mod halving_doubling;
 pub(crate) mod hierarchical;
 mod linear;
+mod owners;
 mod pairwise;
 pub(crate) mod parts;
 mod ring;

@@ -55,6 +55,9 @@ impl Lane {
     }
 }
 
+/// Combines a range of this rank's numbers with what other ranks have sent, by rank.
+type Combine<'a, T> = &'a dyn Fn(&mut [T], &[&[T]]);
+
 struct Runner<'a, T> {
     transport: &'a mut dyn Transport,
     context: &'a Context,
@@ -62,6 +65,7 @@ struct Runner<'a, T> {
     schedule: &'a Schedule,
     numbers: Numbers<'a, T>,
     done: Vec<bool>,
+    combine: Combine<'a, T>,
     /// Bytes of numbers that the transport has taken.
     sent: u64,
 }
@@ -101,6 +105,17 @@ pub(crate) fn run<T: Element>(
     run_with(session, schedule, numbers, &|_| (call, call))
 }
 
+/// As [`run`], where `combine` makes one of the parts that all peers have sent: [`What::Part`].
+pub(crate) fn run_combining<T: Element>(
+    session: &mut Session<'_>,
+    schedule: &Schedule,
+    numbers: Numbers<'_, T>,
+    combine: Combine<'_, T>,
+) -> Result<()> {
+    let call = session.call;
+    execute(session, schedule, numbers, &|_| (call, call), combine)
+}
+
 /// As [`run`], with `calls(peer)` as the calls that go to and that are expected from each peer: for pairs of ranks that
 /// exchange different lengths.
 pub(crate) fn run_with<T: Element>(
@@ -108,6 +123,16 @@ pub(crate) fn run_with<T: Element>(
     schedule: &Schedule,
     numbers: Numbers<'_, T>,
     calls: &dyn Fn(usize) -> (Call, Call),
+) -> Result<()> {
+    execute(session, schedule, numbers, calls, &|_, _| ())
+}
+
+fn execute<T: Element>(
+    session: &mut Session<'_>,
+    schedule: &Schedule,
+    numbers: Numbers<'_, T>,
+    calls: &dyn Fn(usize) -> (Call, Call),
+    combine: Combine<'_, T>,
 ) -> Result<()> {
     let mut lanes: Vec<Lane> = vec![];
     for (index, step) in schedule.steps.iter().enumerate() {
@@ -153,7 +178,7 @@ pub(crate) fn run_with<T: Element>(
     session.transport.lend(!schedule.steps.iter().any(overwrites));
     let done = vec![false; schedule.steps.len()];
     let (transport, context, call) = (&mut *session.transport, session.context, session.call);
-    let mut runner = Runner { transport, context, call, schedule, numbers, done, sent: 0 };
+    let mut runner = Runner { transport, context, call, schedule, numbers, done, combine, sent: 0 };
     let outcome = runner.all(&mut lanes, calls);
     *session.sent += runner.sent;
     session.pool.extend(lanes.into_iter().map(|lane| lane.beside));
@@ -181,6 +206,7 @@ impl<T: Element> Runner<'_, T> {
                 }
                 open |= lane.sending() || lane.receiving();
             }
+            moved |= self.join_parts(lanes);
             if !open {
                 return self.flush(&mut wait);
             }
@@ -278,8 +304,9 @@ impl<T: Element> Runner<'_, T> {
                     self.check(lane.peer, &lane.theirs, calls(lane.peer))?;
                 }
             }
-            lane.held = !ready && lane.header_in == ENCODED && (lane.got == width || what == What::Copy);
-            if lane.header_in < ENCODED || lane.got < width || !ready {
+            let (headed, full) = (lane.header_in == ENCODED, lane.got == width);
+            lane.held = headed && (what == What::Part && full || !ready && (full || what == What::Copy));
+            if !headed || !full || !ready || what == What::Part {
                 return Ok(moved);
             }
             if what != What::Copy && width > 0 {
@@ -297,6 +324,37 @@ impl<T: Element> Runner<'_, T> {
             lane.got = 0;
         }
         Ok(moved)
+    }
+
+    /// Combines the next parts of all peers with this rank's numbers, once all have come; whether they have.
+    fn join_parts(&mut self, lanes: &mut [Lane]) -> bool {
+        let next = |lane: &Lane| {
+            let index = *lane.receives.get(lane.received)?;
+            let step = &self.schedule.steps[index as usize];
+            (step.what == What::Part).then_some((index, step))
+        };
+        let mut range = None;
+        let mut theirs: Vec<&[T]> = vec![&[]; self.context.size];
+        for lane in lanes.iter() {
+            let Some((index, step)) = next(lane) else { continue };
+            if !lane.held || !self.ready(index) {
+                return false;
+            }
+            let beside = &lane.beside[..words::<T>(step.range.len())];
+            theirs[lane.peer] = &bytemuck::cast_slice::<u64, T>(beside)[..step.range.len()];
+            range = Some(step.range.clone());
+        }
+        let Some(range) = range else { return false };
+        (self.combine)(&mut self.numbers.working[range], &theirs);
+        for lane in lanes {
+            if let Some((index, _)) = next(lane) {
+                self.done[index as usize] = true;
+                lane.received += 1;
+                lane.got = 0;
+                lane.held = false;
+            }
+        }
+        true
     }
 
     /// Checks the call that `peer` has sent.

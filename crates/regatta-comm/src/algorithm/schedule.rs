@@ -19,6 +19,9 @@ pub(crate) enum What {
     Reduce,
     /// The same, and the reduction of the range is complete: a mean is divided.
     Finish,
+    /// Receives, and once the same range has come from all who send parts, all are combined with it together. Each of
+    /// these peers has the same steps of this kind, before all others in which it is received from.
+    Part,
 }
 
 impl What {

@@ -1,8 +1,10 @@
 //! The operations over streams of bytes: prepares the numbers, and executes the schedule of the chosen algorithm.
 //!
-//! 16-bit floats are summed in f32 all the way and rounded once in the end; partial sums therefore travel as f32. For
-//! a mean, integers travel in a type in which no sum wraps around.
+//! 16-bit floats are summed in f32 all the way and rounded once in the end, and for a mean integers are summed in a type
+//! in which no sum wraps around. Where that pays, each rank sends its numbers as they are to the [owner](super::owners) of each
+//! part; elsewhere partial sums travel, and in the wider type.
 
+use super::owners::Owners;
 use super::parts::Parts;
 use super::run::{Numbers, run_with};
 use super::schedule::part;
@@ -33,8 +35,12 @@ pub(crate) fn all_reduce<T: Element>(
     algorithm: Algorithm,
     data: &mut [T],
 ) -> Result<()> {
-    let op = session.call.op;
+    let (op, size, bytes) = (session.call.op, session.context.size, size_of_val(data));
     if outgrows::<T>(op) {
+        let widths = (kernel::to_exact::<T> as _, kernel::from_exact::<T> as _);
+        if let Some(owners) = Owners::<T, T::Exact>::instead_of(algorithm, size, bytes, widths) {
+            return owners.all_reduce(session, data);
+        }
         return with_wider::<T::Exact>(session, data.len(), |session, exact| {
             kernel::to_exact(exact, data);
             let outcome = all_reduce_exactly(session, algorithm, exact);
@@ -43,6 +49,12 @@ pub(crate) fn all_reduce<T: Element>(
         });
     }
     if rounds::<T>(op) {
+        let widths = (kernel::widen::<T> as _, kernel::narrow::<T> as _);
+        if op != ReduceOp::Adasum
+            && let Some(owners) = Owners::<T, T::Wide>::instead_of(algorithm, size, bytes, widths)
+        {
+            return owners.all_reduce(session, data);
+        }
         return with_wider::<T::Wide>(session, data.len(), |session, wide| {
             kernel::widen(wide, data);
             let outcome = all_reduce_exactly(session, algorithm, wide);
@@ -138,7 +150,12 @@ pub(crate) fn reduce_scatter<T: Element>(
     output: &mut [T],
 ) -> Result<()> {
     let (op, own) = (session.call.op, parts.get(session.context.rank));
+    let (size, bytes) = (session.context.size, size_of_val(input));
     if outgrows::<T>(op) {
+        let widths = (kernel::to_exact::<T> as _, kernel::from_exact::<T> as _);
+        if let Some(owners) = Owners::<T, T::Exact>::instead_of(algorithm, size, bytes, widths) {
+            return owners.reduce_scatter(session, parts, input, output);
+        }
         return with_wider::<T::Exact>(session, input.len(), |session, exact| {
             kernel::to_exact(exact, input);
             let outcome = reduce_scatter_exactly(session, algorithm, parts, exact);
@@ -147,6 +164,10 @@ pub(crate) fn reduce_scatter<T: Element>(
         });
     }
     if rounds::<T>(op) {
+        let widths = (kernel::widen::<T> as _, kernel::narrow::<T> as _);
+        if let Some(owners) = Owners::<T, T::Wide>::instead_of(algorithm, size, bytes, widths) {
+            return owners.reduce_scatter(session, parts, input, output);
+        }
         return with_wider::<T::Wide>(session, input.len(), |session, wide| {
             kernel::widen(wide, input);
             let outcome = reduce_scatter_exactly(session, algorithm, parts, wide);
