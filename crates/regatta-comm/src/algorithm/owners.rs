@@ -39,19 +39,18 @@ enum Act {
 
 /// In which order the numbers of all ranks are combined.
 #[derive(Debug)]
-struct Order(Vec<Act>);
+enum Order {
+    /// One rank's after the other's.
+    Row(Vec<usize>),
+    Tree(Vec<Act>),
+}
 
 impl Order {
     /// The order in which `algorithm` combines what `rank` owns.
     fn of(algorithm: Algorithm, Place { rank, size, .. }: Place) -> Self {
-        let mut acts = vec![];
-        if !matches!(algorithm, Algorithm::HalvingDoubling | Algorithm::Doubling) {
+        if size == 2 || !matches!(algorithm, Algorithm::HalvingDoubling | Algorithm::Doubling) {
             // Around the ring, beginning with the right neighbour.
-            for distance in 1..=size {
-                acts.push(Act::Push((rank + distance) % size));
-                acts.extend((distance > 1).then_some(Act::Combine));
-            }
-            return Self(acts);
+            return Self::Row((1..=size).map(|distance| (rank + distance) % size).collect());
         }
         let players = 1usize << size.ilog2();
         let pairs = size - players;
@@ -61,35 +60,35 @@ impl Order {
         if algorithm == Algorithm::Doubling {
             distances.reverse();
         }
-        Self::value(own, &distances, pairs, &mut acts);
-        Self(acts)
+        let mut acts = vec![];
+        value(own, &distances, pairs, &mut acts);
+        Self::Tree(acts)
     }
+}
 
-    /// What the rank in `place` has after the steps of `distances`, of which the last one comes first.
-    fn value(place: usize, distances: &[usize], pairs: usize, acts: &mut Vec<Act>) {
-        let Some((distance, before)) = distances.split_first() else {
-            // Ranks beyond a power of two have given theirs to a neighbour first.
-            match place < pairs {
-                true => acts.extend([Act::Push(2 * place), Act::Push(2 * place + 1), Act::Combine]),
-                false => acts.push(Act::Push(place + pairs)),
-            }
-            return;
-        };
-        Self::value(place ^ distance, before, pairs, acts);
-        Self::value(place, before, pairs, acts);
-        acts.push(Act::Combine);
-    }
-
-    /// Most vectors on the stack.
-    fn depth(&self) -> usize {
-        let pushes = |&act: &Act| matches!(act, Act::Push(_));
-        let (mut now, mut most) = (0usize, 0);
-        for act in &self.0 {
-            now = if pushes(act) { now + 1 } else { now - 1 };
-            most = most.max(now);
+/// What the rank in `place` has after the steps of `distances`, of which the last one comes first.
+fn value(place: usize, distances: &[usize], pairs: usize, acts: &mut Vec<Act>) {
+    let Some((distance, before)) = distances.split_first() else {
+        // Ranks beyond a power of two have given theirs to a neighbour first.
+        match place < pairs {
+            true => acts.extend([Act::Push(2 * place), Act::Push(2 * place + 1), Act::Combine]),
+            false => acts.push(Act::Push(place + pairs)),
         }
-        most
+        return;
+    };
+    value(place ^ distance, before, pairs, acts);
+    value(place, before, pairs, acts);
+    acts.push(Act::Combine);
+}
+
+/// Most vectors that `acts` have on the stack.
+fn depth(acts: &[Act]) -> usize {
+    let (mut now, mut most) = (0usize, 0);
+    for act in acts {
+        now = if matches!(act, Act::Push(_)) { now + 1 } else { now - 1 };
+        most = most.max(now);
     }
+    most
 }
 
 /// How numbers become wider, and a wider one a number again.
@@ -106,13 +105,35 @@ struct Combiner<T, W> {
 impl<T: Element, W: Element> Combiner<T, W> {
     /// `own` becomes the reduction of itself and of what the other ranks have sent, by rank.
     fn combine(&self, own: &mut [T], theirs: &[&[T]]) {
-        let depth = self.order.depth();
+        match &self.order {
+            Order::Row(ranks) => self.combine_row(ranks, own, theirs),
+            Order::Tree(acts) => self.combine_tree(acts, own, theirs),
+        }
+    }
+
+    /// In one pass: the kernel combines in the wider type by itself.
+    fn combine_row(&self, ranks: &[usize], own: &mut [T], theirs: &[&[T]]) {
+        let mut memory = [T::zeroed(); BLOCK];
+        for (index, own) in own.chunks_mut(BLOCK).enumerate() {
+            let (start, result) = (index * BLOCK, &mut memory[..own.len()]);
+            let numbers = |&rank: &usize| match rank == self.place.rank {
+                true => &*own,
+                false => &theirs[rank][start..start + own.len()],
+            };
+            let parts: Vec<&[T]> = ranks.iter().map(numbers).collect();
+            kernel::reduce(result, &parts, self.op);
+            own.copy_from_slice(result);
+        }
+    }
+
+    fn combine_tree(&self, acts: &[Act], own: &mut [T], theirs: &[&[T]]) {
+        let depth = depth(acts);
         let (widen, narrow) = self.widths;
         let mut memory = vec![W::zeroed(); depth * BLOCK];
         for (index, own) in own.chunks_mut(BLOCK).enumerate() {
             let (start, len) = (index * BLOCK, own.len());
             let mut height = 0;
-            for act in &self.order.0 {
+            for act in acts {
                 match *act {
                     Act::Push(rank) => {
                         let numbers =
