@@ -71,7 +71,7 @@ struct LaunchArgs {
     /// Number of ranks.
     #[arg(short = 'n', long = "workers")]
     workers: usize,
-    /// `shm` or `tcp`; default: the fastest that works.
+    /// `shm`, `tcp` or `mpi`, for which mpirun starts the ranks; default: the fastest that works.
     #[arg(long)]
     transport: Option<regatta_comm::TransportKind>,
     /// The algorithm for all operations that it supports; default: the tuning table's choice.

@@ -70,7 +70,7 @@ pub struct TrainArgs {
     /// Go on even if the data or the tokenizer differ from those that the checkpoint was trained on.
     #[arg(long, requires = "resume")]
     pub other_data: bool,
-    /// `thread` (ranks in one process), `shm` or `tcp`; default: the fastest that works.
+    /// `thread` (ranks in one process), `shm`, `tcp` or `mpi` (ranks of mpirun); default: the fastest that works.
     #[arg(long)]
     pub transport: Option<TransportKind>,
     /// The algorithm for all operations that it supports; default: the tuning table's choice.

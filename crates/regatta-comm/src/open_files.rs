@@ -1,6 +1,8 @@
 //! The system's limit on open files, which a job of many ranks meets first: every connection is one.
 
-use crate::error::{Error, Result};
+#[cfg(target_os = "linux")]
+use crate::error::Error;
+use crate::error::Result;
 
 /// What the process may need beside what is counted.
 #[cfg(target_os = "linux")]

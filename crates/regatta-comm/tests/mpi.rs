@@ -1,4 +1,5 @@
-//! Ranks that Open MPI connects: this program starts itself under `mpirun`, and each rank checks itself.
+//! Ranks that an MPI library connects: this program starts itself under `mpirun`, or what `REGATTA_MPIRUN` names, and each
+//! rank checks itself.
 
 #![cfg(all(feature = "mpi", unix))]
 
@@ -46,11 +47,16 @@ fn rank(command: &mut Command, part: &str, options: &[(&str, &str)]) -> (bool, S
 
 /// Runs `size` ranks; whether all went well, and what they wrote. Nothing where there is no `mpirun`.
 fn job(size: usize, part: &str, options: &[(&str, &str)]) -> Option<(bool, String)> {
-    if Command::new("mpirun").arg("--version").output().is_err() {
-        eprintln!("skipped: there is no mpirun");
+    let mpirun = std::env::var("REGATTA_MPIRUN").unwrap_or("mpirun".into());
+    let Ok(version) = Command::new(&mpirun).arg("--version").output() else {
+        eprintln!("skipped: there is no {mpirun}");
         return None;
+    };
+    let mut command = Command::new(&mpirun);
+    if part == "signal" && String::from_utf8_lossy(&version.stdout).contains("HYDRA") {
+        // As OMPI_MCA_orte_enable_recovery below: one that dies must not end the others before they can say anything.
+        command.arg("-disable-auto-cleanup");
     }
-    let mut command = Command::new("mpirun");
     command.args(["-n", &size.to_string()]).arg(std::env::current_exe().unwrap());
     Some(rank(&mut command, part, options))
 }
@@ -95,9 +101,9 @@ fn connect() -> Group {
 
 /// As [`connect`], with a store that outlives all ranks.
 fn connect_from_outside() -> Group {
-    let number = |name: &str| std::env::var(name).unwrap().parse().unwrap();
     let address = std::env::var("REGATTA_TEST_STORE").unwrap();
-    let world = World::local(number("OMPI_COMM_WORLD_RANK"), number("OMPI_COMM_WORLD_SIZE"), &address);
+    let told = World::from_env().unwrap().unwrap();
+    let world = World::local(told.rank, told.size, &address);
     Group::connect(&world, &Options::from_env().unwrap()).unwrap()
 }
 

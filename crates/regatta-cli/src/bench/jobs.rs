@@ -8,7 +8,6 @@ use regatta_comm::{Group, Options, TransportKind};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -70,19 +69,15 @@ pub fn start(
     let results = folder.0.join("rows.jsonl");
     let mut environment = environment.to_vec();
     environment.push((RESULTS.into(), results.clone().into()));
-    if transport == Some(TransportKind::Mpi) {
-        mpirun(workers, &environment)?;
-    } else {
-        launcher::launch(&launcher::Job {
-            program: std::env::current_exe()?,
-            arguments: std::env::args_os().skip(1).collect(),
-            workers,
-            threads: 1,
-            transport,
-            environment,
-            own: true,
-        })?;
-    }
+    launcher::launch(&launcher::Job {
+        program: std::env::current_exe()?,
+        arguments: std::env::args_os().skip(1).collect(),
+        workers,
+        threads: 1,
+        transport,
+        environment,
+        own: true,
+    })?;
     let text =
         fs::read_to_string(&results).map_err(|error| format!("cannot read rank 0's results: {error}"))?;
     text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
@@ -102,21 +97,6 @@ fn in_threads(workers: usize, measure: Measure<'_>) -> Result<Vec<Row>> {
         }
         Ok(rows.unwrap_or_default())
     })
-}
-
-fn mpirun(workers: usize, environment: &[(OsString, OsString)]) -> Result<()> {
-    let mut command = Command::new("mpirun");
-    command
-        .args(["-n", &workers.to_string()])
-        .arg(std::env::current_exe()?)
-        .args(std::env::args_os().skip(1));
-    command.env("REGATTA_TRANSPORT", TransportKind::Mpi.to_string()).env(crate::cores::SHARE, "1");
-    // More ranks than cores, in Open MPI 4 and 5; other implementations allow it anyway.
-    command.env("OMPI_MCA_rmaps_base_oversubscribe", "1");
-    command.env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe");
-    command.envs(environment.iter().map(|(key, value)| (key, value)));
-    let status = command.status().map_err(|error| format!("cannot start mpirun: {error}"))?;
-    if status.success() { Ok(()) } else { Err(format!("mpirun failed ({status})").into()) }
 }
 
 /// A folder of this process's own, which is removed when this is dropped.

@@ -24,7 +24,7 @@ pub struct StepArgs {
     /// Write a timeline of all ranks into this file, for the trace viewers of Chrome and Perfetto.
     #[arg(long)]
     trace: Option<PathBuf>,
-    /// `thread` (ranks in one process), `shm` or `tcp`; default: the fastest that works.
+    /// `thread` (ranks in one process), `shm`, `tcp` or `mpi` (ranks of mpirun); default: the fastest that works.
     #[arg(long)]
     transport: Option<TransportKind>,
     /// Print the profiles of all ranks as JSON instead of rank 0's as a table.

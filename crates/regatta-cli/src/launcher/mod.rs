@@ -7,6 +7,7 @@ mod activity;
 mod event;
 pub mod guard;
 mod job;
+mod mpirun;
 mod rank;
 mod watch;
 
@@ -17,8 +18,8 @@ use crate::signals;
 use event::{End, Event};
 use guard::Guard;
 use rank::{LastOutput, Rank};
-use regatta_comm::Options;
 use regatta_comm::rendezvous::{Secret, Security, StoreServer};
+use regatta_comm::{Options, TransportKind};
 use std::sync::mpsc::channel;
 use watch::{Outcome, Watch};
 
@@ -32,6 +33,9 @@ pub fn launch(job: &Job) -> Result<()> {
         return Err("a job has at least 1 worker".into());
     }
     let options = Options::from_env()?;
+    if job.transport.or(options.transport) == Some(TransportKind::Mpi) {
+        return mpirun::launch(job);
+    }
     // A secret of this job's own: other processes on this machine cannot join the job.
     let secret = options.secret.map_or_else(Secret::random, Ok)?;
     let security = Security { secret: Some(secret), tls: options.tls };

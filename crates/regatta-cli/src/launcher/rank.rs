@@ -168,7 +168,7 @@ pub fn end_groups(ranks: &[Rank]) {
 }
 
 /// Waits for the end of a process without reaping it: its id stays reserved.
-fn wait(pid: Pid) -> Option<End> {
+pub fn wait(pid: Pid) -> Option<End> {
     loop {
         match waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
             Ok(Some(status)) => {

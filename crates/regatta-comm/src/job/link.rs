@@ -49,12 +49,7 @@ pub(super) fn processes(
         let transport = crate::transport::mpi::MpiTransport::connect(store, id, context, timer)?;
         return Ok(Link { transport: Box::new(transport), memory: None });
     }
-    #[cfg(not(feature = "mpi"))]
-    if wanted == Some(TransportKind::Mpi) {
-        return Err(Error::Usage(
-            "the mpi transport is not in this program: build regatta-comm with its feature `mpi`".into(),
-        ));
-    }
+    wanted.map_or(Ok(()), TransportKind::check_built)?;
     let settings = tcp::Settings { store, id, timer, streams: options.tcp_streams, security };
     let one_host = context.hosts.len() == 1;
     if wanted == Some(TransportKind::Shm) && !one_host {
@@ -65,6 +60,7 @@ pub(super) fn processes(
     let shares = context.hosts.iter().any(|host| host.len() > 1);
     if wanted != Some(TransportKind::Tcp) && (one_host || shares) {
         match shared_memory(store, id, context, options.lanes, timer)? {
+            #[cfg(target_os = "linux")]
             Ok((shared, memory)) if one_host => {
                 return Ok(Link { transport: Box::new(ShmTransport { shared }), memory: Some(memory) });
             }

@@ -43,6 +43,22 @@ pub enum TransportKind {
 impl TransportKind {
     /// All ways of communicating.
     pub const ALL: [Self; 5] = [Self::Thread, Self::Shm, Self::Tcp, Self::Mixed, Self::Mpi];
+
+    /// Whether this program was built with it: `mpi` is the one that takes a cargo feature.
+    ///
+    /// # Errors
+    /// It was not; the error says how to build it.
+    pub fn check_built(self) -> Result<()> {
+        if self != Self::Mpi || cfg!(feature = "mpi") {
+            return Ok(());
+        }
+        Err(Error::Usage(
+            "the mpi transport is not in this program: build it against this machine's MPI library, `cargo install \
+             --path crates/regatta-cli --features mpi`, or your own program with the feature `mpi` of the crates \
+             regatta and regatta-comm (docs/mpi.md)"
+                .into(),
+        ))
+    }
 }
 
 impl fmt::Display for TransportKind {

@@ -98,11 +98,13 @@ impl Link {
         (index, left)
     }
 
-    /// The connection to send on, and the one to receive from.
+    /// The connection to send on.
+    #[cfg(unix)]
     fn sending(&self) -> &Stream {
         &self.streams[self.turn(self.sent).0]
     }
 
+    /// The connection to receive from.
     fn receiving(&self) -> &Stream {
         &self.streams[self.turn(self.received).0]
     }
