@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Place, fail, losses, said, succeed};
+use common::{Place, fail};
 use std::process::Command;
 
 /// What the launcher of the MPI library that the program was built with is called.
@@ -25,6 +25,7 @@ fn with_mpi(mut command: Command) -> Command {
 
 #[cfg(feature = "mpi")]
 mod built {
+    use super::common::{losses, said, succeed};
     use super::*;
 
     /// The same command, started by mpirun as `ranks` ranks.

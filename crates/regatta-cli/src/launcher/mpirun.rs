@@ -88,7 +88,7 @@ pub fn launch(job: &Job) -> Result<()> {
         (Some(End::Code(0)), _) => Ok(()),
         (_, Some(signal)) => Err(Exit { message: None, code: signals::exit_code(signal) }.into()),
         (Some(end), None) => {
-            let message = Some(format!("{name} {end}: what its ranks wrote above says why"));
+            let message = Some(format!("{name} {end}: its output above says why"));
             Err(Exit { message, code: end.exit_code() }.into())
         }
         (None, None) => Err(format!("the end of {name} could not be waited for").into()),
