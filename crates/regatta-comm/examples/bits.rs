@@ -50,7 +50,7 @@ fn main() -> Result<()> {
 fn rank() -> Result<()> {
     let world = World::from_env()?.expect("a place in a job");
     let group = Group::connect(&world, &Options::from_env()?)?;
-    for algorithm in Algorithm::ALL {
+    for &algorithm in Algorithm::ALL {
         let offers = |kind: &&Kind| algorithm.works_over(group.transport(), **kind);
         let kinds: Vec<Kind> = Kind::ALL.iter().filter(offers).copied().collect();
         if kinds.is_empty() {

@@ -9,6 +9,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// A failure of communication. After any of these but [`Error::Usage`] a group is unusable: every later call
 /// on it returns the same error.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The job has ended because a rank died or gave up; this is the first such failure of the job.
     #[error("{reason}")]
@@ -66,6 +67,9 @@ pub enum Error {
     /// An argument that no rank could satisfy; nothing was sent.
     #[error("{0}")]
     Usage(String),
+    /// What should never happen did: a fault in this library or in a library beneath it, and not in the call.
+    #[error("{0}: this is a fault of regatta or of a library beneath it, please report it")]
+    Internal(String),
     /// The environment variables of the launcher are missing, malformed or contradictory.
     #[error("environment variable {variable}: {problem}")]
     Env {

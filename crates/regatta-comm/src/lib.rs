@@ -26,6 +26,7 @@
 //!
 //! - [`Group`]: all operations, blocking, with a handle ([`Pending`]), grouped, with parts of different lengths;
 //!   groups within groups, and [`Mesh`] for named axes.
+//! - [`Operation`] and [`RawBuffer`]: the same operations on numbers whose type is known only when the program runs.
 //! - [`TransportKind`]: threads, shared memory, TCP (TLS 1.3), both by host, MPI.
 //! - [`Algorithm`]: how an operation is carried out; chosen by a [`Table`].
 //! - [`Options`]: deadlines, security, and what else a job may choose.
@@ -61,7 +62,9 @@ pub use api::arrival::Arrival;
 pub use api::buffer::Buffer;
 pub use api::group::Group;
 pub use api::mesh::Mesh;
+pub use api::raw::RawBuffer;
 pub use error::{Error, Result};
+pub use execution::operation::Operation;
 pub use execution::queue::{Pending, Timing};
 pub use execution::traffic::{Traffic, Volume};
 pub use half::{bf16, f16};
@@ -69,6 +72,7 @@ pub use host::{host_identity, hostname};
 pub use job::options::Options;
 pub use member::call::Kind;
 pub use member::late::{Late, OnLate};
-pub use numbers::element::{DType, Element, ReduceOp, Reduction};
+pub use numbers::element::{DType, Element, ReduceOp, Reduction, Typed};
+pub use numbers::memory::Space;
 pub use rendezvous::Tls;
 pub use transport::TransportKind;

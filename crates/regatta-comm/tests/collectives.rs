@@ -215,7 +215,8 @@ fn check_all(group: &Group, len: usize, op: ReduceOp) {
 /// Every transport with its usual algorithms, and every algorithm over threads.
 fn all_ways() -> Vec<Way> {
     let kinds = [TransportKind::Shm, TransportKind::Tcp, TransportKind::Mixed].map(|kind| (kind, None));
-    let forced = Algorithm::ALL.map(|algorithm| (TransportKind::Thread, Some(algorithm)));
+    let forced: Vec<Way> =
+        Algorithm::ALL.iter().map(|&algorithm| (TransportKind::Thread, Some(algorithm))).collect();
     let more = [
         (TransportKind::Tcp, Some(Algorithm::Tree)),
         (TransportKind::Tcp, Some(Algorithm::HalvingDoubling)),

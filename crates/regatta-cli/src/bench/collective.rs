@@ -226,7 +226,7 @@ fn combine(
     let Some(algorithms) = names(algorithms) else {
         let supported = |op: Op| {
             let found: Vec<_> =
-                Algorithm::ALL.into_iter().filter(|&algorithm| works(op, algorithm)).map(Some).collect();
+                Algorithm::ALL.iter().copied().filter(|&algorithm| works(op, algorithm)).map(Some).collect();
             // Messages between two ranks have no choice of algorithms.
             if found.is_empty() { vec![(op, None)] } else { found.into_iter().map(|a| (op, a)).collect() }
         };

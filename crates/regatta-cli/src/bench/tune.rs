@@ -98,7 +98,7 @@ fn measure(args: &TuneArgs, group: &Group) -> Result<Vec<Row>> {
     let method = Method { dtype, memory: MemoryKind::Private, together: true };
     let link = group.transport();
     let mut groups: Vec<(Algorithm, Group)> = vec![];
-    for algorithm in Algorithm::ALL {
+    for &algorithm in Algorithm::ALL {
         if Op::ALL.iter().any(|op| algorithm.works_over(link, op.kind())) {
             groups.push((algorithm, group.with_algorithm(Some(algorithm))?));
         }

@@ -25,7 +25,7 @@ use crate::transport::Among;
 const SHORT: usize = 16 << 10;
 
 fn no_memory() -> Error {
-    Error::Usage("the hierarchical algorithm needs memory that the ranks of a host share".into())
+    Error::Internal("the hierarchical algorithm has no memory that the ranks of a host share".into())
 }
 
 /// Leaves the reduction of all ranks' `data` in everyone's.

@@ -3,12 +3,14 @@
 //! `hierarchical` are made of several.
 
 mod adasum;
+pub(crate) mod backend;
+mod backends;
 mod bruck;
 pub(crate) mod direct;
 mod dissemination;
 mod doubling;
 mod halving_doubling;
-pub(crate) mod hierarchical;
+mod hierarchical;
 mod linear;
 mod owners;
 mod pairwise;
@@ -20,102 +22,93 @@ pub(crate) mod select;
 pub(crate) mod session;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod simulate;
-pub(crate) mod streams;
+mod streams;
 mod tree;
 
 use crate::error::{Error, Result};
 use crate::member::call::Kind;
 use crate::transport::TransportKind;
+use backend::{Backend, Offer, Wanted};
 use std::fmt;
 use std::str::FromStr;
 
-/// How a collective operation is carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Algorithm {
+macro_rules! algorithms {
+    (
+        $($(#[doc = $doc:literal])* $(#[cfg($cfg:meta)])? $algorithm:ident = $name:literal by $backend:expr),* $(,)?
+    ) => {
+        /// How a collective operation is carried out.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Algorithm {
+            $($(#[doc = $doc])* $(#[cfg($cfg)])? $algorithm),*
+        }
+
+        impl Algorithm {
+            /// All algorithms.
+            pub const ALL: &'static [Self] = &[$($(#[cfg($cfg)])? Self::$algorithm),*];
+
+            /// Its name.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $($(#[cfg($cfg)])? Self::$algorithm => $name),*
+                }
+            }
+
+            pub(crate) fn backend(self) -> &'static dyn Backend {
+                match self {
+                    $($(#[cfg($cfg)])? Self::$algorithm => &$backend),*
+                }
+            }
+        }
+    };
+}
+
+// Of algorithms that suit an operation equally well, the first is taken.
+algorithms! {
     /// Each rank reduces its own slice straight from its peers' memory.
-    Direct,
+    Direct = "direct" by backends::direct::Direct,
     /// Reduce-scatter, then all-gather around a ring; broadcast and reduce along a chain.
-    Ring,
+    Ring = "ring" by backends::streams::Streams,
     /// Two binary trees with half of the data each.
-    Tree,
+    Tree = "tree" by backends::streams::Streams,
     /// Recursive halving and doubling.
-    HalvingDoubling,
+    HalvingDoubling = "halving_doubling" by backends::streams::Streams,
     /// Recursive doubling.
-    Doubling,
+    Doubling = "doubling" by backends::streams::Streams,
     /// To and from the root directly.
-    Linear,
+    Linear = "linear" by backends::streams::Streams,
     /// All-to-all by exchanges in pairs.
-    Pairwise,
+    Pairwise = "pairwise" by backends::streams::Streams,
     /// All-to-all in log2 n steps.
-    Bruck,
+    Bruck = "bruck" by backends::streams::Streams,
     /// Barrier in log2 n steps.
-    Dissemination,
+    Dissemination = "dissemination" by backends::streams::Streams,
     /// Shared memory within hosts, messages between them.
-    Hierarchical,
+    Hierarchical = "hierarchical" by backends::hierarchical::Hierarchical,
     /// The collective operation of the message-passing library beneath (MPI).
-    Native,
+    Native = "native" by backends::native::Native,
+    /// For a test.
+    #[cfg(test)]
+    Toy = "toy" by backends::toy::Toy,
 }
 
 impl Algorithm {
-    /// All algorithms.
-    pub const ALL: [Self; 11] = [
-        Self::Direct,
-        Self::Ring,
-        Self::Tree,
-        Self::HalvingDoubling,
-        Self::Doubling,
-        Self::Linear,
-        Self::Pairwise,
-        Self::Bruck,
-        Self::Dissemination,
-        Self::Hierarchical,
-        Self::Native,
-    ];
-
-    /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Ring => "ring",
-            Self::Tree => "tree",
-            Self::HalvingDoubling => "halving_doubling",
-            Self::Doubling => "doubling",
-            Self::Linear => "linear",
-            Self::Pairwise => "pairwise",
-            Self::Bruck => "bruck",
-            Self::Dissemination => "dissemination",
-            Self::Hierarchical => "hierarchical",
-            Self::Native => "native",
-        }
-    }
-
-    /// Whether it can carry out `kind`.
+    /// Whether it can carry out `kind` over any transport.
     pub fn offers(self, kind: Kind) -> bool {
-        use Kind::{
-            AllGather, AllReduce, AllToAll, Barrier, Broadcast, Gather, Reduce, ReduceScatter, Scatter,
-        };
-        match self {
-            Self::Direct => !matches!(kind, Kind::Send | Kind::Join),
-            Self::Ring => matches!(kind, AllReduce | ReduceScatter | AllGather | Broadcast | Reduce),
-            Self::Tree => matches!(kind, AllReduce | Broadcast | Reduce),
-            Self::HalvingDoubling => matches!(kind, AllReduce | ReduceScatter | AllGather),
-            Self::Doubling => kind == AllReduce,
-            Self::Linear => matches!(kind, Gather | Scatter),
-            Self::Pairwise | Self::Bruck => kind == AllToAll,
-            Self::Dissemination => kind == Barrier,
-            Self::Hierarchical => matches!(kind, AllReduce | Broadcast),
-            Self::Native => {
-                matches!(
-                    kind,
-                    AllReduce | Reduce | Broadcast | AllGather | ReduceScatter | AllToAll | Barrier
-                )
-            }
-        }
+        TransportKind::ALL.iter().any(|&link| self.works_over(link, kind))
     }
 
-    /// Whether it can carry out `kind` over `link`, with parts of one length.
+    /// Whether it can carry out `kind`, an operation of all ranks, over `link`, with parts of one length.
     pub fn works_over(self, link: TransportKind, kind: Kind) -> bool {
-        select::possible(self, kind, link, false)
+        !matches!(kind, Kind::Send | Kind::Join) && self.suits(&Wanted::plain(kind, link))
+    }
+
+    pub(crate) fn suits(self, wanted: &Wanted) -> bool {
+        self.offer(wanted) != Offer::No
+    }
+
+    pub(crate) fn offer(self, wanted: &Wanted) -> Offer {
+        self.backend().offers(self, wanted)
     }
 }
 
@@ -129,8 +122,8 @@ impl FromStr for Algorithm {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|algorithm| algorithm.name() == text).ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
+        Self::ALL.iter().copied().find(|algorithm| algorithm.name() == text).ok_or_else(|| {
+            let known = Self::ALL.iter().map(|known| known.name()).collect::<Vec<_>>().join(", ");
             Error::Usage(format!("unknown algorithm `{text}`; known are {known}"))
         })
     }

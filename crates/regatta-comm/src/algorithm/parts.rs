@@ -9,6 +9,9 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
+    /// No parts: the operation is on the whole.
+    pub(crate) const NONE: Self = Self { starts: vec![] };
+
     /// As long as `counts` says.
     pub(crate) fn of(counts: &[usize]) -> Self {
         let mut starts = vec![0; counts.len() + 1];
@@ -25,6 +28,11 @@ impl Parts {
 
     pub(crate) fn get(&self, index: usize) -> Range<usize> {
         self.starts[index]..self.starts[index + 1]
+    }
+
+    /// The length of all together.
+    pub(crate) fn total(&self) -> usize {
+        self.starts.last().copied().unwrap_or(0)
     }
 
     /// The length of the longest.

@@ -7,6 +7,7 @@
 //! twice the bytes. `#` begins a comment.
 
 use super::Algorithm;
+use super::backend::{Offer, Wanted};
 use crate::error::{Error, Result};
 use crate::member::call::Kind;
 use crate::transport::TransportKind;
@@ -60,10 +61,11 @@ impl Table {
         self.rows.iter().any(|row| row.link == link)
     }
 
-    /// The algorithm for `kind` with `bytes` of data on each rank.
-    pub(crate) fn choose(&self, kind: Kind, link: TransportKind, ranks: usize, bytes: usize) -> Algorithm {
+    /// The algorithm for what is wanted, with `bytes` of data on each rank; none where nothing can carry it out.
+    pub(crate) fn choose(&self, wanted: &Wanted, ranks: usize, bytes: usize) -> Option<Algorithm> {
+        let kind = wanted.kind;
         // Memory that threads or processes share is the same to an algorithm.
-        let link = if link == TransportKind::Thread { TransportKind::Shm } else { link };
+        let link = if wanted.link == TransportKind::Thread { TransportKind::Shm } else { wanted.link };
         let rows = || self.rows.iter().filter(|row| row.kind == kind && row.link == link);
         let distance = |row: &Row| {
             let (low, high) = (row.ranks.min(ranks).max(1), row.ranks.max(ranks));
@@ -73,10 +75,10 @@ impl Table {
         let fits = |row: &&Row| {
             Some(distance(row)) == nearest
                 && row.bytes.is_none_or(|most| bytes <= most)
-                && row.algorithm.offers(kind)
                 && (row.ranks == ranks || ranks.is_power_of_two() || !row.wants_powers_of_two())
         };
-        rows().find(fits).map_or_else(|| fallback(kind, link), |row| row.algorithm)
+        let row = rows().find(fits).map(|row| row.algorithm);
+        row.filter(|algorithm| algorithm.suits(wanted)).or_else(|| fallback(wanted))
     }
 }
 
@@ -118,32 +120,19 @@ impl Row {
     }
 }
 
-/// What works everywhere.
-fn fallback(kind: Kind, link: TransportKind) -> Algorithm {
-    match (link, kind) {
-        (TransportKind::Thread | TransportKind::Shm, kind) if Algorithm::Direct.offers(kind) => {
-            Algorithm::Direct
+/// The algorithm that suits what is wanted best, where nobody says which; none where nothing can carry it out.
+pub(crate) fn fallback(wanted: &Wanted) -> Option<Algorithm> {
+    let mut best = (Offer::No, None);
+    for &algorithm in Algorithm::ALL {
+        let offer = algorithm.offer(wanted);
+        if offer > best.0 {
+            best = (offer, Some(algorithm));
         }
-        (TransportKind::Mpi, kind) if Algorithm::Native.offers(kind) => Algorithm::Native,
-        (_, Kind::Gather | Kind::Scatter) => Algorithm::Linear,
-        (_, Kind::AllToAll) => Algorithm::Pairwise,
-        (_, Kind::Barrier) => Algorithm::Dissemination,
-        (_, Kind::Broadcast | Kind::Reduce) => Algorithm::Tree,
-        _ => Algorithm::Ring,
+        if offer == Offer::Best {
+            break;
+        }
     }
-}
-
-/// Whether `algorithm` can carry out `kind` over `link`; with counts that differ from rank to rank where `uneven`.
-pub(crate) fn possible(algorithm: Algorithm, kind: Kind, link: TransportKind, uneven: bool) -> bool {
-    let shared = matches!(link, TransportKind::Thread | TransportKind::Shm);
-    algorithm.offers(kind)
-        && match algorithm {
-            Algorithm::Direct => shared && !(uneven && kind == Kind::AllToAll),
-            Algorithm::Bruck => !uneven,
-            Algorithm::Hierarchical => link == TransportKind::Mixed,
-            Algorithm::Native => link == TransportKind::Mpi && !uneven,
-            _ => true,
-        }
+    best.1
 }
 
 #[cfg(test)]
@@ -159,8 +148,9 @@ mod tests {
             for link in TransportKind::ALL {
                 for ranks in [2, 3, 7, 1000] {
                     for bytes in [0, 1 << 14, 1 << 30] {
-                        let chosen = Table::default().choose(kind, link, ranks, bytes);
-                        assert!(possible(chosen, kind, link, false), "{kind:?} {link} {ranks} {chosen}");
+                        let wanted = Wanted::plain(kind, link);
+                        let chosen = Table::default().choose(&wanted, ranks, bytes).unwrap();
+                        assert!(chosen.suits(&wanted), "{kind:?} {link} {ranks} {chosen}");
                     }
                 }
             }
@@ -173,14 +163,15 @@ mod tests {
             "all_reduce tcp 2 100 doubling # a comment\n\nall_reduce tcp 2 - ring\nall_reduce tcp 16 - tree\n",
         );
         let table = table.unwrap();
-        let choose = |ranks, bytes| table.choose(Kind::AllReduce, TransportKind::Tcp, ranks, bytes);
+        let wanted = Wanted::plain(Kind::AllReduce, TransportKind::Tcp);
+        let choose = |ranks, bytes| table.choose(&wanted, ranks, bytes).unwrap();
         assert_eq!(
             [choose(2, 100), choose(2, 101), choose(3, 4)],
             [Algorithm::Doubling, Algorithm::Ring, Algorithm::Doubling]
         );
         assert_eq!([choose(12, 4), choose(100, 4), choose(1 << 62, 4)], [Algorithm::Tree; 3]);
         let table = Table::parse("all_reduce tcp 6 - halving_doubling\nall_reduce tcp 6 - tree\n").unwrap();
-        let choose = |ranks| table.choose(Kind::AllReduce, TransportKind::Tcp, ranks, 1 << 30);
+        let choose = |ranks| table.choose(&wanted, ranks, 1 << 30).unwrap();
         assert_eq!([4, 6, 8].map(choose), [Algorithm::HalvingDoubling; 3]);
         assert_eq!([3, 5, 7].map(choose), [Algorithm::Tree; 3]);
         for bad in

@@ -12,9 +12,8 @@ use crate::member::health::Health;
 use crate::member::joining::Joining;
 use crate::member::notes::Notes;
 use crate::member::recorder::Recorder;
-use crate::numbers::element::{DType, Element, ReduceOp};
+use crate::numbers::element::{self, DType, Element, ReduceOp};
 use crate::transport::simulated::{Garbled, Network};
-use half::{bf16, f16};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,7 +125,7 @@ impl Operation {
         }
     }
 
-    fn call<T: Element + PartialEq>(&self, session: &mut Session<'_>) -> Result<Outcome> {
+    fn call<T: Element>(&self, session: &mut Session<'_>) -> Result<Outcome> {
         let (rank, size) = (session.context.rank, session.context.size);
         let (len, root, algorithm) = (self.len, self.root, self.algorithm);
         let counts = self.counts(size);
@@ -207,18 +206,16 @@ impl Operation {
         };
         Ok(Outcome { right, common })
     }
+}
 
-    fn call_typed(&self, session: &mut Session<'_>) -> Result<Outcome> {
-        match self.dtype {
-            DType::F32 => self.call::<f32>(session),
-            DType::F64 => self.call::<f64>(session),
-            DType::F16 => self.call::<f16>(session),
-            DType::BF16 => self.call::<bf16>(session),
-            DType::I32 => self.call::<i32>(session),
-            DType::I64 => self.call::<i64>(session),
-            DType::U8 => self.call::<u8>(session),
-            DType::I8 => self.call::<i8>(session),
-        }
+/// An operation in its type of numbers.
+struct Typed<'a, 'b>(&'a Operation, &'a mut Session<'b>);
+
+impl element::Typed for Typed<'_, '_> {
+    type Output = Result<Outcome>;
+
+    fn call<T: Element>(self) -> Result<Outcome> {
+        self.0.call::<T>(self.1)
     }
 }
 
@@ -299,14 +296,9 @@ pub(crate) fn simulate(bytes: &[u8]) {
                         .detail(operation.uneven.then_some(1));
                     let call = Call { sequence: number as u32 + 1, ..call };
                     let (transport, pool, sent) = (&mut transport, &mut pool, &mut 0);
-                    operation.call_typed(&mut Session {
-                        transport,
-                        context: &context,
-                        call,
-                        pool,
-                        sent,
-                        chunk,
-                    })
+                    let context = &context;
+                    let mut session = Session { transport, context, call, pool, sent, chunk };
+                    call.dtype.with(Typed(operation, &mut session))
                 };
                 calls.iter().enumerate().map(call).collect()
             })

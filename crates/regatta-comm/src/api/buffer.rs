@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::numbers::element::Element;
+use crate::numbers::memory::Space;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -11,6 +12,8 @@ use crate::transport::shm::Piece;
 
 /// Numbers owned by one rank: from [`Group::buffer`](crate::Group::buffer) in memory that peers reduce in place
 /// where the transport has such, or from any vector. Dropping it frees the memory for the next buffer.
+///
+/// It is always memory of the host, so it can be a slice; a device's memory is a [`RawBuffer`](crate::RawBuffer).
 pub struct Buffer<T> {
     memory: Memory<T>,
     len: usize,
@@ -54,6 +57,11 @@ impl<T: Element> Buffer<T> {
     #[cfg(target_os = "linux")]
     pub(crate) fn registered(piece: Piece, len: usize) -> Self {
         Self { memory: Memory::Registered(piece), len, _numbers: PhantomData }
+    }
+
+    /// Where it is: on the host.
+    pub fn space(&self) -> Space {
+        Space::Host
     }
 
     /// Whether peers can reduce the buffer in place.

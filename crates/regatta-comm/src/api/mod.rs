@@ -4,3 +4,4 @@ pub(crate) mod arrival;
 pub(crate) mod buffer;
 pub(crate) mod group;
 pub(crate) mod mesh;
+pub(crate) mod raw;

@@ -1,7 +1,6 @@
 //! What a group communicates with: which transport, and how it is made.
 
 use crate::error::{Error, Result};
-use crate::job::memory::Memory;
 use crate::job::options::Options;
 use crate::job::shared_memory::shared_memory;
 use crate::member::context::Context;
@@ -14,14 +13,15 @@ use crate::transport::shared::Shared;
 use crate::transport::shm::ShmTransport;
 use crate::transport::tcp::{self, TcpTransport};
 use crate::transport::thread::{Hub, ThreadTransport};
-use crate::transport::{Transport, TransportKind};
+use crate::transport::{Arena, Transport, TransportKind};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// What a group communicates with.
 pub(crate) struct Link {
     pub(crate) transport: Box<dyn Transport>,
-    pub(crate) memory: Option<Arc<dyn Memory>>,
+    /// Registered memory that buffers come from.
+    pub(crate) memory: Option<Arc<Arena>>,
 }
 
 /// Between ranks that are threads of this process.

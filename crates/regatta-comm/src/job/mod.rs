@@ -2,15 +2,11 @@
 
 mod gathering;
 mod link;
-mod memory;
 pub(crate) mod options;
 mod shared_memory;
 mod start;
 
 pub(crate) use link::Link;
-#[cfg(all(test, target_os = "linux"))]
-pub(crate) use memory::ArenaMemory;
-pub(crate) use memory::Memory;
 pub(crate) use start::Reached;
 
 use crate::algorithm::select::Table;

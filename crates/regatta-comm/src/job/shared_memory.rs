@@ -1,12 +1,10 @@
 //! The memory that the ranks of a host share: made by one of them, and agreed on by all ranks of the group.
 
 use crate::error::{Error, Result};
-#[cfg(target_os = "linux")]
-use crate::job::memory::ArenaMemory;
-use crate::job::memory::Memory;
 use crate::member::context::Context;
 use crate::member::timer::Timer;
 use crate::rendezvous::store::StoreClient;
+use crate::transport::Arena;
 use crate::transport::shared::Shared;
 #[cfg(target_os = "linux")]
 use std::path::Path;
@@ -20,8 +18,8 @@ pub(super) fn shared_memory(
     context: &Context,
     lanes: usize,
     timer: &Timer,
-) -> Result<Result<(Shared, Arc<dyn Memory>)>> {
-    use crate::transport::shm::{Arena, Name, Segment};
+) -> Result<Result<(Shared, Arc<Arena>)>> {
+    use crate::transport::shm::{Name, Segment};
     let here = context.host_of(context.rank);
     let (first, size) = (here[0], here.len());
     let key = format!("shm/{id:x}/{first}");
@@ -67,7 +65,7 @@ pub(super) fn shared_memory(
     };
     let local = context.among(here);
     let arena = Arc::new(Arena::new(segment.clone(), local.rank));
-    Ok(Ok((Shared::with_lanes(segment, local, lanes), Arc::new(ArenaMemory(arena)))))
+    Ok(Ok((Shared::with_lanes(segment, local, lanes), arena)))
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -77,6 +75,6 @@ pub(super) fn shared_memory(
     _: &Context,
     _: usize,
     _: &Timer,
-) -> Result<Result<(Shared, Arc<dyn Memory>)>> {
+) -> Result<Result<(Shared, Arc<Arena>)>> {
     Ok(Err(Error::Usage("the shm transport is for Linux; use tcp".into())))
 }

@@ -1,6 +1,7 @@
 //! The numbers that are communicated, and what is done with them.
 
 use crate::error::{Error, Result};
+use half::{bf16, f16};
 use std::fmt;
 use std::str::FromStr;
 
@@ -34,6 +35,38 @@ impl DType {
     /// All types.
     pub const ALL: [Self; 8] =
         [Self::F32, Self::F64, Self::F16, Self::BF16, Self::I32, Self::I64, Self::U8, Self::I8];
+
+    /// Calls `work` with the [`Element`] of this type: the one place where a type that is known only when the program
+    /// runs becomes one that the compiler knows.
+    ///
+    /// ```
+    /// use regatta_comm::{DType, Element, Typed};
+    ///
+    /// struct Zeros(usize);
+    ///
+    /// impl Typed for Zeros {
+    ///     type Output = String;
+    ///
+    ///     fn call<T: Element>(self) -> String {
+    ///         format!("{:?}", vec![T::zeroed(); self.0])
+    ///     }
+    /// }
+    ///
+    /// assert_eq!(DType::F32.with(Zeros(2)), "[0.0, 0.0]");
+    /// assert_eq!(DType::U8.with(Zeros(2)), "[0, 0]");
+    /// ```
+    pub fn with<W: Typed>(self, work: W) -> W::Output {
+        match self {
+            Self::F32 => work.call::<f32>(),
+            Self::F64 => work.call::<f64>(),
+            Self::F16 => work.call::<f16>(),
+            Self::BF16 => work.call::<bf16>(),
+            Self::I32 => work.call::<i32>(),
+            Self::I64 => work.call::<i64>(),
+            Self::U8 => work.call::<u8>(),
+            Self::I8 => work.call::<i8>(),
+        }
+    }
 
     /// Whether it is a type of floating-point numbers.
     pub fn is_float(self) -> bool {
@@ -156,8 +189,17 @@ impl FromStr for DType {
     }
 }
 
+/// Work on numbers of any type, for [`DType::with`].
+pub trait Typed {
+    /// What comes of it.
+    type Output;
+
+    /// Does the work on numbers of the type `T`.
+    fn call<T: Element>(self) -> Self::Output;
+}
+
 /// A number that ranks can exchange and reduce.
-pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug + 'static {
+pub trait Element: bytemuck::Pod + PartialEq + Send + Sync + fmt::Debug + 'static {
     /// Its type, as peers see it.
     const DTYPE: DType;
     /// The type that it is accumulated in: itself, or f32 for the 16-bit floats.

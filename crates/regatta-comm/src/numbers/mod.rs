@@ -4,5 +4,6 @@ pub(crate) mod element;
 mod float16;
 mod int128;
 pub(crate) mod kernel;
+pub(crate) mod memory;
 pub(crate) mod sized;
 mod types;

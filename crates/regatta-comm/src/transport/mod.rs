@@ -21,6 +21,8 @@ mod zero_copy;
 
 use crate::error::{Error, Result};
 use shared::Shared;
+#[cfg(target_os = "linux")]
+pub(crate) use shm::Arena;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -81,6 +83,21 @@ impl FromStr for TransportKind {
             let known = Self::ALL.map(|kind| kind.to_string()).join(", ");
             Error::Usage(format!("unknown transport `{text}`; known are {known}"))
         })
+    }
+}
+
+/// Registered memory, of which there is none here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) enum Arena {}
+
+#[cfg(not(target_os = "linux"))]
+impl registered::Registered for Arena {
+    fn place(&self, _: &[u8]) -> Option<u64> {
+        match *self {}
+    }
+
+    fn at(&self, _: usize, _: u64, _: usize) -> Option<*mut u8> {
+        match *self {}
     }
 }
 

@@ -473,8 +473,7 @@ mod tests {
                     data.fill(1.0 + rank as f32);
                     let mut shared = Shared::new(segment, context(rank, 2));
                     let call = Call::new(Kind::AllReduce, DType::F32, len);
-                    let memory = crate::job::ArenaMemory(arena.clone());
-                    direct::all_reduce(&mut shared, Some(&memory), call, data).unwrap();
+                    direct::all_reduce(&mut shared, Some(&*arena), call, data).unwrap();
                     assert!(data.iter().all(|&x| x == 3.0));
                 });
             }

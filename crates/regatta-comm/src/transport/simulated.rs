@@ -179,7 +179,7 @@ impl Transport for Simulated {
             state = self.network.turn(state, self.rank);
         }
         match state.stuck {
-            true => Err(Error::Usage("no rank can go on".into())),
+            true => Err(Error::Internal("no rank can go on".into())),
             false => Ok(()),
         }
     }

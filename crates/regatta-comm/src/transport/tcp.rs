@@ -253,7 +253,7 @@ impl TcpTransport {
 
     fn link(&mut self, peer: usize) -> Result<&mut Link> {
         let link = self.links.get_mut(peer).and_then(Option::as_mut);
-        link.ok_or_else(|| Error::Usage(format!("there is no connection to rank {peer} of the group")))
+        link.ok_or_else(|| Error::Internal(format!("there is no connection to rank {peer} of the group")))
     }
 
     fn gone(&self, peer: usize) -> Error {

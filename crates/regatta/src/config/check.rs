@@ -76,7 +76,8 @@ pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
     }
     let transports = ["thread", "shm", "tcp", "mpi"];
     reader.one_of("parallel.transport", parallel.transport.as_deref(), &transports)?;
-    let algorithms = regatta_comm::Algorithm::ALL.map(regatta_comm::Algorithm::name);
+    let algorithms: Vec<&str> =
+        regatta_comm::Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect();
     reader.one_of("parallel.algorithm", parallel.algorithm.as_deref(), &algorithms)?;
     reader.within("sample.temperature", config.sample.temperature, 0.0, 100.0, true)
 }

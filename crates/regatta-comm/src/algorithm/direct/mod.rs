@@ -153,7 +153,7 @@ impl<'a> Sources<'a> {
 }
 
 fn no_such_memory() -> Error {
-    Error::Usage("a peer named registered memory that it does not have".into())
+    Error::Internal("a peer named registered memory that it does not have".into())
 }
 
 /// Returns when all ranks have called it.

@@ -1,17 +1,17 @@
 //! The operations, as calls that return when they are done.
 
-use super::{CALLER_PATIENCE, Group};
+use super::Group;
 use crate::error::{Error, Result};
-use crate::execution::engine::Core;
-use crate::execution::operations::Counts;
-use crate::numbers::element::{Element, Reduction};
+use crate::execution::operation::Operation;
+use crate::execution::operations::Caller;
+use crate::numbers::element::{DType, Element, Reduction};
 use crate::numbers::sized::filled;
 
 impl Group {
     /// Takes its turn behind everything submitted with a handle.
-    fn turn(&self) -> &Core {
+    pub(super) fn turn(&self) -> Caller<'_> {
         self.inner.queue.drain();
-        self.core()
+        self.core().waiting()
     }
 
     /// Leaves the reduction of all ranks' `data` in everyone's: the same bits on every rank. After an error its
@@ -20,7 +20,7 @@ impl Group {
     /// # Errors
     /// A rank that died, stalled or called something else; a reduction that does not suit the type.
     pub fn all_reduce<T: Element>(&self, data: &mut [T], reduction: impl Into<Reduction>) -> Result<()> {
-        self.turn().all_reduce(data, reduction.into(), CALLER_PATIENCE)
+        self.turn().in_place(&Operation::all_reduce(reduction), data)
     }
 
     /// [`all_reduce`](Self::all_reduce) of `input` into `output`, which are equally long.
@@ -34,7 +34,7 @@ impl Group {
         reduction: impl Into<Reduction>,
     ) -> Result<()> {
         if input.len() != output.len() {
-            return Err(crate::Error::Usage(format!(
+            return Err(Error::Usage(format!(
                 "all_reduce: {} elements in, but {} out",
                 input.len(),
                 output.len()
@@ -54,7 +54,7 @@ impl Group {
         reduction: impl Into<Reduction>,
         root: usize,
     ) -> Result<()> {
-        self.turn().reduce(data, reduction.into(), root, CALLER_PATIENCE)
+        self.turn().in_place(&Operation::reduce(reduction, root), data)
     }
 
     /// Leaves the reduction of everyone's `rank`-th part of `input` in `output`. `input` has `size()` parts as
@@ -68,7 +68,7 @@ impl Group {
         output: &mut [T],
         reduction: impl Into<Reduction>,
     ) -> Result<()> {
-        self.turn().reduce_scatter((input, output), Counts::Even, reduction.into(), CALLER_PATIENCE)
+        self.turn().move_numbers(&Operation::reduce_scatter(reduction), Some(input), Some(output))
     }
 
     /// [`reduce_scatter`](Self::reduce_scatter) where the part of rank r has `counts[r]` elements; all ranks give the
@@ -83,7 +83,8 @@ impl Group {
         counts: &[usize],
         reduction: impl Into<Reduction>,
     ) -> Result<()> {
-        self.turn().reduce_scatter((input, output), Counts::Of(counts), reduction.into(), CALLER_PATIENCE)
+        let operation = Operation::reduce_scatter(reduction).counts(counts);
+        self.turn().move_numbers(&operation, Some(input), Some(output))
     }
 
     /// Gathers everyone's `input` into everyone's `output`, in the order of ranks. `output` is `size()` times as
@@ -92,7 +93,7 @@ impl Group {
     /// # Errors
     /// Lengths that do not fit; else as [`all_reduce`](Self::all_reduce).
     pub fn all_gather<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<()> {
-        self.turn().all_gather((input, output), Counts::Even, CALLER_PATIENCE)
+        self.turn().move_numbers(&Operation::all_gather(), Some(input), Some(output))
     }
 
     /// [`all_gather`](Self::all_gather) where this rank's part is already in its place in `data`.
@@ -100,7 +101,7 @@ impl Group {
     /// # Errors
     /// As [`all_gather`](Self::all_gather).
     pub fn all_gather_in_place<T: Element>(&self, data: &mut [T]) -> Result<()> {
-        self.turn().all_gather_in_place(data, Counts::Even, CALLER_PATIENCE)
+        self.turn().in_place(&Operation::all_gather(), data)
     }
 
     /// [`all_gather`](Self::all_gather) where rank r gives `counts[r]` elements; all ranks give the same counts.
@@ -108,7 +109,7 @@ impl Group {
     /// # Errors
     /// As [`all_gather`](Self::all_gather).
     pub fn all_gather_v<T: Element>(&self, input: &[T], output: &mut [T], counts: &[usize]) -> Result<()> {
-        self.turn().all_gather((input, output), Counts::Of(counts), CALLER_PATIENCE)
+        self.turn().move_numbers(&Operation::all_gather().counts(counts), Some(input), Some(output))
     }
 
     /// Everyone's `input`, of lengths that nobody need know before: two operations.
@@ -136,7 +137,7 @@ impl Group {
     /// # Errors
     /// A root that is no rank; else as [`all_reduce`](Self::all_reduce).
     pub fn broadcast<T: Element>(&self, data: &mut [T], root: usize) -> Result<()> {
-        self.turn().broadcast(data, root, vec![], CALLER_PATIENCE)
+        self.turn().in_place(&Operation::broadcast(root), data)
     }
 
     /// Gathers everyone's `input` into the `output` of rank `root`, in the order of ranks; that of the others is not
@@ -145,7 +146,7 @@ impl Group {
     /// # Errors
     /// As [`all_gather`](Self::all_gather).
     pub fn gather<T: Element>(&self, input: &[T], output: &mut [T], root: usize) -> Result<()> {
-        self.turn().gather((input, output), Counts::Even, root, CALLER_PATIENCE)
+        self.turn().move_numbers(&Operation::gather(root), Some(input), Some(output))
     }
 
     /// [`gather`](Self::gather) where rank r gives `counts[r]` elements; all ranks give the same counts.
@@ -159,7 +160,7 @@ impl Group {
         counts: &[usize],
         root: usize,
     ) -> Result<()> {
-        self.turn().gather((input, output), Counts::Of(counts), root, CALLER_PATIENCE)
+        self.turn().move_numbers(&Operation::gather(root).counts(counts), Some(input), Some(output))
     }
 
     /// Copies the parts of the `input` of rank `root` to everyone's `output`, in the order of ranks; the input of the
@@ -168,7 +169,7 @@ impl Group {
     /// # Errors
     /// As [`all_gather`](Self::all_gather).
     pub fn scatter<T: Element>(&self, input: &[T], output: &mut [T], root: usize) -> Result<()> {
-        self.turn().scatter((input, output), Counts::Even, root, CALLER_PATIENCE)
+        self.turn().move_numbers(&Operation::scatter(root), Some(input), Some(output))
     }
 
     /// [`scatter`](Self::scatter) where rank r gets `counts[r]` elements; all ranks give the same counts.
@@ -182,7 +183,7 @@ impl Group {
         counts: &[usize],
         root: usize,
     ) -> Result<()> {
-        self.turn().scatter((input, output), Counts::Of(counts), root, CALLER_PATIENCE)
+        self.turn().move_numbers(&Operation::scatter(root).counts(counts), Some(input), Some(output))
     }
 
     /// Sends the r-th part of `input` to rank r, and receives the r-th part of `output` from it. Both have `size()`
@@ -191,7 +192,7 @@ impl Group {
     /// # Errors
     /// Lengths that do not fit; else as [`all_reduce`](Self::all_reduce).
     pub fn all_to_all<T: Element>(&self, input: &[T], output: &mut [T]) -> Result<()> {
-        self.turn().all_to_all((input, output), CALLER_PATIENCE)
+        self.turn().move_numbers(&Operation::all_to_all(), Some(input), Some(output))
     }
 
     /// [`all_to_all`](Self::all_to_all) where rank r is sent `sent[r]` elements and `received[r]` come from it.
@@ -205,7 +206,8 @@ impl Group {
         output: &mut [T],
         received: &[usize],
     ) -> Result<()> {
-        self.turn().all_to_all_v((input, sent), (output, received), CALLER_PATIENCE)
+        let operation = Operation::all_to_all_v(sent, received);
+        self.turn().move_numbers(&operation, Some(input), Some(output))
     }
 
     /// Returns when all ranks have called it.
@@ -213,7 +215,7 @@ impl Group {
     /// # Errors
     /// As [`all_reduce`](Self::all_reduce).
     pub fn barrier(&self) -> Result<()> {
-        self.turn().barrier(CALLER_PATIENCE)
+        self.turn().run(&Operation::barrier(), DType::U8, None, None)
     }
 
     /// Sends `data` to rank `to`, which receives it by [`recv`](Self::recv) with the same type and length.
@@ -221,7 +223,7 @@ impl Group {
     /// # Errors
     /// This rank itself as the other; else as [`all_reduce`](Self::all_reduce).
     pub fn send<T: Element>(&self, data: &[T], to: usize) -> Result<()> {
-        self.turn().send(data, to, CALLER_PATIENCE)
+        self.turn().move_numbers(&Operation::send(to), Some(data), None)
     }
 
     /// Receives `data` from rank `from`.
@@ -229,7 +231,7 @@ impl Group {
     /// # Errors
     /// As [`send`](Self::send).
     pub fn recv<T: Element>(&self, data: &mut [T], from: usize) -> Result<()> {
-        self.turn().recv(data, from, CALLER_PATIENCE)
+        self.turn().in_place(&Operation::recv(from), data)
     }
 }
 

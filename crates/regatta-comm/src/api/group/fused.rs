@@ -1,11 +1,11 @@
 //! Several tensors in one operation (Sergeev & Del Balso 2018, "Horovod", tensor fusion): short ones are packed
 //! together, so that many tensors cost the latency of one.
 
-use super::{CALLER_PATIENCE, Group};
+use super::Group;
 use crate::error::Result;
-use crate::execution::engine::Core;
+use crate::execution::operation::Operation;
+use crate::execution::operations::Caller;
 use crate::numbers::element::{Element, ReduceOp, Reduction};
-use std::time::Duration;
 
 /// Tensors up to here are packed; above, the copies cost more than the operation saved.
 const SHORT: usize = 1 << 20;
@@ -23,8 +23,7 @@ impl Group {
         tensors: &mut [&mut [T]],
         reduction: impl Into<Reduction>,
     ) -> Result<()> {
-        self.inner.queue.drain();
-        self.core().all_reduce_grouped(tensors, reduction.into(), CALLER_PATIENCE)
+        self.turn().all_reduce_grouped(tensors, reduction.into())
     }
 
     /// [`broadcast`](Self::broadcast) of several tensors at once.
@@ -32,23 +31,23 @@ impl Group {
     /// # Errors
     /// As [`broadcast`](Self::broadcast).
     pub fn broadcast_grouped<T: Element>(&self, tensors: &mut [&mut [T]], root: usize) -> Result<()> {
-        self.inner.queue.drain();
-        let core = self.core();
-        fused(tensors, |data, lengths| core.broadcast(data, root, lengths, CALLER_PATIENCE))
+        let caller = self.turn();
+        let broadcast = Operation::broadcast(root);
+        fused(tensors, |data, lengths| caller.in_place(&broadcast.clone().packed(lengths), data))
     }
 }
 
-impl Core {
+impl Caller<'_> {
     pub(crate) fn all_reduce_grouped<T: Element>(
-        &self,
+        self,
         tensors: &mut [&mut [T]],
         reduction: Reduction,
-        patience: Duration,
     ) -> Result<()> {
+        let all_reduce = Operation::all_reduce(reduction);
         if reduction.op == ReduceOp::Adasum {
-            return tensors.iter_mut().try_for_each(|tensor| self.all_reduce(tensor, reduction, patience));
+            return tensors.iter_mut().try_for_each(|tensor| self.in_place(&all_reduce, tensor));
         }
-        fused(tensors, |data, lengths| self.all_reduce_of(data, reduction, lengths, patience))
+        fused(tensors, |data, lengths| self.in_place(&all_reduce.clone().packed(lengths), data))
     }
 }
 

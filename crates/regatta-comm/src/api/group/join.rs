@@ -1,15 +1,16 @@
 //! Uneven data: a rank that has run out takes part until all have.
 
-use super::{CALLER_PATIENCE, Group};
-use crate::algorithm::parts::Parts;
+use super::Group;
 use crate::error::{Error, Result};
 use crate::execution::engine::Core;
+use crate::execution::operation::Operation;
+use crate::execution::operations::Caller;
 use crate::member::call::{Call, Kind};
 use crate::member::notes::Invitation;
 use crate::member::timer::Timer;
-use crate::numbers::element::{DType, Element};
+use crate::numbers::element::{DType, Element, Typed};
+use crate::numbers::memory::{Input, Output};
 use crate::numbers::sized::filled;
-use half::{bf16, f16};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -79,67 +80,66 @@ impl Core {
 
     /// Calls the same as the others, with numbers that change nothing.
     fn take_part(&self, call: Call) -> Result<()> {
-        match call.dtype {
-            DType::F32 => self.take_part_with::<f32>(call),
-            DType::F64 => self.take_part_with::<f64>(call),
-            DType::F16 => self.take_part_with::<f16>(call),
-            DType::BF16 => self.take_part_with::<bf16>(call),
-            DType::I32 => self.take_part_with::<i32>(call),
-            DType::I64 => self.take_part_with::<i64>(call),
-            DType::U8 => self.take_part_with::<u8>(call),
-            DType::I8 => self.take_part_with::<i8>(call),
-        }
+        call.dtype.with(TakePart { caller: self.waiting(), call })
     }
+}
 
-    fn take_part_with<T: Element>(&self, call: Call) -> Result<()> {
-        let (rank, size) = (self.context.rank, self.context.size);
+struct TakePart<'a> {
+    caller: Caller<'a>,
+    call: Call,
+}
+
+impl Typed for TakePart<'_> {
+    type Output = Result<()>;
+
+    fn call<T: Element>(self) -> Result<()> {
+        let Self { caller, call } = self;
+        let (core, context) = (caller.core, &caller.core.context);
+        let (rank, size) = (context.rank, context.size);
         let cannot = |why: &str| {
             Err(Error::Usage(format!(
                 "rank {} has joined and cannot take part in {call}: {why}",
-                self.job.rank
+                core.job.rank
             )))
         };
-        self.rank_exists(call.kind.name(), call.root as usize)?;
+        core.rank_exists(call.kind.name(), call.root as usize)?;
         let len = match usize::try_from(call.len) {
             Ok(len) if len.checked_mul(size * size_of::<T>()).is_some() => len,
             _ => return cannot("it is too long"),
         };
-        let what = call.to_string();
-        let neutral = |len: usize| filled(len, T::neutral(call.op), &what);
-        let zeros = |len: usize| filled(len, T::zeroed(), &what);
-        let even = Parts::even(size, len);
         let at_root = call.root as usize == rank;
         // Even operations say no counts.
         let counts = call.detail != 0;
-        match call.kind {
-            Kind::AllReduce => self.all_reduce_call(call, &mut neutral(len)?, CALLER_PATIENCE),
-            Kind::Reduce => self.reduce_call(call, &mut neutral(len)?, CALLER_PATIENCE),
-            Kind::Broadcast if at_root => cannot("it is the root and has nothing to give"),
-            Kind::Broadcast => self.broadcast_call(call, &mut zeros(len)?, CALLER_PATIENCE),
-            Kind::Barrier => self.barrier(CALLER_PATIENCE),
+        // Elements of the input and of the output.
+        let (input, output) = match call.kind {
+            Kind::AllReduce | Kind::Reduce => (None, Some(len)),
+            Kind::Broadcast if at_root => return cannot("it is the root and has nothing to give"),
+            Kind::Broadcast => (None, Some(len)),
+            Kind::Barrier => (None, None),
             Kind::ReduceScatter | Kind::AllGather | Kind::Gather | Kind::AllToAll if counts => {
-                cannot("its counts or factors are not known here")
+                return cannot("its counts or factors are not known here");
             }
-            Kind::ReduceScatter => {
-                let (input, mut output) = (neutral(len * size)?, zeros(len)?);
-                self.reduce_scatter_call(call, &even, false, (&input, &mut output), CALLER_PATIENCE)
-            }
-            Kind::AllGather => {
-                let mut output = zeros(len * size)?;
-                self.all_gather_call(call, &even, false, (None, &mut output), CALLER_PATIENCE)
-            }
-            Kind::Gather => {
-                let mut output = zeros(if at_root { len * size } else { 0 })?;
-                self.gather_call(call, &even, false, (&zeros(len)?, &mut output), CALLER_PATIENCE)
-            }
-            Kind::Scatter if at_root || counts => cannot("it has nothing to give"),
-            Kind::Scatter => self.scatter_call(call, &even, false, (&[], &mut zeros(len)?), CALLER_PATIENCE),
-            Kind::AllToAll => {
-                let (input, mut output) = (zeros(len * size)?, zeros(len * size)?);
-                self.all_to_all_call(call, len, (&input, &mut output), CALLER_PATIENCE)
-            }
-            Kind::Send | Kind::Join => cannot("it is no operation of all ranks"),
-        }
+            Kind::ReduceScatter => (Some(len * size), Some(len)),
+            Kind::AllGather => (None, Some(len * size)),
+            Kind::Gather => (Some(len), at_root.then_some(len * size)),
+            Kind::Scatter if at_root || counts => return cannot("it has nothing to give"),
+            Kind::Scatter => (None, Some(len)),
+            Kind::AllToAll => (Some(len * size), Some(len * size)),
+            Kind::Send | Kind::Join => return cannot("it is no operation of all ranks"),
+        };
+        let neutral = match call.kind {
+            Kind::AllReduce | Kind::Reduce | Kind::ReduceScatter => T::neutral(call.op),
+            _ => T::zeroed(),
+        };
+        let what = call.to_string();
+        let memory = |len: Option<usize>| len.map(|len| filled(len, neutral, &what)).transpose();
+        let (input, mut output) = (memory(input)?, memory(output)?);
+        let operation = Operation::reducing(call.kind, call.op).rooted(call.root as usize);
+        let (input, output) = (input.as_deref().map(Input::of), output.as_deref_mut().map(Output::of));
+        let mut task = core.check(&operation, call.dtype, input, output)?;
+        // With what the others agree on beside the numbers.
+        task.call = call;
+        caller.carry_out(&mut task)
     }
 }
 

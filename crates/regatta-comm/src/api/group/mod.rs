@@ -4,8 +4,10 @@ mod collectives;
 mod fused;
 mod handles;
 mod join;
+mod raw;
 
 use crate::algorithm::Algorithm;
+use crate::algorithm::backend::Wanted;
 use crate::api::buffer::Buffer;
 use crate::error::{Error, Result};
 use crate::execution::engine::Core;
@@ -13,23 +15,17 @@ use crate::execution::queue::Queue;
 use crate::execution::traffic::Traffic;
 use crate::job::options::Options;
 use crate::job::{Job, Link, Reached};
-use crate::member::call::{Call, Kind, digest};
+use crate::member::call::{Kind, digest};
 use crate::member::context::Context;
 use crate::member::joining::Joining;
 use crate::member::notes::Notes;
-use crate::numbers::element::{DType, Element};
+use crate::numbers::element::Element;
 use crate::rendezvous::World;
 use crate::transport::TransportKind;
 use crate::transport::shared::Shared;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
-/// How long a call that its caller waits for looks for its peers before it sleeps.
-const CALLER_PATIENCE: Duration = Duration::from_micros(200);
-/// The same on the communication thread, which takes the processor from the caller's computation.
-const QUEUE_PATIENCE: Duration = Duration::from_micros(2);
 
 /// A group of ranks. Cloning is cheap and gives the same group.
 ///
@@ -176,7 +172,9 @@ impl Group {
 
     /// How an operation with `bytes` of data (on the larger side of a rank) is carried out.
     pub fn algorithm(&self, kind: Kind, bytes: usize) -> Algorithm {
-        self.core().choose(Call::new(kind, DType::F32, 0), bytes, false)
+        let wanted = Wanted::plain(kind, self.transport());
+        // Joining is not carried out by an algorithm.
+        self.core().choose(&wanted, bytes).unwrap_or(Algorithm::Ring)
     }
 
     /// The ranks of the job that are in the group, by rank of the group.

@@ -247,7 +247,7 @@ impl Library {
                 (ReduceOp::Max, DType::F64) => larger64,
                 (ReduceOp::Min, _) => ffi::RSMPI_MIN,
                 (ReduceOp::Max, _) => ffi::RSMPI_MAX,
-                (ReduceOp::Adasum, _) => return Err(Error::Usage("MPI has no adasum".into())),
+                (ReduceOp::Adasum, _) => return Err(Error::Internal("MPI has no adasum".into())),
             }
         })
     }
@@ -264,7 +264,7 @@ pub(super) fn datatype(dtype: DType) -> Result<ffi::MPI_Datatype> {
             DType::I64 => ffi::RSMPI_INT64_T,
             DType::U8 => ffi::RSMPI_UINT8_T,
             DType::I8 => ffi::RSMPI_INT8_T,
-            DType::F16 | DType::BF16 => return Err(Error::Usage(format!("MPI has no {dtype}"))),
+            DType::F16 | DType::BF16 => return Err(Error::Internal(format!("MPI has no {dtype}"))),
         }
     })
 }

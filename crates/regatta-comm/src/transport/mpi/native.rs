@@ -122,7 +122,7 @@ impl Native {
                 wait.progress();
                 Ok(memory)
             }
-            Ok(None) => Err(Error::Usage("a wait for MPI ended before its time".into())),
+            Ok(None) => Err(Error::Internal("a wait for MPI ended before its time".into())),
             Err(error) => Err(context.health.verdict(error)),
         }
     }
@@ -171,7 +171,7 @@ impl Native {
                 words.copy_from_slice(theirs);
                 context.mismatch(call, peer, Call::decode(words))
             }
-            None => Error::Usage(format!("MPI has garbled {call}")),
+            None => Error::Internal(format!("MPI has garbled {call}")),
         })
     }
 }
@@ -188,7 +188,8 @@ fn carry_out<D>(
 ) -> Result<()> {
     let (context, call) = (session.context, session.call);
     let native = session.transport.native();
-    let native = native.ok_or_else(|| Error::Usage("the native algorithm needs MPI".into()))?;
+    let native =
+        native.ok_or_else(|| Error::Internal("the native algorithm has no MPI beneath it".into()))?;
     let mut operation = || {
         let mut wait = Wait::new(context);
         native.agree(context, call, &mut wait)?;
@@ -227,7 +228,7 @@ fn block<T>(ranks: usize) -> usize {
 /// The library that is beneath the session.
 fn library(session: &mut Session<'_>) -> Result<&'static Library> {
     let native = session.transport.native().map(|native| native.library());
-    native.ok_or_else(|| Error::Usage("the native algorithm needs MPI".into()))
+    native.ok_or_else(|| Error::Internal("the native algorithm has no MPI beneath it".into()))
 }
 
 /// Leaves what MPI has reduced in `into`.
