@@ -4,15 +4,17 @@ use crate::algorithm::select::Table;
 use crate::algorithm::simulate;
 use crate::job::options::Options;
 use crate::member::call::{Call, ENCODED, Kind};
-use crate::member::notes::{self, Directory, Notes};
+use crate::member::directory::{Invitation, Note};
+use crate::member::waits::Waits;
 use crate::numbers::element::{DType, ReduceOp};
+use crate::rendezvous::store::{Answer, Request};
 use crate::rendezvous::{World, store, wire};
 use crate::tls::{Identity, Stream};
 use crate::transport::{TransportKind, tcp};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Gives a few bytes at a time.
@@ -54,30 +56,6 @@ fn fields(message: &[u8]) {
     same::<5>(message, all);
 }
 
-/// A directory in which anything may stand.
-struct Garbage(Vec<(String, Vec<u8>)>);
-
-impl Directory for Garbage {
-    fn set(&self, _: &str, _: &[u8]) -> crate::Result<()> {
-        Ok(())
-    }
-    fn try_get(&self, _: &str, _: Instant) -> crate::Result<Option<Vec<u8>>> {
-        Ok(self.0.first().map(|(_, value)| value.clone()))
-    }
-    fn add(&self, _: &str, amount: u64) -> crate::Result<u64> {
-        Ok(amount)
-    }
-    fn list(&self, _: &str) -> crate::Result<Vec<(String, Vec<u8>)>> {
-        Ok(self.0.clone())
-    }
-    fn lost(&self) -> Option<Option<usize>> {
-        None
-    }
-    fn announce(&self, _: u64, _: u32) -> crate::Result<()> {
-        Ok(())
-    }
-}
-
 /// Calls, notes, invitations and greetings.
 pub fn call(bytes: &[u8]) {
     let mut own = Call::new(Kind::AllReduce, DType::F32, 3);
@@ -88,29 +66,22 @@ pub fn call(bytes: &[u8]) {
         assert!(!call.to_string().is_empty());
         own = call;
     }
-    // A line each: a rank and what it says.
-    let prefix = |rank: &str| format!("note/0/{rank}");
-    let note = |line: &[u8]| {
-        let at = line.iter().position(|&byte| byte == b' ').unwrap_or(0);
-        (
-            prefix(&String::from_utf8_lossy(&line[..at])),
-            line[at.min(line.len())..].get(1..).unwrap_or(&[]).to_vec(),
-        )
-    };
-    let mut entries: Vec<_> = bytes.split(|&byte| byte == b'\n').map(note).collect();
-    // And ranks that wait for one another, as the bytes have it.
+    // Ranks that wait for one another, as the bytes have it.
+    let mut waits = Waits::default();
     for (rank, &byte) in bytes.iter().take(16).enumerate() {
-        let sequence = u32::from(byte >> 4);
-        let value =
-            [&Call { sequence, ..own }.to_bytes()[..], &u32::from(byte & 15).to_le_bytes(), &[0; 4]].concat();
-        entries.push((prefix(&rank.to_string()), value));
+        let call = Call { sequence: u32::from(byte >> 4), ..own };
+        let note = Note { rank: rank % 8, call, waits_for: usize::from(byte & 15) };
+        let heard = waits.say(0, &note, u64::from(byte & 3));
+        heard.quarrel(own, &|sequence| Some(Call { sequence, ..own }));
+        let culprit = waits.culprit(0, rank % 8, usize::from(byte & 15));
+        assert!(culprit <= 15 && waits.len() <= 8);
     }
-    let notes = Notes::new(Some(Arc::new(Garbage(entries))), 0, 1);
-    notes.culprit(bytes.len() % 17);
-    notes.quarrel(own, bytes.len() % 17, &|_| None);
-    notes.joined(0);
-    let _ = notes.invited(0, 1, Instant::now());
-    notes::parsed(bytes);
+    if let Some(note) = Note::from_bytes(bytes) {
+        assert_eq!(note.to_bytes(), bytes);
+    }
+    if let Some(invitation) = Invitation::from_bytes(bytes) {
+        assert_eq!(invitation.to_bytes(), bytes);
+    }
     if let Some((said, expected)) = bytes.split_first_chunk::<{ tcp::GREETING + 8 }>() {
         assert_eq!(tcp::recognise(said, expected).is_some(), said[..tcp::GREETING] == *expected);
         let (rank, number) = tcp::recognise(said, &said[..tcp::GREETING]).expect("the same greeting");
@@ -141,10 +112,10 @@ pub fn tls(bytes: &[u8]) {
 /// A store's requests, without a socket; at most this many bytes of entries.
 pub const STORED: usize = 4096;
 
-/// A store: whoever says hello, and whatever is asked. Each answer is the one that a plain map gives.
+/// A store: whoever says hello, and whatever is asked. What is set is there as in a plain map.
 pub fn rendezvous(bytes: &[u8]) {
     let store = store::Bare::new(4, b"job", STORED);
-    let mut model = BTreeMap::<String, Vec<u8>>::new();
+    let mut model = Model::default();
     let mut rest = bytes;
     let mut take = |count: usize| {
         let (taken, left) = rest.split_at(count.min(rest.len()));
@@ -170,57 +141,106 @@ pub fn rendezvous(bytes: &[u8]) {
                 store.greet(&wire::pack(&[store::MAGIC, job, role, &rank, take(3)]));
                 continue;
             }
+            // Of the right form, about entries.
+            kind @ 3..9 => {
+                let (key, value) = (String::from_utf8_lossy(take(key_len)).into_owned(), take(value_len));
+                let (from, count) = (usize::from(len & 3), 1 + usize::from(len >> 4 & 3));
+                let numbered = format!("{key}/{}", value_len % 4);
+                let request = match kind {
+                    3 => Request::Set { key: &key, value },
+                    4 | 5 => Request::Set { key: &numbered, value },
+                    6 => Request::List { prefix: &key },
+                    7 => Request::Get { key: &key, wait: Duration::MAX },
+                    _ => Request::Gather { prefix: &format!("{key}/"), from, count, wait: Duration::MAX },
+                };
+                request.encode()
+            }
+            // Of another kind, with fields of the right lengths.
             kind => {
-                let kind =
-                    [&b"S"[..], b"S", b"S", b"A", b"A", b"P", b"P", b"J", b"T", b"G", b"G", b"G", b"?"]
-                        [kind as usize - 3];
-                let (key, mut value) = (take(key_len).to_vec(), take(value_len).to_vec());
-                if code & 0x40 != 0 {
-                    // Of the right form.
-                    match kind {
-                        b"A" => value.resize(8, 1),
-                        b"J" | b"G" => value.resize(4, 1),
-                        _ => {}
-                    }
-                }
-                wire::pack(&[kind, &key, &value])
+                let lengths: &[usize] = match kind {
+                    9 => &[8, ENCODED + 8, 8],
+                    10 => &[8, 4],
+                    11 => &[8, 4, 4],
+                    12 => &[16, 4],
+                    13 => &[8],
+                    14 => &[16, 4, if len & 1 == 0 { 4 } else { ENCODED }],
+                    _ => &[16, 4, 4],
+                };
+                let letter = &b"NUCJRIW"[kind as usize - 9..][..1];
+                let mut fields = vec![letter.to_vec()];
+                fields.extend(lengths.iter().map(|&length| {
+                    let mut field = take(length.min(5)).to_vec();
+                    field.resize(length, 0);
+                    field
+                }));
+                wire::pack(&fields.iter().map(Vec::as_slice).collect::<Vec<_>>())
             }
         };
         let answer = store.answer(&request);
-        let (answer, fields) = match (&answer, wire::unpack::<3>(&request)) {
-            (Some(answer), Some(fields)) => (wire::unpack::<2>(answer).expect("an answer"), fields),
-            (None, _) => continue,
-            (Some(_), None) => panic!("an answer to what is no request"),
+        let (Some(answer), Some(request)) = (&answer, Request::decode(&request)) else {
+            assert!(answer.is_none(), "an answer to what is no request");
+            continue;
         };
-        let key = String::from_utf8_lossy(fields[1]).into_owned();
-        match (fields[0], answer) {
-            (b"S" | b"A", [b"e", _]) => {
-                assert!(store.bytes() + request.len() * 3 + 64 > STORED, "refused for nothing")
+        assert!(answer.len() <= wire::LONGEST);
+        let answer = Answer::decode(answer).expect("an answer");
+        let held = store.traffic().entry_bytes;
+        assert!(held <= STORED);
+        model.expect(&request, &answer, held);
+        assert!(model.bytes() <= store.traffic().entry_bytes);
+    }
+}
+
+/// What a store holds, plainly.
+#[derive(Default)]
+struct Model {
+    entries: BTreeMap<String, Vec<u8>>,
+    readers: BTreeMap<String, usize>,
+}
+
+impl Model {
+    fn bytes(&self) -> usize {
+        self.entries.iter().map(|(key, value)| store::ENTRY + key.len() + value.len()).sum()
+    }
+
+    fn expect(&mut self, request: &Request<'_>, answer: &Answer, held: usize) {
+        match (request, answer) {
+            (_, Answer::Refused(_)) => {
+                let size = request.encode().len();
+                assert!(held + size + store::ENTRY + 512 > STORED, "refused for nothing");
             }
-            (b"S", [b"k", b""]) => drop(model.insert(key, fields[2].to_vec())),
-            (b"A", [b"v", sum]) => {
-                let number = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
-                let expected =
-                    model.get(&key).map_or(0, |value| number(value)).wrapping_add(number(fields[2]));
-                assert_eq!(sum, expected.to_le_bytes());
-                model.insert(key, sum.to_vec());
+            (Request::Set { key, value }, Answer::Done) => {
+                self.entries.insert(key.to_string(), value.to_vec());
             }
-            (b"P", [b"v", listed]) => {
-                let listed = wire::unpack_all(listed).expect("fields");
-                let expected = model.iter().filter(|(name, _)| name.starts_with(&key));
-                let expected: Vec<&[u8]> =
-                    expected.flat_map(|(name, value)| [name.as_bytes(), value]).collect();
-                assert_eq!(listed, expected);
+            (Request::List { prefix }, Answer::Entries(listed)) => {
+                let expected = self.entries.iter().filter(|(name, _)| name.starts_with(prefix));
+                assert!(listed.iter().map(|(key, value)| (key, value)).eq(expected));
             }
-            (b"G", [b"v", value]) => assert_eq!(Some(value), model.get(&key).map(Vec::as_slice)),
-            (b"G", [b"t", b""]) => assert!(!model.contains_key(&key)),
-            (b"J", [b"k", b""]) => assert!(u64::from_str_radix(&key, 16).is_ok()),
-            (b"T", [b"v", time]) => assert_eq!(time.len(), 8),
-            (request, answer) => panic!("{answer:?} to {request:?}"),
+            (Request::Get { key, .. }, Answer::Value(value)) => {
+                assert_eq!(Some(value), self.entries.get(*key));
+            }
+            (Request::Get { key, .. }, Answer::NotYet) => assert!(!self.entries.contains_key(*key)),
+            (Request::Gather { prefix, count, .. }, Answer::Missing(missing)) => {
+                let gone = |number: &usize| !self.entries.contains_key(&format!("{prefix}{number}"));
+                assert!(missing.iter().copied().eq((0..*count).filter(gone)));
+            }
+            (Request::Gather { prefix, from, count, .. }, Answer::Values(values)) => {
+                let value = |number: usize| self.entries[&format!("{prefix}{number}")].clone();
+                assert!(values.iter().cloned().eq((*from..*count).map(value)));
+                let readers = self.readers.entry(prefix.to_string()).or_default();
+                *readers += 1;
+                if *readers >= *count {
+                    self.entries.retain(|key, _| !key.starts_with(prefix));
+                    self.readers.retain(|key, _| !key.starts_with(prefix));
+                }
+            }
+            (
+                Request::Set { .. } | Request::List { .. } | Request::Get { .. } | Request::Gather { .. },
+                _,
+            ) => {
+                panic!("{answer:?} to {request:?}")
+            }
+            _ => {}
         }
-        let bytes: usize = model.iter().map(|(key, value)| store::ENTRY + key.len() + value.len()).sum();
-        assert_eq!(bytes, store.bytes());
-        assert!(bytes <= STORED);
     }
 }
 

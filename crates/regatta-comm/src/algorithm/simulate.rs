@@ -249,7 +249,7 @@ pub(crate) fn context(rank: usize, size: usize) -> Context {
         names: (0..size).collect(),
         hosts: Arc::new([]),
         health: Arc::<Health>::default(),
-        notes: Arc::new(Notes::new(None, 0, rank)),
+        notes: Arc::new(Notes::new(None, 0, size, rank)),
         recorder: Arc::new(std::sync::Mutex::new(Recorder::default())),
         joining: Arc::new(Joining::new(0)),
         deadline: Duration::from_secs(600),

@@ -8,20 +8,23 @@ use crate::algorithm::select::Table;
 use crate::error::{Error, Result};
 use crate::job::options::Options;
 use crate::job::start::{Reached, join_timer};
-use crate::member::notes::Directory;
 use crate::member::timer::Timer;
 use crate::rendezvous::store::{PRESENT, StoreClient, TROUBLE};
-use crate::rendezvous::{StoreAt, World};
+use crate::rendezvous::{StoreAt, World, wire};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+/// Where the store keeps what each rank says of itself when it has joined, until all have read it.
+const NODES: &str = "node/";
+/// Where it keeps what rank 0 says of the job.
+const LEAD: &str = "node/lead";
 /// Longest request to the store between looks at who is there.
 const SLICE: Duration = Duration::from_secs(1);
 /// How often it is said that a rank still prepares.
 const REMIND: Duration = Duration::from_secs(60);
 
 /// One rank's wait for all others.
-pub(crate) struct Gathering<'a> {
+struct Gathering<'a> {
     store: &'a StoreClient,
     world: &'a World,
     options: &'a Options,
@@ -29,26 +32,41 @@ pub(crate) struct Gathering<'a> {
     /// When to say next that a rank still prepares.
     remind: Duration,
     /// How long ranks may take that nobody has seen.
-    pub(crate) timer: Timer,
+    timer: Timer,
 }
 
 impl<'a> Gathering<'a> {
-    pub(crate) fn new(store: &'a StoreClient, world: &'a World, options: &'a Options, timer: Timer) -> Self {
+    fn new(store: &'a StoreClient, world: &'a World, options: &'a Options, timer: Timer) -> Self {
         Self { store, world, options, begun: Instant::now(), remind: options.warn, timer }
     }
 
-    /// What `rank` says of itself when it has joined.
-    pub(crate) fn wait_for(&mut self, rank: usize) -> Result<Vec<u8>> {
+    /// What rank 0 says of the job.
+    fn lead(&mut self) -> Result<Vec<u8>> {
+        self.wait(|store, until| Ok(store.try_get(LEAD, until)?.ok_or(vec![0])))
+    }
+
+    /// What each rank says of itself when it has joined.
+    fn all(&mut self) -> Result<Vec<Vec<u8>>> {
+        let size = self.world.size;
+        self.wait(|store, until| store.try_gather(NODES, size, until))
+    }
+
+    /// Waits for what ranks say; `ask` waits for it for a while, and then tells which ranks are missing.
+    fn wait<T>(
+        &mut self,
+        ask: impl Fn(&StoreClient, Instant) -> Result<std::result::Result<T, Vec<usize>>>,
+    ) -> Result<T> {
         let store = self.store;
         loop {
-            // Asked for before the answer: what it said last has come by then.
-            let left = store.health().has_left(rank);
+            // Asked for before the answer: what they said last has come by then.
+            let left = store.health().all_left();
             let slice = self.timer.left().min(SLICE).max(Duration::from_millis(10));
-            if let Some(about) = store.try_get(&node(rank), Instant::now() + slice)? {
-                return Ok(about);
-            }
+            let missing = match ask(store, Instant::now() + slice)? {
+                Ok(said) => return Ok(said),
+                Err(missing) => missing,
+            };
             store.health().check()?;
-            if left {
+            if let Some(rank) = missing.iter().find(|rank| left.contains(rank)) {
                 return Err(Error::Rendezvous(format!(
                     "rank {rank} has left the job before all its ranks had joined"
                 )));
@@ -62,7 +80,7 @@ impl<'a> Gathering<'a> {
 
     /// Finds out who is missing and who prepares.
     fn look_around(&mut self, waited: Duration) -> Result<()> {
-        let joined = self.ranks("node/")?;
+        let joined = self.ranks(NODES)?;
         let present = self.ranks(PRESENT)?;
         let missing = |rank: &usize| !joined.contains_key(rank);
         let absent: Vec<String> = (0..self.world.size)
@@ -116,11 +134,6 @@ impl<'a> Gathering<'a> {
     }
 }
 
-/// Where the store keeps what a rank says of itself when it has joined.
-fn node(rank: usize) -> String {
-    format!("node/{rank}")
-}
-
 /// The hosts of all ranks, the tuning table and the name of the job.
 pub(super) fn meet(
     world: &World,
@@ -133,36 +146,32 @@ pub(super) fn meet(
     // What is set first tells of the job; the rank's own place comes last and says that all is there.
     if world.rank == 0 {
         let tuning = options.tuning.as_ref().map(Table::to_string).unwrap_or_default();
-        store.set("tuning", tuning.as_bytes())?;
-        store.set("name", crate::rendezvous::random_name().as_bytes())?;
-        store.set("alike", alike(world, options).join("\n").as_bytes())?;
+        let (alike, name) = (alike(world, options).join("\n"), crate::rendezvous::random_name());
+        store.set(LEAD, &wire::pack(&[alike.as_bytes(), name.as_bytes(), tuning.as_bytes()]))?;
     }
     let about = format!("{} {}", store.local_ip(), world.host);
-    store.set(&node(world.rank), about.as_bytes())?;
-    let (mut hosts, mut ips) = (vec![], vec![]);
+    store.set(&format!("{NODES}{}", world.rank), about.as_bytes())?;
     let mut gathering = Gathering::new(store, world, options, join_timer(options));
-    for rank in 0..world.size {
-        let about = gathering.wait_for(rank)?;
-        if rank == 0 {
-            let lead = store.get("alike", 0, &gathering.timer)?;
-            compare(world, options, &String::from_utf8_lossy(&lead))?;
-        }
-        let about = String::from_utf8_lossy(&about).into_owned();
+    // Ranks that differ in what must be alike may wait for each other in vain, so that is looked at first.
+    let lead = gathering.lead()?;
+    let lead = wire::unpack::<3>(&lead).map(|fields| fields.map(String::from_utf8_lossy));
+    let [lead, name, tuning] =
+        lead.ok_or_else(|| Error::Rendezvous("rank 0 is of another version of this program".into()))?;
+    compare(world, options, &lead)?;
+    let (mut hosts, mut ips) = (vec![], vec![]);
+    for about in gathering.all()? {
+        let about = String::from_utf8_lossy(&about);
         let (ip, host) = about.split_once(' ').unwrap_or_default();
         hosts.push(host.as_bytes().to_vec());
         ips.push(ip.parse().ok());
     }
     store.learn_hosts(&ips);
-    let tuning = match store.get("tuning", 0, &gathering.timer)? {
-        text if text.is_empty() => Table::default(),
-        text => Table::parse(&String::from_utf8_lossy(&text))?,
-    };
-    let name = String::from_utf8_lossy(&store.get("name", 0, &gathering.timer)?).into_owned();
+    let tuning = if tuning.is_empty() { Table::default() } else { Table::parse(&tuning)? };
     if let (StoreAt::File(path), 0) = (&world.store, world.rank) {
         // Everyone is here; a later job must not find it.
         let _ = std::fs::remove_file(path);
     }
-    Ok((hosts, tuning, name))
+    Ok((hosts, tuning, name.into_owned()))
 }
 
 /// Settings that ranks can connect with only where all have the same.

@@ -22,7 +22,8 @@ pub(super) fn shared_memory(
     use crate::transport::shm::{Name, Segment};
     let here = context.host_of(context.rank);
     let (first, size) = (here[0], here.len());
-    let key = format!("shm/{id:x}/{first}");
+    let prefix = format!("shm/{id:x}/");
+    let key = format!("{prefix}at/{first}");
     // Whatever fails from here on, nothing is left behind.
     let mut name = None;
     let segment = if context.rank == first {
@@ -48,13 +49,11 @@ pub(super) fn shared_memory(
         Ok(_) => "ok".to_string(),
         Err(error) => error.to_string(),
     };
-    store.set(&format!("shm/{id:x}/ok/{}", context.rank), outcome.as_bytes())?;
-    for peer in 0..context.size {
-        let answer = store.get(&format!("shm/{id:x}/ok/{peer}"), context.names[peer], timer)?;
+    store.set(&format!("{prefix}{}", context.rank), outcome.as_bytes())?;
+    for (answer, peer) in store.gather(&prefix, &context.names, timer)?.into_iter().zip(&*context.names) {
         if answer != b"ok" {
             let reason = String::from_utf8_lossy(&answer).into_owned();
-            let without = format!("rank {} has no shared memory: {reason}", context.names[peer]);
-            return Ok(Err(Error::Rendezvous(without)));
+            return Ok(Err(Error::Rendezvous(format!("rank {peer} has no shared memory: {reason}"))));
         }
     }
     // All have mapped it.

@@ -1,10 +1,11 @@
 //! What a rank knows of one of its groups.
 
 use super::call::{Call, show};
+use super::directory::Invitation;
 use super::health::Health;
 use super::joining::Joining;
 use super::late::OnLate;
-use super::notes::{Invitation, Notes};
+use super::notes::Notes;
 use super::recorder::Recorder;
 use crate::error::{Error, Result};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -94,6 +94,11 @@ impl Health {
         self.news.load(Ordering::Relaxed) && self.state(|state| state.left.contains(&rank))
     }
 
+    /// All ranks that have said goodbye.
+    pub(crate) fn all_left(&self) -> BTreeSet<usize> {
+        self.state(|state| state.left.clone())
+    }
+
     /// The first failure of the job, if its news comes soon; else `own`.
     pub(crate) fn verdict(&self, own: Error) -> Error {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

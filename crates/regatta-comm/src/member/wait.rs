@@ -45,9 +45,8 @@ impl<'a> Wait<'a> {
         }
         if waited >= self.note {
             self.note = waited + first_note(context);
-            notes.say(call, name);
             let earlier = |sequence| context.earlier(sequence);
-            if let Some((own, other)) = notes.quarrel(call, name, &earlier) {
+            if let Some((own, other)) = notes.say(call, name).quarrel(call, &earlier) {
                 return Err(context.disagree(own, other.rank, Some(other.call)));
             }
             // A store that is cut off takes its time to be given up, in which nobody has stopped this process.

@@ -6,14 +6,12 @@ mod launchers;
 mod reasons;
 mod secret;
 pub(crate) mod store;
-#[cfg(test)]
-mod store_tests;
 mod vars;
 pub(crate) mod wire;
 mod world;
 
 pub use secret::{Secret, Security, Tls};
-pub use store::StoreServer;
+pub use store::{StoreServer, StoreTraffic};
 pub(crate) use world::BESIDE;
 pub use world::{StoreAt, World};
 

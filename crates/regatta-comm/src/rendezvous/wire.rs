@@ -16,6 +16,11 @@ pub(crate) fn write(stream: &mut impl Write, payload: &[u8]) -> io::Result<()> {
     stream.write_all(&frame)
 }
 
+/// Bytes of the frame that carries this.
+pub(crate) fn framed(payload: &[u8]) -> u64 {
+    4 + payload.len() as u64
+}
+
 /// Reads one frame.
 pub(crate) fn read(stream: &mut impl Read) -> io::Result<Vec<u8>> {
     let mut len = [0; 4];

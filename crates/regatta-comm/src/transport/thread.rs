@@ -3,10 +3,12 @@
 use super::shared::{Region, Shared, Waker};
 use super::{Transport, TransportKind};
 use crate::error::{Error, Result};
+use crate::member::directory::{Directory, Heard, Invitation, Note, Round};
 use crate::member::health::Health;
-use crate::member::notes::Directory;
+use crate::member::rounds::Rounds;
+use crate::member::waits::Waits;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -16,9 +18,16 @@ use std::time::{Duration, Instant};
 #[derive(Default)]
 pub(crate) struct Hub {
     regions: Mutex<HashMap<u64, Weak<Heap>>>,
-    entries: Mutex<BTreeMap<String, Vec<u8>>>,
+    word: Mutex<Word>,
     changed: Condvar,
     health: Arc<Health>,
+}
+
+/// What ranks have said.
+#[derive(Default)]
+struct Word {
+    waits: Waits,
+    rounds: Rounds,
 }
 
 impl Hub {
@@ -27,8 +36,8 @@ impl Hub {
         &self.health
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Vec<u8>>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn word(&self) -> MutexGuard<'_, Word> {
+        self.word.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The memory of group `id` with `size` ranks.
@@ -47,40 +56,49 @@ impl Hub {
 }
 
 impl Directory for Hub {
-    fn set(&self, key: &str, value: &[u8]) -> Result<()> {
-        self.entries().insert(key.into(), value.to_vec());
+    fn say(&self, group: u64, note: &Note, seen: u64) -> Result<Heard> {
+        Ok(self.word().waits.say(group, note, seen))
+    }
+
+    fn unsay(&self, group: u64, rank: usize) -> Result<()> {
+        self.word().waits.unsay(group, rank);
+        Ok(())
+    }
+
+    fn culprit(&self, group: u64, rank: usize, peer: usize) -> Result<usize> {
+        Ok(self.word().waits.culprit(group, rank, peer))
+    }
+
+    fn join(&self, round: Round, sequence: u32) -> Result<usize> {
+        let joined = self.word().rounds.join(round, sequence);
+        self.health.joined(round.token, sequence);
+        Ok(joined)
+    }
+
+    fn joined(&self, token: u64) -> Result<Vec<usize>> {
+        Ok(self.word().rounds.joined(token))
+    }
+
+    fn invite(&self, round: Round, sequence: u32, invitation: Invitation) -> Result<()> {
+        self.word().rounds.invite(round, sequence, invitation);
         self.changed.notify_all();
         Ok(())
     }
 
-    fn try_get(&self, key: &str, until: Instant) -> Result<Option<Vec<u8>>> {
-        let left = until.saturating_duration_since(Instant::now());
-        let missing = |entries: &mut BTreeMap<String, Vec<u8>>| !entries.contains_key(key);
-        let waited = self.changed.wait_timeout_while(self.entries(), left, missing);
-        Ok(waited.unwrap_or_else(PoisonError::into_inner).0.get(key).cloned())
-    }
-
-    fn add(&self, key: &str, amount: u64) -> Result<u64> {
-        let mut entries = self.entries();
-        let entry = entries.entry(key.into()).or_default();
-        let sum = entry.as_slice().try_into().map_or(0, u64::from_le_bytes).wrapping_add(amount);
-        *entry = sum.to_le_bytes().to_vec();
-        Ok(sum)
-    }
-
-    fn list(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>> {
-        let entries = self.entries();
-        let found = entries.range(prefix.to_string()..).take_while(|(key, _)| key.starts_with(prefix));
-        Ok(found.map(|(key, value)| (key.clone(), value.clone())).collect())
+    fn invited(&self, round: Round, sequence: u32, until: Instant) -> Result<Option<Invitation>> {
+        let mut word = self.word();
+        loop {
+            let invitation = word.rounds.invited(round, sequence);
+            let left = until.saturating_duration_since(Instant::now());
+            if invitation.is_some() || left.is_zero() {
+                return Ok(invitation);
+            }
+            word = self.changed.wait_timeout(word, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     fn lost(&self) -> Option<Option<usize>> {
         None
-    }
-
-    fn announce(&self, token: u64, sequence: u32) -> Result<()> {
-        self.health.joined(token, sequence);
-        Ok(())
     }
 }
 

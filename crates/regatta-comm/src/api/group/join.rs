@@ -6,7 +6,7 @@ use crate::execution::engine::Core;
 use crate::execution::operation::Operation;
 use crate::execution::operations::Caller;
 use crate::member::call::{Call, Kind};
-use crate::member::notes::Invitation;
+use crate::member::directory::Invitation;
 use crate::member::timer::Timer;
 use crate::numbers::element::{DType, Element, Typed};
 use crate::numbers::memory::{Input, Output};
@@ -49,7 +49,7 @@ impl Core {
         let context = &self.context;
         let (notes, token) = (&context.notes, context.joining.token());
         let mut sequence = self.sequence();
-        if notes.join(token, sequence)? == context.size as u64 {
+        if notes.join(token, sequence)? == context.size {
             notes.invite(token, sequence + 1, Invitation::End { rank: context.rank })?;
             return Ok(context.rank);
         }

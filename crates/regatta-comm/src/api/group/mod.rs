@@ -113,7 +113,7 @@ impl Group {
         options: &Options,
     ) -> Result<Self> {
         let world = names[rank];
-        let notes = Notes::new(job.directory(), id, world);
+        let notes = Notes::new(job.directory(), id, names.len(), world);
         let context = Context {
             rank,
             size: names.len(),

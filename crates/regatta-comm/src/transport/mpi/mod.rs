@@ -154,17 +154,14 @@ impl MpiTransport {
         OPEN.fetch_add(1, Ordering::AcqRel);
         let library = library(|| in_time("MPI_Init_thread"))?;
         let place = |(rank, size): (usize, usize)| format!("rank {rank} of {size}");
-        let key = |rank: usize| format!("mpi/{id:x}/{rank}");
-        store.set(&key(context.rank), place(library.world).as_bytes())?;
-        let expected = |peer: usize| place((context.names[peer], library.world.1));
-        for peer in 0..context.size {
-            let place =
-                String::from_utf8_lossy(&store.get(&key(peer), context.names[peer], timer)?).into_owned();
-            if place != expected(peer) {
+        let prefix = format!("mpi/{id:x}/");
+        store.set(&format!("{prefix}{}", context.rank), place(library.world).as_bytes())?;
+        for (said, &peer) in store.gather(&prefix, &context.names, timer)?.iter().zip(&*context.names) {
+            let said = String::from_utf8_lossy(said);
+            if said != place((peer, library.world.1)) {
                 return Err(Error::Rendezvous(format!(
-                    "rank {} is {place} for MPI, which has to know the same ranks: start the program by mpirun or \
-                     srun of the MPI library that it was built with",
-                    context.names[peer]
+                    "rank {peer} is {said} for MPI, which has to know the same ranks: start the program by mpirun or \
+                     srun of the MPI library that it was built with"
                 )));
             }
         }
