@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// How long to look without giving the processor away: about the time of a small exchange.
 const ALONE: Duration = Duration::from_micros(3);
+/// Looks without a pause: about the time in which what a peer has just written arrives.
+const AT_ONCE: usize = 64;
 /// Looks before the first one at the clock.
 const FIRST: usize = 16;
 /// A yield that takes longer than this shows that the processor is wanted by others than our peers.
@@ -38,6 +40,11 @@ impl Patience {
     /// Sets how long to look before sleeping.
     pub(crate) fn set(&mut self, limit: Duration) {
         self.limit = limit;
+    }
+
+    /// How many times to look before anything else is done.
+    pub(crate) fn at_once(&self) -> usize {
+        if self.alone.is_zero() { 0 } else { AT_ONCE }
     }
 
     /// Looks for a while without sleeping; whether `ready` came true.

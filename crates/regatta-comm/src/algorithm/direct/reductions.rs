@@ -8,7 +8,7 @@ use crate::member::call::Call;
 use crate::numbers::element::Element;
 use crate::numbers::kernel;
 use crate::transport::registered::Registered;
-use crate::transport::shared::{Counter, PRIVATE, Shared};
+use crate::transport::shared::{Counter, LITTLE, PRIVATE, Shared};
 use std::ops::Range;
 
 /// Bytes reduced at a time in registered memory: stays in the first-level cache.
@@ -85,13 +85,25 @@ fn in_lanes<T: Element>(
 fn small<T: Element>(shared: &mut Shared, call: Call, data: &mut [T]) -> Result<()> {
     let round = shared.begin(call)?;
     let bytes = size_of_val(data);
-    shared.staging(round)[..bytes].copy_from_slice(bytemuck::cast_slice(data));
-    shared.stage(round, call, PRIVATE);
+    let little = bytes <= LITTLE;
+    if little {
+        shared.stage_little(round, call, bytemuck::cast_slice(data));
+    } else {
+        shared.staging(round)[..bytes].copy_from_slice(bytemuck::cast_slice(data));
+        shared.stage(round, call, PRIVATE);
+    }
     for peer in peers(shared) {
         shared.await_staged(peer, round, call)?;
     }
-    let parts: Vec<&[T]> =
-        (0..shared.size()).map(|rank| bytemuck::cast_slice(&shared.staged(rank, round)[..bytes])).collect();
+    let parts: Vec<&[T]> = match little {
+        true => {
+            let all = shared.little(round).iter();
+            all.map(|words| &bytemuck::cast_slice(words)[..data.len()]).collect()
+        }
+        false => (0..shared.size())
+            .map(|rank| bytemuck::cast_slice(&shared.staged(rank, round)[..bytes]))
+            .collect(),
+    };
     kernel::reduce(data, &parts, call.op);
     shared.publish(Counter::Done, round);
     Ok(())
