@@ -61,6 +61,7 @@ pub use algorithm::select::Table;
 pub use api::arrival::Arrival;
 pub use api::buffer::Buffer;
 pub use api::group::Group;
+pub use api::mailbox::{Mailbox, Message};
 pub use api::mesh::Mesh;
 pub use api::raw::RawBuffer;
 pub use error::{Error, Result};

@@ -12,6 +12,7 @@ mod doubling;
 mod halving_doubling;
 mod hierarchical;
 mod linear;
+pub(crate) mod messages;
 mod owners;
 mod pairwise;
 pub(crate) mod parts;

@@ -3,5 +3,6 @@
 pub(crate) mod arrival;
 pub(crate) mod buffer;
 pub(crate) mod group;
+pub(crate) mod mailbox;
 pub(crate) mod mesh;
 pub(crate) mod raw;

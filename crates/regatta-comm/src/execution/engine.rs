@@ -163,16 +163,8 @@ impl Core {
             self.counted().count(call.kind, task.bytes as u64, sent, ended - begun);
             return Ok(());
         };
-        let error = match error {
-            Error::PeerDied { rank, .. } => self.context.health.closed(rank, &call),
-            // Others may have learnt more meanwhile.
-            error @ Error::Deadline { .. } => self.context.health.check().err().unwrap_or(error),
-            error => error,
-        };
+        let error = self.job.end_by(&call, error);
         engine.failed = Some(error.clone());
-        if !matches!(error, Error::Aborted { .. }) {
-            self.job.abort(&error.to_string());
-        }
         self.write_trace(&error);
         match panicked {
             Some(panic) => resume_unwind(panic),

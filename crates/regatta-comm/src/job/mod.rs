@@ -12,6 +12,7 @@ pub(crate) use start::Reached;
 use crate::algorithm::select::Table;
 use crate::error::{Error, Result};
 use crate::job::options::Options;
+use crate::member::call::Call;
 use crate::member::context::Context;
 use crate::member::directory::Directory;
 use crate::member::health::Health;
@@ -139,6 +140,20 @@ impl Job {
                  have it so without this warning: --transport tcp or REGATTA_TRANSPORT=tcp)"
             ));
         }
+    }
+
+    /// Ends the job for all ranks, since `call` has failed with `error`; the error to report, which may be an earlier one.
+    pub(crate) fn end_by(&self, call: &Call, error: Error) -> Error {
+        let error = match error {
+            Error::PeerDied { rank, .. } => self.health.closed(rank, call),
+            // Others may have learnt more meanwhile.
+            error @ Error::Deadline { .. } => self.health.check().err().unwrap_or(error),
+            error => error,
+        };
+        if !matches!(error, Error::Aborted { .. }) {
+            self.abort(&error.to_string());
+        }
+        error
     }
 
     /// Ends the job for all ranks; why it has ended, which may be something earlier.

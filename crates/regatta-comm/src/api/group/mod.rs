@@ -8,7 +8,9 @@ mod raw;
 
 use crate::algorithm::Algorithm;
 use crate::algorithm::backend::Wanted;
+use crate::algorithm::messages::Messages;
 use crate::api::buffer::Buffer;
+use crate::api::mailbox::Mailbox;
 use crate::error::{Error, Result};
 use crate::execution::engine::Core;
 use crate::execution::queue::Queue;
@@ -112,21 +114,7 @@ impl Group {
         local: (usize, usize),
         options: &Options,
     ) -> Result<Self> {
-        let world = names[rank];
-        let notes = Notes::new(job.directory(), id, names.len(), world);
-        let context = Context {
-            rank,
-            size: names.len(),
-            hosts: job.by_host(&names).into(),
-            names,
-            health: job.health.clone(),
-            joining: Arc::new(Joining::new(notes.token(0))),
-            notes: Arc::new(notes),
-            recorder: Arc::default(),
-            deadline: options.deadline,
-            warn: options.warn,
-            on_late: options.on_late.clone(),
-        };
+        let context = Self::context(&job, id, rank, names, options);
         let linked = job.link(id, &context, options);
         let Link { transport, memory } = linked.inspect_err(|error| job.abort(&error.to_string()))?;
         let core = Core::new(job, id, context, options.clone(), transport, memory);
@@ -139,6 +127,24 @@ impl Group {
             joinings: AtomicU64::new(0),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What this rank is to know of the group `id`.
+    fn context(job: &Job, id: u64, rank: usize, names: Arc<[usize]>, options: &Options) -> Context {
+        let notes = Notes::new(job.directory(), id, names.len(), names[rank]);
+        Context {
+            rank,
+            size: names.len(),
+            hosts: job.by_host(&names).into(),
+            names,
+            health: job.health.clone(),
+            joining: Arc::new(Joining::new(notes.token(0))),
+            notes: Arc::new(notes),
+            recorder: Arc::default(),
+            deadline: options.deadline,
+            warn: options.warn,
+            on_late: options.on_late.clone(),
+        }
     }
 
     fn core(&self) -> &Core {
@@ -255,6 +261,24 @@ impl Group {
         let id = digest(core.id, [3, number]);
         let options = Options { algorithm, ..core.options.clone() };
         Self::enter(core.job.clone(), id, self.rank(), core.context.names.clone(), self.inner.local, &options)
+    }
+
+    /// A way to send messages with tags among the ranks of the group, and to receive them from any rank. All ranks of the
+    /// group call it.
+    ///
+    /// # Errors
+    /// A failure of communication.
+    pub fn mailbox(&self) -> Result<Mailbox> {
+        let core = self.core();
+        let number = self.inner.splits.fetch_add(1, Ordering::Relaxed);
+        let id = digest(core.id, [4, number]);
+        let context = Self::context(&core.job, id, self.rank(), core.context.names.clone(), &core.options);
+        let linked = core.job.link(id, &context, &core.options);
+        let Link { transport, .. } = linked.inspect_err(|error| core.job.abort(&error.to_string()))?;
+        let messages = Messages::new(transport, context.size);
+        // A rank may send and leave before the others have come: its messages need them there.
+        self.barrier()?;
+        Ok(Mailbox::new(core.job.clone(), context, id as u32, messages))
     }
 
     /// Ends the job: pending and future calls of all ranks return an error with this rank and `reason`.
