@@ -161,26 +161,35 @@ impl TcpTransport {
         let listener = listen(store)?;
         let address = listener.local_addr().map_err(Error::system("listen"))?;
         let identity = settings.security.for_data(address.ip())?;
-        let key = |rank: usize| format!("tcp/{id:x}/{rank}");
-        let secret_key = format!("tcp/{id:x}/secret");
-        if rank == 0 {
-            let secret =
-                [crate::rendezvous::random(), crate::rendezvous::random()].map(u64::to_le_bytes).concat();
-            store.set(&secret_key, &secret)?;
-        }
-        store.set(&key(rank), format!("{address} {}", settings.streams).as_bytes())?;
-        let secret = store.get(&secret_key, names[0], timer)?;
-        let greeting: Arc<Vec<u8>> = Arc::new([MAGIC.as_slice(), &secret, &id.to_le_bytes()].concat());
+        let prefix = format!("tcp/{id:x}/");
+        // Rank 0's tells a stranger's connection from one of this group.
+        let secret = match rank {
+            0 => format!("{:016x}{:016x}", crate::rendezvous::random(), crate::rendezvous::random()),
+            _ => String::new(),
+        };
+        store
+            .set(&format!("{prefix}{rank}"), format!("{address} {} {secret}", settings.streams).as_bytes())?;
+        let published = store.gather(&prefix, names, timer)?;
+        let published: Vec<_> = published.iter().map(|text| String::from_utf8_lossy(text)).collect();
+        let secret = published[0].rsplit(' ').next().and_then(|secret| u128::from_str_radix(secret, 16).ok());
+        let secret = secret.ok_or_else(|| {
+            Error::Rendezvous(format!("rank {} published {:?}, no secret", names[0], published[0]))
+        })?;
+        let greeting: Arc<Vec<u8>> =
+            Arc::new([MAGIC.as_slice(), &secret.to_le_bytes(), &id.to_le_bytes()].concat());
         let mut links: Vec<Vec<Option<Stream>>> = (0..context.size).map(|_| vec![]).collect();
         // A connection is established as soon as the peer listens, so nobody waits for an acceptor here.
         for &peer in peers.iter().filter(|&&peer| peer < rank) {
-            let text = String::from_utf8(store.get(&key(peer), names[peer], timer)?).unwrap_or_default();
-            let parsed = text.split_once(' ').and_then(|(address, streams)| {
-                let streams: usize = streams.parse().ok().filter(|streams| (1..=64).contains(streams))?;
-                Some((address.parse::<SocketAddr>().ok()?, streams))
-            });
-            let (address, streams) = parsed
-                .ok_or_else(|| Error::Rendezvous(format!("rank {peer} published {text:?}, no address")))?;
+            let text = &published[peer];
+            let mut words = text.split(' ');
+            let mut parsed = || {
+                let address = words.next()?.parse::<SocketAddr>().ok()?;
+                let streams: usize = words.next()?.parse().ok()?;
+                (1..=64).contains(&streams).then_some((address, streams))
+            };
+            let (address, streams) = parsed().ok_or_else(|| {
+                Error::Rendezvous(format!("rank {} published {text:?}, no address", names[peer]))
+            })?;
             let identity = settings.security.for_data(address.ip())?;
             for number in 0..streams {
                 let connected = loop {
