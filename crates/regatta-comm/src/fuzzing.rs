@@ -1,5 +1,6 @@
 //! What `fuzz/` feeds with arbitrary bytes: one function for each of its targets, which panics where something is wrong.
 
+use crate::algorithm::backend::Wanted;
 use crate::algorithm::select::Table;
 use crate::algorithm::simulate;
 use crate::job::options::Options;
@@ -254,8 +255,8 @@ pub fn table(bytes: &[u8]) {
         for &kind in Kind::ALL.iter().filter(|kind| !matches!(kind, Kind::Send | Kind::Join)) {
             for (index, ranks) in [0, 1, 3, 1 << 40, usize::MAX].into_iter().enumerate() {
                 let link = TransportKind::ALL[index];
-                let chosen = table.choose(kind, link, ranks, usize::from(which) << 8);
-                assert!(chosen.offers(kind));
+                let chosen = table.choose(&Wanted::plain(kind, link), ranks, usize::from(which) << 8);
+                assert!(chosen.is_none_or(|chosen| chosen.offers(kind)));
             }
         }
         return;
