@@ -11,7 +11,9 @@ use crate::job::start::{Reached, join_timer};
 use crate::member::timer::Timer;
 use crate::rendezvous::store::{PRESENT, StoreClient, TROUBLE};
 use crate::rendezvous::{StoreAt, World, wire};
+use crate::transport::tcp::{self, Connections, Contact, Listening};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where the store keeps what each rank says of itself when it has joined, until all have read it.
@@ -135,11 +137,7 @@ impl<'a> Gathering<'a> {
 }
 
 /// The hosts of all ranks, the tuning table and the name of the job.
-pub(super) fn meet(
-    world: &World,
-    options: &Options,
-    reached: &Reached,
-) -> Result<(Vec<Vec<u8>>, Table, String)> {
+pub(super) fn meet(world: &World, options: &Options, reached: &Reached) -> Result<Met> {
     let store = &*reached.store;
     reached.health.check()?;
     store.keep_time(options.deadline);
@@ -149,7 +147,10 @@ pub(super) fn meet(
         let (alike, name) = (alike(world, options).join("\n"), crate::rendezvous::random_name());
         store.set(LEAD, &wire::pack(&[alike.as_bytes(), name.as_bytes(), tuning.as_bytes()]))?;
     }
-    let about = format!("{} {}", store.local_ip(), world.host);
+    // Where it fails, a group that needs it says so.
+    let listening = Listening::new(store.local_ip());
+    let contact = listening.as_ref().map_or("-".into(), |listening| listening.contact().to_string());
+    let about = format!("{} {contact} {}", store.local_ip(), world.host);
     store.set(&format!("{NODES}{}", world.rank), about.as_bytes())?;
     let mut gathering = Gathering::new(store, world, options, join_timer(options));
     // Ranks that differ in what must be alike may wait for each other in vain, so that is looked at first.
@@ -158,11 +159,13 @@ pub(super) fn meet(
     let [lead, name, tuning] =
         lead.ok_or_else(|| Error::Rendezvous("rank 0 is of another version of this program".into()))?;
     compare(world, options, &lead)?;
-    let (mut hosts, mut ips) = (vec![], vec![]);
+    let (mut hosts, mut ips, mut contacts) = (vec![], vec![], vec![]);
     for about in gathering.all()? {
         let about = String::from_utf8_lossy(&about);
-        let (ip, host) = about.split_once(' ').unwrap_or_default();
+        let mut fields = about.splitn(3, ' ');
+        let [ip, contact, host] = [(); 3].map(|()| fields.next().unwrap_or_default());
         hosts.push(host.as_bytes().to_vec());
+        contacts.push(Contact::parse(contact));
         ips.push(ip.parse().ok());
     }
     store.learn_hosts(&ips);
@@ -171,7 +174,26 @@ pub(super) fn meet(
         // Everyone is here; a later job must not find it.
         let _ = std::fs::remove_file(path);
     }
-    Ok((hosts, tuning, name.into_owned()))
+    let connections = Connections::new(tcp::Settings {
+        rank: world.rank,
+        contacts,
+        listening,
+        security: reached.security.clone(),
+        health: reached.health.clone(),
+        streams: options.tcp_streams,
+        join: options.join,
+    });
+    Ok(Met { hosts, tuning, name: name.into_owned(), connections })
+}
+
+/// What a rank knows once all have come.
+pub(super) struct Met {
+    /// The host of each rank.
+    pub hosts: Vec<Vec<u8>>,
+    pub tuning: Table,
+    /// The name of the job.
+    pub name: String,
+    pub connections: Arc<Connections>,
 }
 
 /// Settings that ranks can connect with only where all have the same.

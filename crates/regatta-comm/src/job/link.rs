@@ -5,13 +5,12 @@ use crate::job::options::Options;
 use crate::job::shared_memory::shared_memory;
 use crate::member::context::Context;
 use crate::member::timer::Timer;
-use crate::rendezvous::Security;
 use crate::rendezvous::store::StoreClient;
 use crate::transport::mixed::MixedTransport;
 use crate::transport::shared::Shared;
 #[cfg(target_os = "linux")]
 use crate::transport::shm::ShmTransport;
-use crate::transport::tcp::{self, TcpTransport};
+use crate::transport::tcp::{Connections, TcpTransport};
 use crate::transport::thread::{Hub, ThreadTransport};
 use crate::transport::{Arena, Transport, TransportKind};
 use std::sync::Arc;
@@ -33,7 +32,7 @@ pub(super) fn threads(hub: &Hub, id: u64, context: &Context, lanes: usize) -> Re
 /// Between ranks that are processes. `unshared` is told why ranks that could share memory do not.
 pub(super) fn processes(
     store: &StoreClient,
-    security: &Security,
+    connections: &Arc<Connections>,
     id: u64,
     context: &Context,
     options: &Options,
@@ -50,7 +49,6 @@ pub(super) fn processes(
         return Ok(Link { transport: Box::new(transport), memory: None });
     }
     wanted.map_or(Ok(()), TransportKind::check_built)?;
-    let settings = tcp::Settings { store, id, timer, streams: options.tcp_streams, security };
     let one_host = context.hosts.len() == 1;
     if wanted == Some(TransportKind::Shm) && !one_host {
         return Err(Error::Usage(
@@ -64,24 +62,24 @@ pub(super) fn processes(
             Ok((shared, memory)) if one_host => {
                 return Ok(Link { transport: Box::new(ShmTransport { shared }), memory: Some(memory) });
             }
-            Ok((local, _)) => return mixed(local, context, &settings),
+            Ok((local, _)) => return mixed(local, context, connections, id),
             Err(error) if wanted == Some(TransportKind::Shm) => return Err(error),
             // All ranks have agreed that one of them cannot: TCP it is.
             Err(error) => unshared(&error),
         }
     }
     let peers: Vec<usize> = (0..context.size).filter(|&peer| peer != context.rank).collect();
-    let transport = TcpTransport::connect(context, &peers, &settings)?;
+    let transport = TcpTransport::new(connections, id, context, &peers)?;
     Ok(Link { transport: Box::new(transport), memory: None })
 }
 
 /// Shared memory inside this host, TCP to the ranks on others.
-fn mixed(local: Shared, context: &Context, settings: &tcp::Settings<'_>) -> Result<Link> {
+fn mixed(local: Shared, context: &Context, connections: &Arc<Connections>, id: u64) -> Result<Link> {
     let here = context.host_of(context.rank);
     let places: Vec<Option<usize>> =
         (0..context.size).map(|rank| here.iter().position(|&at| at == rank)).collect();
     let others: Vec<usize> = (0..context.size).filter(|&rank| places[rank].is_none()).collect();
-    let across = TcpTransport::connect(context, &others, settings)?;
+    let across = TcpTransport::new(connections, id, context, &others)?;
     let transport = MixedTransport { local, across, places, patience: Duration::ZERO };
     Ok(Link { transport: Box::new(transport), memory: None })
 }

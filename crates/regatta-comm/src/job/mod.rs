@@ -17,11 +17,17 @@ use crate::member::context::Context;
 use crate::member::directory::Directory;
 use crate::member::health::Health;
 use crate::rendezvous::store::StoreClient;
-use crate::rendezvous::{Security, StoreServer, World};
+use crate::rendezvous::{StoreServer, World};
+use crate::transport::tcp::Connections;
 use crate::transport::thread::Hub;
+use gathering::Met;
 use start::{gave_up, join_timer, tell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Longest wait at the end of a rank until what it has sent has left this host.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// Dropped when the last group of the rank is: the rank leaves the job.
 pub(crate) struct Job {
@@ -45,7 +51,13 @@ enum Ways {
     /// The other ranks are threads of this process.
     Threads(Arc<Hub>),
     /// The other ranks are processes. The client goes before the server.
-    Processes { store: Arc<StoreClient>, server: Option<StoreServer>, security: Security },
+    Processes {
+        connections: Arc<Connections>,
+        /// How long to wait at the end until what was sent has left this host.
+        patience: Duration,
+        store: Arc<StoreClient>,
+        server: Option<StoreServer>,
+    },
 }
 
 impl Job {
@@ -76,13 +88,13 @@ impl Job {
     /// Waits for the other processes of `world`, once the store is reached.
     pub(crate) fn assemble(world: &World, options: &Options, reached: Reached) -> Result<Self> {
         let met = options.check().and_then(|()| gathering::meet(world, options, &reached));
-        let Reached { health, store, server, security } = reached;
-        let (hosts, tuning, name) = met.inspect_err(|error| {
+        let Reached { health, store, server, .. } = reached;
+        let Met { hosts, tuning, name, connections } = met.inspect_err(|error| {
             if !matches!(error, Error::Aborted { .. }) {
                 tell(world.rank, &store, server.as_ref(), &gave_up(world.rank, &error.to_string()));
             }
         })?;
-        let ways = Ways::Processes { store, server, security };
+        let ways = Ways::Processes { connections, patience: options.deadline.min(LINGER), store, server };
         let shared_memory = AtomicBool::new(true);
         let (rank, size, tuning) = (world.rank, world.size, Arc::new(tuning));
         Ok(Self { rank, size, health, tuning, name, hosts, ways, shared_memory })
@@ -168,9 +180,9 @@ impl Job {
         match &self.ways {
             Ways::Solo => link::threads(&Hub::default(), 0, context, 1),
             Ways::Threads(hub) => link::threads(hub, id, context, options.lanes),
-            Ways::Processes { store, security, .. } => {
+            Ways::Processes { store, connections, .. } => {
                 let unshared = |error: &Error| self.without_shared_memory(context, error);
-                link::processes(store, security, id, context, options, &join_timer(options), &unshared)
+                link::processes(store, connections, id, context, options, &join_timer(options), &unshared)
             }
         }
     }
@@ -179,8 +191,10 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         // The client of a store says goodbye when it is dropped.
-        if let Ways::Threads(_) = self.ways {
-            self.health.left(self.rank);
+        match &self.ways {
+            Ways::Solo => {}
+            Ways::Threads(_) => self.health.left(self.rank),
+            Ways::Processes { connections, patience, .. } => connections.close(*patience),
         }
     }
 }

@@ -189,6 +189,24 @@ impl Stream {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
+    /// As [`stop_sending`](Stream::stop_sending), with a word where there are words.
+    pub(crate) fn end_sending(&self) {
+        self.say_goodbye();
+        self.stop_sending();
+    }
+
+    /// Reads what is there from the socket and forgets it; true at the end of the stream.
+    pub(crate) fn discard(&self) -> bool {
+        let mut bytes = [0; 4096];
+        loop {
+            match without_waiting(|| (&self.socket).read(&mut bytes)) {
+                Ok(Some(0)) | Err(_) => return true,
+                Ok(Some(_)) => {}
+                Ok(None) => return false,
+            }
+        }
+    }
+
     /// Whether it is under TLS.
     pub(crate) fn is_encrypted(&self) -> bool {
         self.tls.is_some()

@@ -51,6 +51,16 @@ impl ZeroCopy {
         self.lent != self.back
     }
 
+    /// Names the last send that lent memory.
+    pub(crate) fn mark(&self) -> u32 {
+        self.lent
+    }
+
+    /// Whether that send, and all before it, lend nothing any longer.
+    pub(crate) fn is_back(&self, mark: u32) -> bool {
+        self.back.wrapping_sub(mark).cast_signed() >= 0
+    }
+
     /// Sends as many bytes of `parts` as go without waiting. The memory must stay as it is until
     /// [`is_out`](Self::is_out) is false, or the peer is known to have received it.
     pub(crate) fn send(&mut self, socket: BorrowedFd<'_>, parts: [&[u8]; 2]) -> io::Result<usize> {
