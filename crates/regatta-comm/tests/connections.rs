@@ -94,7 +94,7 @@ fn a_small_message_does_not_wait_for_its_receiver() {
                 group.send(&vec![group.rank() as u8; 1000], to).unwrap();
             }
             for from in (0..4).filter(|&from| from != group.rank()) {
-                let mut data = vec![9; 1000];
+                let mut data = vec![9u8; 1000];
                 group.recv(&mut data, from).unwrap();
                 assert!(data.iter().all(|&x| usize::from(x) == from));
             }
@@ -187,10 +187,9 @@ fn many_ranks_in_many_groups_have_few_files_open() {
     let mut most = 0;
     for rank in &mut ranks {
         let output = BufReader::new(rank.0.stdout.take().unwrap());
-        let said = output
-            .lines()
-            .map_while(Result::ok)
-            .find(|line| line.contains("files ") || line.contains("error: "));
+        // To its end, so that nobody writes to a closed pipe.
+        let lines: Vec<String> = output.lines().map_while(Result::ok).collect();
+        let said = lines.into_iter().find(|line| line.contains("files ") || line.contains("error: "));
         let said = said.unwrap_or_default();
         let files = said.split("files ").nth(1).and_then(|count| count.trim().parse::<usize>().ok());
         most = most.max(files.unwrap_or_else(|| panic!("a rank says {said:?}")));
