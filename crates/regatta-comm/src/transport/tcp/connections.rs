@@ -173,6 +173,14 @@ impl Connections {
         }
     }
 
+    /// The connections to a rank, where there are some.
+    pub(super) fn connected(&self, peer: usize) -> Option<Pair> {
+        match &self.lock().slots[peer].stage {
+            Stage::Connected(pair) => Some(pair.clone()),
+            _ => None,
+        }
+    }
+
     /// All connections that there are.
     pub(super) fn all(&self) -> Vec<Arc<Connection>> {
         let state = self.lock();

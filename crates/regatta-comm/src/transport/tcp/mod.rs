@@ -35,6 +35,7 @@ mod connection;
 mod connections;
 mod frame;
 mod greeting;
+mod line;
 mod linger;
 mod receiving;
 #[cfg(test)]
@@ -55,14 +56,12 @@ use crate::open_files;
 use connection::{Blocked, Connection};
 use connections::Pair;
 use greeting::SHALLOW_BUFFER;
+use line::{Line, Link};
 use receiving::Channel;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use waker::Waker;
-
-/// Bytes that go over one connection before the next one's turn comes, where a pair has several.
-const STRIPE: u64 = 256 << 10;
 
 /// The endpoint of one process in one group.
 pub(crate) struct TcpTransport {
@@ -86,64 +85,6 @@ pub(crate) struct TcpTransport {
     lateness: Lateness,
     /// Operations to come with deep buffers within this host.
     deep: u32,
-}
-
-/// A group's part of the connections to one peer, which take turns.
-#[derive(Default)]
-struct Link {
-    /// None before the pair is connected.
-    lines: Vec<Line>,
-    /// Bytes ever sent.
-    sent: u64,
-    /// Bytes ever received.
-    received: u64,
-    /// Why the last send did not go on.
-    blocked: Option<Blocked>,
-}
-
-/// A group's part of one connection.
-struct Line {
-    connection: Arc<Connection>,
-    channel: Arc<Channel>,
-    inbox: usize,
-    /// The last send that lent memory.
-    lent: Option<u32>,
-}
-
-impl Link {
-    /// The connection whose turn it is after `bytes`, and how many bytes it has left.
-    fn turn(&self, bytes: u64) -> (usize, usize) {
-        match self.lines.len() {
-            1 => (0, usize::MAX),
-            count => ((bytes / STRIPE) as usize % count, (STRIPE - bytes % STRIPE) as usize),
-        }
-    }
-
-    /// The line to send on, and the one to receive from.
-    fn sending(&self) -> Option<&Line> {
-        (!self.lines.is_empty()).then(|| &self.lines[self.turn(self.sent).0])
-    }
-
-    fn receiving(&self) -> Option<&Line> {
-        (!self.lines.is_empty()).then(|| &self.lines[self.turn(self.received).0])
-    }
-}
-
-impl Line {
-    /// Whether something has yet to leave, or memory is lent; gets on with both.
-    fn unsent(&mut self) -> std::io::Result<bool> {
-        let mut unsent = !self.connection.flush()?;
-        #[cfg(target_os = "linux")]
-        if let Some(mark) = self.lent {
-            match self.connection.is_back(mark)? {
-                true => self.lent = None,
-                false => unsent = true,
-            }
-        }
-        #[cfg(not(target_os = "linux"))]
-        let _ = &mut unsent;
-        Ok(unsent)
-    }
 }
 
 impl TcpTransport {
@@ -487,8 +428,16 @@ impl Transport for TcpTransport {
 
 impl Drop for TcpTransport {
     fn drop(&mut self) {
-        for line in self.links.iter().flat_map(|link| &link.lines) {
-            line.connection.leave(self.id, line.inbox);
+        for peer in 0..self.links.len() {
+            // Those that it has not talked with may wait for it, too.
+            if self.links[peer].lines.is_empty()
+                && let Some(pair) = self.connections.connected(self.names[peer])
+            {
+                self.attach(peer, &pair);
+            }
+            for line in &self.links[peer].lines {
+                line.connection.leave(self.id, line.inbox);
+            }
         }
     }
 }
