@@ -12,7 +12,7 @@
 use super::Algorithm;
 use super::parts::Parts;
 use super::run::{Numbers, run_combining};
-use super::schedule::{Run, Schedule, What, part};
+use super::schedule::{Run, Schedule, What};
 use super::session::{Place, Session};
 use crate::error::Result;
 use crate::numbers::element::{Element, ReduceOp};
@@ -188,8 +188,13 @@ impl<T: Element, W: Element> Owners<T, W> {
         pays(algorithm, size, bytes / size.max(1)).then_some(Self { algorithm, widths })
     }
 
-    /// Leaves the reduction of all ranks' `data` in everyone's.
-    pub(super) fn all_reduce(&self, session: &mut Session<'_>, data: &mut [T]) -> Result<()> {
+    /// Leaves the reduction of all ranks' `data`, which is cut into `segment`s, in everyone's.
+    pub(super) fn all_reduce(
+        &self,
+        session: &mut Session<'_>,
+        segment: &dyn Fn(usize) -> Range<usize>,
+        data: &mut [T],
+    ) -> Result<()> {
         let (place, len) = (place::<T>(session), data.len());
         let mut schedule = place.schedule();
         if matches!(self.algorithm, Algorithm::Doubling | Algorithm::Tree) {
@@ -201,7 +206,7 @@ impl<T: Element, W: Element> Owners<T, W> {
         } else {
             // A ring ends with the sum of the right neighbour's segment.
             let next = usize::from(self.algorithm == Algorithm::Ring);
-            let owned = |rank: usize| part(len, place.size, (rank + next) % place.size);
+            let owned = |rank: usize| segment((rank + next) % place.size);
             let parts = scatter(&mut schedule, place, What::Send, &owned, owned(place.rank));
             // A rank gets no result before its owner has everyone's part, so nothing is overwritten that is yet to be sent.
             for (to, from) in pairs(place) {

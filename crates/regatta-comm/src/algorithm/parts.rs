@@ -3,40 +3,43 @@
 use std::ops::Range;
 
 /// Where each rank's part of a whole lies.
-pub(crate) struct Parts {
-    /// Where each part begins, and where the last ends.
-    starts: Vec<usize>,
-}
+pub(crate) struct Parts(Vec<Range<usize>>);
 
 impl Parts {
     /// No parts: the operation is on the whole.
-    pub(crate) const NONE: Self = Self { starts: vec![] };
+    pub(crate) const NONE: Self = Self(vec![]);
 
-    /// As long as `counts` says.
+    /// One after the other, as long as `counts` says.
     pub(crate) fn of(counts: &[usize]) -> Self {
-        let mut starts = vec![0; counts.len() + 1];
-        for (index, count) in counts.iter().enumerate() {
-            starts[index + 1] = starts[index] + count;
-        }
-        Self { starts }
+        let mut end = 0;
+        let next = |&count: &usize| {
+            end += count;
+            end - count..end
+        };
+        Self(counts.iter().map(next).collect())
     }
 
     /// `size` parts of `each`.
     pub(crate) fn even(size: usize, each: usize) -> Self {
-        Self { starts: (0..=size).map(|index| index * each).collect() }
+        Self((0..size).map(|index| index * each..(index + 1) * each).collect())
+    }
+
+    /// Anywhere in the whole.
+    pub(crate) fn at(ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
+        Self(ranges.into_iter().collect())
     }
 
     pub(crate) fn get(&self, index: usize) -> Range<usize> {
-        self.starts[index]..self.starts[index + 1]
+        self.0[index].clone()
     }
 
     /// The length of all together.
     pub(crate) fn total(&self) -> usize {
-        self.starts.last().copied().unwrap_or(0)
+        self.0.iter().map(Range::len).sum()
     }
 
     /// The length of the longest.
     pub(crate) fn longest(&self) -> usize {
-        self.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
+        self.0.iter().map(Range::len).max().unwrap_or(0)
     }
 }

@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::member::call::Call;
 use crate::numbers::element::{Element, ReduceOp};
 use crate::numbers::kernel;
+use std::ops::Range;
 
 /// Whether partial results of `op` would be rounded in `T`.
 fn rounds<T: Element>(op: ReduceOp) -> bool {
@@ -35,15 +36,26 @@ pub(crate) fn all_reduce<T: Element>(
     algorithm: Algorithm,
     data: &mut [T],
 ) -> Result<()> {
+    let (len, size) = (data.len(), session.context.size);
+    all_reduce_segments(session, algorithm, &|index| part(len, size, index), data)
+}
+
+/// As [`all_reduce`], where a ring goes around with these segments of `data`, one for each rank.
+pub(crate) fn all_reduce_segments<T: Element>(
+    session: &mut Session<'_>,
+    algorithm: Algorithm,
+    segment: &dyn Fn(usize) -> Range<usize>,
+    data: &mut [T],
+) -> Result<()> {
     let (op, size, bytes) = (session.call.op, session.context.size, size_of_val(data));
     if outgrows::<T>(op) {
         let widths = (kernel::to_exact::<T> as _, kernel::from_exact::<T> as _);
         if let Some(owners) = Owners::<T, T::Exact>::instead_of(algorithm, size, bytes, widths) {
-            return owners.all_reduce(session, data);
+            return owners.all_reduce(session, segment, data);
         }
         return with_wider::<T::Exact>(session, data.len(), |session, exact| {
             kernel::to_exact(exact, data);
-            let outcome = all_reduce_exactly(session, algorithm, exact);
+            let outcome = all_reduce_exactly(session, algorithm, segment, exact);
             kernel::from_exact(data, exact);
             outcome
         });
@@ -53,21 +65,22 @@ pub(crate) fn all_reduce<T: Element>(
         if op != ReduceOp::Adasum
             && let Some(owners) = Owners::<T, T::Wide>::instead_of(algorithm, size, bytes, widths)
         {
-            return owners.all_reduce(session, data);
+            return owners.all_reduce(session, segment, data);
         }
         return with_wider::<T::Wide>(session, data.len(), |session, wide| {
             kernel::widen(wide, data);
-            let outcome = all_reduce_exactly(session, algorithm, wide);
+            let outcome = all_reduce_exactly(session, algorithm, segment, wide);
             kernel::narrow(data, wide);
             outcome
         });
     }
-    all_reduce_exactly(session, algorithm, data)
+    all_reduce_exactly(session, algorithm, segment, data)
 }
 
 fn all_reduce_exactly<T: Element>(
     session: &mut Session<'_>,
     algorithm: Algorithm,
+    segment: &dyn Fn(usize) -> Range<usize>,
     data: &mut [T],
 ) -> Result<()> {
     if session.call.op == ReduceOp::Adasum {
@@ -75,23 +88,26 @@ fn all_reduce_exactly<T: Element>(
     }
     let block = session.place::<T>().chunk * halving_doubling::BLOCK;
     if algorithm == Algorithm::HalvingDoubling && data.len() > block {
-        return data.chunks_mut(block).try_for_each(|data| all_reduce_at_once(session, algorithm, data));
+        return data.chunks_mut(block).try_for_each(|data| {
+            let (len, size) = (data.len(), session.context.size);
+            all_reduce_at_once(session, algorithm, &|index| part(len, size, index), data)
+        });
     }
-    all_reduce_at_once(session, algorithm, data)
+    all_reduce_at_once(session, algorithm, segment, data)
 }
 
 fn all_reduce_at_once<T: Element>(
     session: &mut Session<'_>,
     algorithm: Algorithm,
+    segment: &dyn Fn(usize) -> Range<usize>,
     data: &mut [T],
 ) -> Result<()> {
     let (place, len) = (session.place::<T>(), data.len());
-    let segment = |index| part(len, place.size, index);
     let schedule = match algorithm {
         Algorithm::Tree => tree::all_reduce(place, len),
-        Algorithm::HalvingDoubling => halving_doubling::all_reduce(place, &segment),
+        Algorithm::HalvingDoubling => halving_doubling::all_reduce(place, segment),
         Algorithm::Doubling => doubling::all_reduce(place, len),
-        _ => ring::all_reduce(place, &segment),
+        _ => ring::all_reduce(place, segment),
     };
     session.run(&schedule, Numbers { input: &[], working: data })
 }

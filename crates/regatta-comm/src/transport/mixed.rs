@@ -96,4 +96,8 @@ impl Transport for MixedTransport {
     fn shared(&mut self) -> Option<&mut Shared> {
         Some(&mut self.local)
     }
+
+    fn split(&mut self) -> Option<(&mut Shared, &mut dyn Transport)> {
+        Some((&mut self.local, &mut self.across))
+    }
 }

@@ -138,6 +138,11 @@ pub(crate) trait Transport: Send {
         None
     }
 
+    /// The same memory, and what connects this rank with other hosts: for two threads at once.
+    fn split(&mut self) -> Option<(&mut Shared, &mut dyn Transport)> {
+        None
+    }
+
     /// Collective operations that the transport has itself.
     #[cfg(feature = "mpi")]
     fn native(&mut self) -> Option<&mut mpi::Native> {
