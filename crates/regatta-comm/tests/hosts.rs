@@ -26,7 +26,7 @@ fn child_rank() {
         let group = Group::from_env(&Options::from_env()?)?;
         let size = group.size();
         if mission == "operations" {
-            for len in [0, 1, 1000, 300_001] {
+            for len in [0, 1, 1000, 300_001, 900_001] {
                 let mut data: Vec<f64> = (0..len).map(|i| (i % 1000 + group.rank()) as f64).collect();
                 group.all_reduce(&mut data, ReduceOp::Sum)?;
                 let ranks = size * (size - 1) / 2;
