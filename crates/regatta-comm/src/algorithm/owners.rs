@@ -267,3 +267,54 @@ fn scatter(
     }
     parts
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn both(first: &str, second: &str) -> String {
+        // The sum of two numbers does not depend on their order.
+        let (first, second) = if first < second { (first, second) } else { (second, first) };
+        format!("({first}+{second})")
+    }
+
+    /// What each place has after folding and the steps with these distances.
+    fn steps(size: usize, distances: &[usize]) -> Vec<String> {
+        let players = 1usize << size.ilog2();
+        let pairs = size - players;
+        let first = |place: usize| match place < pairs {
+            true => both(&format!("{:02}", 2 * place), &format!("{:02}", 2 * place + 1)),
+            false => format!("{:02}", place + pairs),
+        };
+        let mut values: Vec<String> = (0..players).map(first).collect();
+        for distance in distances {
+            values = (0..players).map(|place| both(&values[place], &values[place ^ distance])).collect();
+        }
+        values
+    }
+
+    #[test]
+    fn owners_combine_in_the_order_of_halving_and_doubling() {
+        for size in 3..20usize {
+            let up: Vec<usize> = (0..size.ilog2()).map(|step| 1 << step).collect();
+            let down: Vec<usize> = up.iter().rev().copied().collect();
+            for (algorithm, distances) in [(Algorithm::Doubling, &up), (Algorithm::HalvingDoubling, &down)] {
+                let expected = steps(size, distances);
+                for rank in 0..size {
+                    let Order::Tree(acts) = Order::of(algorithm, Place { rank, size, chunk: 1 }) else {
+                        panic!("{algorithm} is a tree");
+                    };
+                    let mut stack: Vec<String> = vec![];
+                    for act in acts {
+                        let top = match act {
+                            Act::Push(rank) => format!("{rank:02}"),
+                            Act::Combine => both(&stack.pop().unwrap(), &stack.pop().unwrap()),
+                        };
+                        stack.push(top);
+                    }
+                    assert!(stack.len() == 1 && expected.iter().all(|value| *value == stack[0]), "{size}");
+                }
+            }
+        }
+    }
+}
