@@ -4,7 +4,9 @@
 //! `bits [LARGEST WORLD]`: worlds of 1 to 9 ranks unless another number is given; processes, which it starts itself.
 
 use regatta_comm::rendezvous::{Security, StoreServer, World};
-use regatta_comm::{Algorithm, DType, Element, Group, Kind, Options, ReduceOp, Reduction, Result, bf16, f16};
+use regatta_comm::{
+    Algorithm, DType, Element, Group, Kind, Options, ReduceOp, Reduction, Result, Typed, bf16,
+};
 use std::process::{Command, Stdio};
 
 const LENGTHS: [usize; 3] = [1, 13, 2_001];
@@ -66,14 +68,21 @@ fn rank() -> Result<()> {
 }
 
 fn all_types(group: &Group, algorithm: Algorithm, kind: Kind) -> Result<()> {
-    one_type::<f32>(group, algorithm, kind)?;
-    one_type::<f64>(group, algorithm, kind)?;
-    one_type::<f16>(group, algorithm, kind)?;
-    one_type::<bf16>(group, algorithm, kind)?;
-    one_type::<i32>(group, algorithm, kind)?;
-    one_type::<i64>(group, algorithm, kind)?;
-    one_type::<u8>(group, algorithm, kind)?;
-    one_type::<i8>(group, algorithm, kind)
+    DType::ALL.iter().try_for_each(|dtype| dtype.with(OneType { group, algorithm, kind }))
+}
+
+struct OneType<'a> {
+    group: &'a Group,
+    algorithm: Algorithm,
+    kind: Kind,
+}
+
+impl Typed for OneType<'_> {
+    type Output = Result<()>;
+
+    fn call<T: Element>(self) -> Result<()> {
+        one_type::<T>(self.group, self.algorithm, self.kind)
+    }
 }
 
 /// Numbers that no sum of a few holds exactly.
@@ -91,12 +100,11 @@ fn numbers<T: Element>(len: usize, rank: usize, seed: u64) -> Vec<T> {
 
 fn reductions<T: Element>(kind: Kind) -> Vec<ReduceOp> {
     let reduces = matches!(kind, Kind::AllReduce | Kind::Reduce | Kind::ReduceScatter);
-    let suits = |op: &ReduceOp| {
-        op.suits(T::DTYPE)
-            && (*op != ReduceOp::Adasum || kind == Kind::AllReduce)
-            && (reduces || *op == ReduceOp::Sum)
-    };
-    ReduceOp::ALL.into_iter().filter(suits).collect()
+    if !reduces {
+        return vec![ReduceOp::Sum];
+    }
+    let suits = |op: &ReduceOp| op.suits(T::DTYPE) && (*op != ReduceOp::Adasum || kind == Kind::AllReduce);
+    ReduceOp::ALL.iter().copied().filter(suits).collect()
 }
 
 fn one_type<T: Element>(group: &Group, algorithm: Algorithm, kind: Kind) -> Result<()> {

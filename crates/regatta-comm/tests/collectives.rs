@@ -63,7 +63,7 @@ fn reference(size: usize, index: usize, op: ReduceOp, integer: bool) -> f64 {
         ReduceOp::Product => values.product(),
         ReduceOp::And => values.fold(-1i64, |all, value| all & value as i64) as f64,
         ReduceOp::Or => values.fold(0i64, |all, value| all | value as i64) as f64,
-        ReduceOp::Adasum => unreachable!("has a reference of its own"),
+        _ => unreachable!("has a reference of its own"),
     }
 }
 

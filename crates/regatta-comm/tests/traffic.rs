@@ -120,3 +120,24 @@ fn half_numbers_travel_as_they_are() {
         assert_eq!(rank, [(Kind::AllReduce, Volume { operations: 1, bytes: 96, sent: 144 })]);
     }
 }
+
+#[test]
+fn traffic_is_read_while_an_operation_waits_for_its_peers() {
+    for way in WAYS {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = (std::sync::Mutex::new(sender), std::sync::Mutex::new(receiver));
+        run(way, 2, Duration::from_secs(10), |group| {
+            if group.rank() == 1 {
+                // Rank 0 waits for this rank until it has read its traffic.
+                receiver.lock().unwrap().recv_timeout(Duration::from_secs(10)).unwrap();
+                return group.barrier().unwrap();
+            }
+            let before = group.traffic().of(Kind::Barrier).operations;
+            let waiting = group.barrier_async();
+            assert_eq!(group.traffic().of(Kind::Barrier).operations, before);
+            sender.lock().unwrap().send(()).unwrap();
+            waiting.wait().unwrap();
+            assert_eq!(group.traffic().of(Kind::Barrier).operations, before + 1);
+        });
+    }
+}

@@ -252,7 +252,8 @@ fn combine(
 
 fn unsupported(op: Op, algorithm: Algorithm, link: TransportKind) -> String {
     let others: Vec<&str> = Algorithm::ALL
-        .into_iter()
+        .iter()
+        .copied()
         .filter(|other| other.works_over(link, op.kind()))
         .map(Algorithm::name)
         .collect();

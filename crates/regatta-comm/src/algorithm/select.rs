@@ -145,7 +145,7 @@ mod tests {
         assert!(!table.rows.is_empty());
         assert_eq!(Table::parse(&table.to_string()), Ok(table));
         for &kind in Kind::ALL.iter().filter(|kind| !matches!(kind, Kind::Send | Kind::Join)) {
-            for link in TransportKind::ALL {
+            for &link in TransportKind::ALL {
                 for ranks in [2, 3, 7, 1000] {
                     for bytes in [0, 1 << 14, 1 << 30] {
                         let wanted = Wanted::plain(kind, link);

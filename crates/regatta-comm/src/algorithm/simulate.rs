@@ -78,7 +78,11 @@ impl Bytes<'_> {
         let dtype = DType::ALL[self.next() % DType::ALL.len()];
         let op = ReduceOp::ALL[self.next() % ReduceOp::ALL.len()];
         let suits = op.suits(dtype) && (op != ReduceOp::Adasum || kind == Kind::AllReduce);
-        let op = if suits { op } else { ReduceOp::Sum };
+        let op = match (suits, dtype) {
+            (true, _) => op,
+            (false, DType::Bool) => ReduceOp::Or,
+            (false, _) => ReduceOp::Sum,
+        };
         let (len, flags) = (self.next(), self.next());
         let (uneven, rough) = (flags & 1 != 0 && algorithm != Algorithm::Bruck, flags & 2 != 0);
         Operation { kind, algorithm, dtype, op, len, root: (flags >> 2) % size, uneven, rough }
@@ -114,7 +118,7 @@ impl Operation {
         let values = (0..size).map(|rank| T::from_f64(self.number(rank, index)).to_f64());
         match self.op {
             ReduceOp::Sum => values.sum(),
-            ReduceOp::Mean if !T::DTYPE.is_float() => (values.sum::<f64>() / size as f64).trunc(),
+            ReduceOp::Mean if T::DTYPE.is_integer() => (values.sum::<f64>() / size as f64).trunc(),
             ReduceOp::Mean => values.sum::<f64>() / size as f64,
             ReduceOp::Min => values.fold(f64::INFINITY, f64::min),
             ReduceOp::Max => values.fold(f64::NEG_INFINITY, f64::max),

@@ -4,6 +4,7 @@ mod check;
 pub(crate) mod engine;
 pub(crate) mod operation;
 pub(crate) mod operations;
+pub(crate) mod pending;
 pub(crate) mod promptness;
 pub(crate) mod queue;
 pub(crate) mod traffic;

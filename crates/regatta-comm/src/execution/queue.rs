@@ -1,67 +1,14 @@
 //! Asynchronous operations: a thread per group that executes them in the order of submission.
 
 use crate::error::{Error, Result};
+use crate::execution::pending::{Pending, Timing};
 use crate::execution::promptness::be_prompt;
 use std::any::Any;
-use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
-
-/// When an operation was submitted, began and ended.
-#[derive(Debug, Clone, Copy)]
-pub struct Timing {
-    /// Submitted.
-    pub queued: Instant,
-    /// Its turn came.
-    pub started: Instant,
-    /// Done.
-    pub finished: Instant,
-}
-
-/// An operation that has been submitted. Dropping it does not cancel the operation.
-#[must_use = "wait for the operation: its buffer comes back from there"]
-#[derive(Debug)]
-pub struct Pending<B> {
-    outcome: Receiver<(Result<B>, Timing)>,
-    received: RefCell<Option<(Result<B>, Timing)>>,
-}
-
-impl<B> Pending<B> {
-    /// Waits until the operation is done and returns its buffer.
-    ///
-    /// # Errors
-    /// What the operation met; the buffer is then lost.
-    pub fn wait(self) -> Result<B> {
-        self.wait_timed().map(|(buffer, _)| buffer)
-    }
-
-    /// As [`wait`](Self::wait), with the times.
-    ///
-    /// # Errors
-    /// As [`wait`](Self::wait).
-    pub fn wait_timed(self) -> Result<(B, Timing)> {
-        let outcome = match self.received.take() {
-            Some(outcome) => Some(outcome),
-            None => self.outcome.recv().ok(),
-        };
-        let ended =
-            || Error::System { action: "finish an operation".into(), reason: "its thread has ended".into() };
-        let (result, timing) = outcome.ok_or_else(ended)?;
-        Ok((result?, timing))
-    }
-
-    /// Whether [`wait`](Self::wait) would return at once.
-    pub fn is_done(&self) -> bool {
-        let mut received = self.received.borrow_mut();
-        if received.is_none() {
-            *received = self.outcome.try_recv().ok();
-        }
-        received.is_some()
-    }
-}
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -122,9 +69,8 @@ impl Queue {
         operation: impl FnOnce() -> Result<B> + Send + 'static,
         failed: impl Fn(&str) -> Error + Send + 'static,
     ) -> Pending<B> {
-        let (sender, outcome) = channel();
+        let (pending, completion) = Pending::new();
         let queued = Instant::now();
-        let pending = Pending { outcome, received: RefCell::default() };
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         if worker.is_none() {
             match start() {
@@ -136,8 +82,7 @@ impl Queue {
                     );
                     let now = Instant::now();
                     let timing = Timing { queued, started: now, finished: now };
-                    // The receiver is in `pending`.
-                    let _ = sender.send((Err(failed(&reason)), timing));
+                    completion.complete(Err(failed(&reason)), timing);
                     return pending;
                 }
             }
@@ -152,8 +97,7 @@ impl Queue {
                 Err(failed(&format!("the communication thread panicked: {}", message(&*panic))))
             });
             let timing = Timing { queued, started, finished: Instant::now() };
-            // Nobody may be waiting for it.
-            let _ = sender.send((result, timing));
+            completion.complete(result, timing);
         });
         if let Some((queue, _)) = &*worker {
             // The thread ends only with the queue.

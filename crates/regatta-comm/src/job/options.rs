@@ -14,7 +14,14 @@ use std::time::Duration;
 /// Connections of a pair of ranks, and threads of a rank.
 const COUNTS: RangeInclusive<usize> = 1..=64;
 
-/// Choices for a group; the defaults suit most.
+/// Choices for a group; the defaults suit most. Each field has a method of its name, which changes it.
+///
+/// ```
+/// # use regatta_comm::{Options, TransportKind};
+/// # use std::time::Duration;
+/// let options = Options::default().transport(TransportKind::Tcp).deadline(Duration::from_secs(5));
+/// assert_eq!(options.transport, Some(TransportKind::Tcp));
+/// ```
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The transport; none: the fastest that every pair of ranks shares.
@@ -60,6 +67,35 @@ impl Default for Options {
             trace: None,
         }
     }
+}
+
+macro_rules! setters {
+    ($($name:ident: $type:ty),* $(,)?) => {
+        impl Options {
+            $(
+                #[doc = concat!("Changes [`", stringify!($name), "`](Self#structfield.", stringify!($name), ").")]
+                #[must_use]
+                pub fn $name(self, $name: $type) -> Self {
+                    Self { $name: $name.into(), ..self }
+                }
+            )*
+        }
+    };
+}
+
+setters! {
+    transport: impl Into<Option<TransportKind>>,
+    algorithm: impl Into<Option<Algorithm>>,
+    tuning: impl Into<Option<Table>>,
+    deadline: Duration,
+    warn: Duration,
+    on_late: OnLate,
+    join: Duration,
+    tcp_streams: usize,
+    lanes: usize,
+    secret: impl Into<Option<Secret>>,
+    tls: Tls,
+    trace: impl Into<Option<PathBuf>>,
 }
 
 impl Options {

@@ -8,6 +8,7 @@ macro_rules! kinds {
         /// The operations.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
+        #[non_exhaustive]
         pub enum Kind {
             $($(#[$doc])* $kind = $code),*
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 /// A rank that others wait for, before it is fatal.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Late {
     /// The rank that waits.
     pub rank: usize,

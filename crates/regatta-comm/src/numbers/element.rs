@@ -1,13 +1,13 @@
 //! The numbers that are communicated, and what is done with them.
 
 use crate::error::{Error, Result};
-use half::{bf16, f16};
 use std::fmt;
 use std::str::FromStr;
 
 /// A type of number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum DType {
     /// 32-bit float.
     F32 = 1,
@@ -25,61 +25,69 @@ pub enum DType {
     U8,
     /// Signed byte.
     I8,
+    /// [`Bool`](crate::Bool): a byte, where 0 is false.
+    Bool,
+    /// 16-bit signed integer.
+    I16,
+    /// 16-bit unsigned integer.
+    U16,
+    /// 32-bit unsigned integer.
+    U32,
+    /// 64-bit unsigned integer.
+    U64,
+    /// [`Complex`](crate::Complex) number of two 32-bit floats.
+    C64,
+    /// [`Complex`](crate::Complex) number of two 64-bit floats.
+    C128,
 }
 
 impl DType {
     pub(crate) fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|dtype| *dtype as u8 == code)
+        Self::ALL.iter().copied().find(|dtype| *dtype as u8 == code)
     }
 
     /// All types.
-    pub const ALL: [Self; 8] =
-        [Self::F32, Self::F64, Self::F16, Self::BF16, Self::I32, Self::I64, Self::U8, Self::I8];
+    pub const ALL: &'static [Self] = &[
+        Self::F32,
+        Self::F64,
+        Self::F16,
+        Self::BF16,
+        Self::I32,
+        Self::I64,
+        Self::U8,
+        Self::I8,
+        Self::Bool,
+        Self::I16,
+        Self::U16,
+        Self::U32,
+        Self::U64,
+        Self::C64,
+        Self::C128,
+    ];
 
-    /// Calls `work` with the [`Element`] of this type: the one place where a type that is known only when the program
-    /// runs becomes one that the compiler knows.
-    ///
-    /// ```
-    /// use regatta_comm::{DType, Element, Typed};
-    ///
-    /// struct Zeros(usize);
-    ///
-    /// impl Typed for Zeros {
-    ///     type Output = String;
-    ///
-    ///     fn call<T: Element>(self) -> String {
-    ///         format!("{:?}", vec![T::zeroed(); self.0])
-    ///     }
-    /// }
-    ///
-    /// assert_eq!(DType::F32.with(Zeros(2)), "[0.0, 0.0]");
-    /// assert_eq!(DType::U8.with(Zeros(2)), "[0, 0]");
-    /// ```
-    pub fn with<W: Typed>(self, work: W) -> W::Output {
-        match self {
-            Self::F32 => work.call::<f32>(),
-            Self::F64 => work.call::<f64>(),
-            Self::F16 => work.call::<f16>(),
-            Self::BF16 => work.call::<bf16>(),
-            Self::I32 => work.call::<i32>(),
-            Self::I64 => work.call::<i64>(),
-            Self::U8 => work.call::<u8>(),
-            Self::I8 => work.call::<i8>(),
-        }
-    }
-
-    /// Whether it is a type of floating-point numbers.
+    /// Whether it is a type of floating-point numbers; complex numbers are not, they are two of them.
     pub fn is_float(self) -> bool {
         matches!(self, Self::F32 | Self::F64 | Self::F16 | Self::BF16)
+    }
+
+    /// Whether it is a type of complex numbers.
+    pub fn is_complex(self) -> bool {
+        matches!(self, Self::C64 | Self::C128)
+    }
+
+    /// Whether it is a type of integers, with a sign or without.
+    pub fn is_integer(self) -> bool {
+        !self.is_float() && !self.is_complex() && self != Self::Bool
     }
 
     /// Bytes of a number.
     pub fn bytes(self) -> usize {
         match self {
-            Self::U8 | Self::I8 => 1,
-            Self::F16 | Self::BF16 => 2,
-            Self::F32 | Self::I32 => 4,
-            Self::F64 | Self::I64 => 8,
+            Self::U8 | Self::I8 | Self::Bool => 1,
+            Self::F16 | Self::BF16 | Self::I16 | Self::U16 => 2,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F64 | Self::I64 | Self::U64 | Self::C64 => 8,
+            Self::C128 => 16,
         }
     }
 }
@@ -93,6 +101,7 @@ impl fmt::Display for DType {
 /// How values of several ranks become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum ReduceOp {
     /// Their sum; integers wrap around.
     Sum = 1,
@@ -105,9 +114,9 @@ pub enum ReduceOp {
     Max,
     /// Their product; integers wrap around.
     Product,
-    /// Bitwise and; integers only.
+    /// Bitwise and of integers; of truth values, whether all are true.
     And,
-    /// Bitwise or; integers only.
+    /// Bitwise or of integers; of truth values, whether one is true.
     Or,
     /// Adasum: adds what is orthogonal and averages what is parallel, pair by pair of ranks (Maleki et al. 2021,
     /// "Scaling distributed training with adaptive summation"); floats only, all_reduce only.
@@ -116,19 +125,20 @@ pub enum ReduceOp {
 
 impl ReduceOp {
     pub(crate) fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|op| *op as u8 == code)
+        Self::ALL.iter().copied().find(|op| *op as u8 == code)
     }
 
     /// All reductions.
-    pub const ALL: [Self; 8] =
-        [Self::Sum, Self::Mean, Self::Min, Self::Max, Self::Product, Self::And, Self::Or, Self::Adasum];
+    pub const ALL: &'static [Self] =
+        &[Self::Sum, Self::Mean, Self::Min, Self::Max, Self::Product, Self::And, Self::Or, Self::Adasum];
 
-    /// Whether numbers of this type can be reduced so.
+    /// Whether numbers of this type can be reduced so. Complex numbers have no order, and truth values no sum.
     pub fn suits(self, dtype: DType) -> bool {
         match self {
-            Self::And | Self::Or => !dtype.is_float(),
+            Self::Sum | Self::Mean | Self::Product => dtype != DType::Bool,
+            Self::Min | Self::Max => !dtype.is_complex(),
+            Self::And | Self::Or => dtype.is_integer() || dtype == DType::Bool,
             Self::Adasum => dtype.is_float(),
-            _ => true,
         }
     }
 
@@ -172,7 +182,8 @@ impl FromStr for ReduceOp {
 
     fn from_str(text: &str) -> Result<Self> {
         Self::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .find(|op| op.to_string() == text)
             .ok_or_else(|| Error::Usage(format!("unknown reduction `{text}`")))
     }
@@ -183,7 +194,8 @@ impl FromStr for DType {
 
     fn from_str(text: &str) -> Result<Self> {
         Self::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .find(|dtype| dtype.to_string() == text)
             .ok_or_else(|| Error::Usage(format!("unknown type of number `{text}`")))
     }
@@ -199,7 +211,9 @@ pub trait Typed {
 }
 
 /// A number that ranks can exchange and reduce.
-pub trait Element: bytemuck::Pod + PartialEq + Send + Sync + fmt::Debug + 'static {
+///
+/// Only the types of [`DType`] are elements, so nobody else can implement it.
+pub trait Element: sealed::Sealed + bytemuck::Pod + PartialEq + Send + Sync + fmt::Debug + 'static {
     /// Its type, as peers see it.
     const DTYPE: DType;
     /// The type that it is accumulated in: itself, or f32 for the 16-bit floats.
@@ -229,6 +243,12 @@ pub trait Element: bytemuck::Pod + PartialEq + Send + Sync + fmt::Debug + 'stati
     fn and(a: Self::Wide, b: Self::Wide) -> Self::Wide;
     #[doc(hidden)]
     fn or(a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    /// The number multiplied by a factor, rounded to its type.
+    #[doc(hidden)]
+    fn scale(self, factor: f64) -> Self {
+        Self::from_f64(self.to_f64() * factor)
+    }
+    /// Of a complex number the real part.
     #[doc(hidden)]
     fn to_f64(self) -> f64;
     /// The nearest number of the type; integers are rounded towards zero and kept in range.
@@ -237,4 +257,9 @@ pub trait Element: bytemuck::Pod + PartialEq + Send + Sync + fmt::Debug + 'stati
     /// The number that changes no reduction by `op`.
     #[doc(hidden)]
     fn neutral(op: ReduceOp) -> Self;
+}
+
+/// What others cannot name, they cannot implement.
+pub(super) mod sealed {
+    pub trait Sealed {}
 }

@@ -1,5 +1,6 @@
 //! The numbers that 64-bit integers are summed in for a mean.
 
+use super::element::sealed::Sealed;
 use crate::numbers::element::{DType, Element, ReduceOp};
 
 /// A 128-bit integer that only exists within an operation. Two words, since it lies in memory that is aligned for words.
@@ -10,6 +11,13 @@ pub struct Int128([u64; 2]);
 impl From<i64> for Int128 {
     #[inline(always)]
     fn from(value: i64) -> Self {
+        i128::from(value).into()
+    }
+}
+
+impl From<u64> for Int128 {
+    #[inline(always)]
+    fn from(value: u64) -> Self {
         i128::from(value).into()
     }
 }
@@ -27,6 +35,8 @@ impl From<Int128> for i128 {
         Self::from(high.cast_signed()) << 64 | Self::from(low)
     }
 }
+
+impl Sealed for Int128 {}
 
 impl Element for Int128 {
     /// Peers see the type of the operation; this one is never announced.

@@ -118,7 +118,7 @@ fn reduce_body<T: Element>(into: &mut [T], parts: &[&[T]], op: ReduceOp) {
 #[inline(always)]
 fn scale_body<T: Element>(data: &mut [T], factor: f64) {
     for x in data {
-        *x = T::from_f64(x.to_f64() * factor);
+        *x = x.scale(factor);
     }
 }
 

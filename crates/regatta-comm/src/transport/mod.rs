@@ -29,6 +29,7 @@ use std::time::Duration;
 
 /// A way of communicating.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum TransportKind {
     /// Ranks are threads of one process.
     Thread,
@@ -44,7 +45,7 @@ pub enum TransportKind {
 
 impl TransportKind {
     /// All ways of communicating.
-    pub const ALL: [Self; 5] = [Self::Thread, Self::Shm, Self::Tcp, Self::Mixed, Self::Mpi];
+    pub const ALL: &'static [Self] = &[Self::Thread, Self::Shm, Self::Tcp, Self::Mixed, Self::Mpi];
 
     /// Whether this program was built with it: `mpi` is the one that takes a cargo feature.
     ///
@@ -79,8 +80,8 @@ impl FromStr for TransportKind {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| {
-            let known = Self::ALL.map(|kind| kind.to_string()).join(", ");
+        Self::ALL.iter().copied().find(|kind| kind.to_string() == text).ok_or_else(|| {
+            let known = Self::ALL.iter().map(Self::to_string).collect::<Vec<_>>().join(", ");
             Error::Usage(format!("unknown transport `{text}`; known are {known}"))
         })
     }

@@ -12,6 +12,10 @@ pub(crate) struct Native;
 
 /// Whether MPI reduces such numbers as everyone else does.
 fn reduces(dtype: DType, op: ReduceOp) -> bool {
+    use DType::{BF16, F16, F32, F64, I8, I32, I64, U8};
+    if !matches!(dtype, F32 | F64 | F16 | BF16 | I32 | I64 | U8 | I8) {
+        return false;
+    }
     match op {
         // Its combination is not done element by element.
         ReduceOp::Adasum => false,

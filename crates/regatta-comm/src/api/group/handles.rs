@@ -6,7 +6,7 @@ use crate::api::buffer::Buffer;
 use crate::error::Result;
 use crate::execution::operation::Operation;
 use crate::execution::operations::Caller;
-use crate::execution::queue::Pending;
+use crate::execution::pending::Pending;
 use crate::numbers::element::{DType, Element, Reduction};
 
 impl Group {

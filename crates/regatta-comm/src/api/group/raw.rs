@@ -5,7 +5,7 @@ use crate::api::raw::RawBuffer;
 use crate::error::{Error, Result};
 use crate::execution::operation::Operation;
 use crate::execution::operations::Caller;
-use crate::execution::queue::Pending;
+use crate::execution::pending::Pending;
 use crate::numbers::element::{DType, Element, Typed};
 
 /// The memory of an operation: its input and its output.

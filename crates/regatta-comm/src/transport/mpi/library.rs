@@ -264,7 +264,7 @@ pub(super) fn datatype(dtype: DType) -> Result<ffi::MPI_Datatype> {
             DType::I64 => ffi::RSMPI_INT64_T,
             DType::U8 => ffi::RSMPI_UINT8_T,
             DType::I8 => ffi::RSMPI_INT8_T,
-            DType::F16 | DType::BF16 => return Err(Error::Internal(format!("MPI has no {dtype}"))),
+            _ => return Err(Error::Internal(format!("MPI has no {dtype}"))),
         }
     })
 }
