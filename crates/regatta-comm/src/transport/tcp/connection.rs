@@ -195,7 +195,9 @@ impl Connection {
                 return Err(ErrorKind::BrokenPipe.into());
             }
             if half.owner.is_some_and(|owner| owner != channel.id) {
-                half.turn.push(channel.waker.clone());
+                if !half.turn.iter().any(|waker| Arc::ptr_eq(waker, &channel.waker)) {
+                    half.turn.push(channel.waker.clone());
+                }
                 sent.blocked = Some(Blocked::Turn);
                 return Ok(sent);
             }
