@@ -82,8 +82,8 @@ pub fn bytes_per_s() -> f64 {
 mod tests {
     #[test]
     fn a_machine_computes_and_copies() {
-        // Every machine that runs this test is faster than 10^8 per second.
-        assert!(super::flops_per_s() > 1e8);
-        assert!(super::bytes_per_s() > 1e8);
+        // Every machine that runs this test is faster, also an emulated one.
+        assert!(super::flops_per_s() > 1e6);
+        assert!(super::bytes_per_s() > 1e6);
     }
 }
