@@ -161,7 +161,7 @@ fn reference(size: usize, index: usize, op: ReduceOp, integer: bool) -> f64 {
         ReduceOp::Product => values.product(),
         ReduceOp::And => values.fold(-1i64, |all, value| all & value as i64) as f64,
         ReduceOp::Or => values.fold(0i64, |all, value| all | value as i64) as f64,
-        ReduceOp::Adasum => unreachable!("not used here"),
+        other => unreachable!("{other} is not used here"),
     }
 }
 
