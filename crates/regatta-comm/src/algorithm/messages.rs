@@ -133,14 +133,10 @@ impl Messages {
 
     /// A rank that a message may still come from.
     fn awaited(&self, context: &Context, from: Option<usize>) -> usize {
-        let others = self.others(context);
-        let stays = |rank: &usize| !context.health.has_left(context.names[*rank]);
-        from.or_else(|| others.iter().copied().find(stays))
-            .or(others.first().copied())
-            .unwrap_or(context.rank)
+        from.or_else(|| self.others(context).first().copied()).unwrap_or(context.rank)
     }
 
-    /// All other ranks that have not left.
+    /// All other ranks that have not left; all others where none is left.
     fn others(&self, context: &Context) -> Vec<usize> {
         let other = |&rank: &usize| rank != context.rank && !context.health.has_left(context.names[rank]);
         let others: Vec<usize> = (0..context.size).filter(other).collect();

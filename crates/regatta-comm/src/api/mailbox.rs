@@ -121,7 +121,7 @@ impl Mailbox {
     /// # Errors
     /// This rank itself, or a rank that does not exist; a rank that died, left, or takes nothing until the deadline.
     pub fn send<T: Element>(&self, data: &[T], to: usize, tag: u32) -> Result<()> {
-        self.peer("send", to)?;
+        self.context.other("send", to)?;
         let call = Call::new(Kind::Send, T::DTYPE, data.len()).root(tag as usize);
         let bytes = bytemuck::cast_slice(data);
         self.with(call, 0, |messages, call| messages.send(&self.context, call, bytes, to))
@@ -157,7 +157,7 @@ impl Mailbox {
         tag: Option<u32>,
         limit: Option<Duration>,
     ) -> Result<Option<Message>> {
-        from.map_or(Ok(()), |from| self.peer("recv", from))?;
+        from.map_or(Ok(()), |from| self.context.other("recv", from))?;
         if self.context.size == 1 {
             return Err(Error::Usage("recv: a group of one rank has nobody to receive from".into()));
         }
@@ -166,17 +166,6 @@ impl Mailbox {
         let received =
             self.with(call, 1, |messages, call| messages.receive(&self.context, wanted, call, limit))?;
         Ok(received.map(Message))
-    }
-
-    fn peer(&self, what: &str, rank: usize) -> Result<()> {
-        let size = self.context.size;
-        if rank >= size {
-            return Err(Error::Usage(format!("{what}: there is no rank {rank} in a group of {size}")));
-        }
-        if rank == self.context.rank {
-            return Err(Error::Usage(format!("{what}: rank {rank} is this rank itself")));
-        }
-        Ok(())
     }
 
     /// Does `work` with the mailbox's messages; a failure ends the job.

@@ -42,8 +42,10 @@ impl Core {
         let &Operation { kind, reduction, root, receives, .. } = operation;
         let (what, at_root) = (operation.name(), root == self.context.rank);
         match kind {
-            Kind::Reduce | Kind::Broadcast | Kind::Gather | Kind::Scatter => self.rank_exists(what, root)?,
-            Kind::Send => self.other(what, root)?,
+            Kind::Reduce | Kind::Broadcast | Kind::Gather | Kind::Scatter => {
+                self.context.rank_exists(what, root)?
+            }
+            Kind::Send => self.context.other(what, root)?,
             _ => {}
         }
         if matches!(kind, Kind::AllReduce | Kind::Reduce | Kind::ReduceScatter) {
@@ -245,21 +247,6 @@ impl Core {
                 self.kind
             ))),
         }
-    }
-
-    fn other(&self, what: &str, peer: usize) -> Result<()> {
-        self.rank_exists(what, peer)?;
-        if peer == self.context.rank {
-            return Err(Error::Usage(format!("{what}: rank {peer} is this rank itself")));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn rank_exists(&self, what: &str, rank: usize) -> Result<()> {
-        if rank < self.context.size {
-            return Ok(());
-        }
-        Err(Error::Usage(format!("{what}: there is no rank {rank} in a group of {}", self.context.size)))
     }
 }
 

@@ -60,6 +60,29 @@ impl Context {
         }
     }
 
+    /// Whether the group has this rank.
+    ///
+    /// # Errors
+    /// It has not; `what` is the operation that names it.
+    pub(crate) fn rank_exists(&self, what: &str, rank: usize) -> Result<()> {
+        if rank < self.size {
+            return Ok(());
+        }
+        Err(Error::Usage(format!("{what}: there is no rank {rank} in a group of {}", self.size)))
+    }
+
+    /// Whether `peer` is another rank of the group.
+    ///
+    /// # Errors
+    /// It is not; `what` is the operation that names it.
+    pub(crate) fn other(&self, what: &str, peer: usize) -> Result<()> {
+        self.rank_exists(what, peer)?;
+        if peer == self.rank {
+            return Err(Error::Usage(format!("{what}: rank {peer} is this rank itself")));
+        }
+        Ok(())
+    }
+
     /// The operation that goes on in the group.
     pub(crate) fn current(&self) -> Option<Call> {
         self.recorder.lock().unwrap_or_else(PoisonError::into_inner).current()

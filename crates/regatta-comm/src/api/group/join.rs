@@ -102,7 +102,7 @@ impl Typed for TakePart<'_> {
                 core.job.rank
             )))
         };
-        core.rank_exists(call.kind.name(), call.root as usize)?;
+        core.context.rank_exists(call.kind.name(), call.root as usize)?;
         let len = match usize::try_from(call.len) {
             Ok(len) if len.checked_mul(size * size_of::<T>()).is_some() => len,
             _ => return cannot("it is too long"),

@@ -231,7 +231,7 @@ impl Group {
     pub fn subgroup(&self, ranks: &[usize]) -> Result<Self> {
         let core = self.core();
         for (index, &rank) in ranks.iter().enumerate() {
-            core.rank_exists("subgroup", rank)?;
+            core.context.rank_exists("subgroup", rank)?;
             if ranks[..index].contains(&rank) {
                 return Err(Error::Usage(format!("subgroup: rank {rank} is in the list twice")));
             }
