@@ -195,9 +195,13 @@ impl<T: Element> Runner<'_, T> {
             to.clear();
             from.clear();
             for lane in lanes.iter_mut() {
-                moved |= self.pull(lane, calls)?;
-                let (pushed, blocked) = self.push(lane)?;
-                moved |= pushed;
+                // What a peer sends is seldom there before this rank has sent its own.
+                let (pushed, mut blocked) = self.push(lane)?;
+                let pulled = self.pull(lane, calls)?;
+                if pulled && !blocked {
+                    blocked = self.push(lane)?.1;
+                }
+                moved |= pushed || pulled;
                 if lane.receiving() && !lane.held {
                     from.push(lane.peer);
                 }
@@ -333,6 +337,9 @@ impl<T: Element> Runner<'_, T> {
             let step = &self.schedule.steps[index as usize];
             (step.what == What::Part).then_some((index, step))
         };
+        if !lanes.iter().any(|lane| next(lane).is_some()) {
+            return false;
+        }
         let mut range = None;
         let mut theirs: Vec<&[T]> = vec![&[]; self.context.size];
         for lane in lanes.iter() {
