@@ -69,7 +69,7 @@ impl Table {
         let rows = || self.rows.iter().filter(|row| row.kind == kind && row.link == link);
         let distance = |row: &Row| {
             let (low, high) = (row.ranks.min(ranks).max(1), row.ranks.max(ranks));
-            ((high as u128) << 16) / low as u128
+            (high as u64).saturating_mul(1 << 16) / low as u64
         };
         let nearest = rows().map(distance).min();
         let fits = |row: &&Row| {
