@@ -26,7 +26,11 @@
 //!   there as long as something is owed.
 //! - *A connection.* Whoever makes one, or fails to, wakes all groups of the rank.
 //!
-//! A waker that is set between a thread's last look and its sleep ends the sleep at once, see there.
+//! A waker that is set between a thread's last look and its sleep ends the sleep at once, see there. A thread that looks
+//! for its peers before it sleeps reads its waker's state, and polls the connections only.
+//!
+//! **A small message costs one write and one read**, as over a connection of its own: whoever reads takes the next frame
+//! for its own, and has it put where its group wants it. What turns out to be another group's is moved.
 //!
 //! So no circle of waiting threads can come from sharing: a frame under way ends when its peer reads, and the peer's
 //! threads read that connection whenever they need anything of it - bytes, credit - no matter for which group.
@@ -58,6 +62,10 @@ use connections::Pair;
 use greeting::SHALLOW_BUFFER;
 use line::{Line, Link};
 use receiving::Channel;
+#[cfg(unix)]
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+#[cfg(unix)]
+use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -189,16 +197,10 @@ impl TcpTransport {
         owing
     }
 
-    /// Whether an operation with one of the peers can go on, as far as the sockets and the other threads know.
+    /// What shows whether an operation with one of the peers can go on, as far as the sockets know.
     #[cfg(unix)]
-    fn poll(
-        &self,
-        to: &[usize],
-        from: &[usize],
-        owing: &[Arc<Connection>],
-        timeout: Duration,
-    ) -> rustix::io::Result<bool> {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    fn sockets<'a>(&'a self, to: &[usize], from: &[usize], owing: &'a [Arc<Connection>]) -> Vec<PollFd<'a>> {
+        // One more, for the waker.
         let mut fds = Vec::with_capacity(to.len() + from.len() + owing.len() + 1);
         for line in from.iter().filter_map(|&peer| self.links[peer].receiving()) {
             fds.push(PollFd::new(&line.connection.stream, PollFlags::IN));
@@ -223,22 +225,18 @@ impl TcpTransport {
         for connection in owing {
             fds.push(PollFd::new(&connection.stream, PollFlags::OUT));
         }
-        fds.push(PollFd::from_borrowed_fd(self.waker.fd(), PollFlags::IN));
-        let timeout =
-            Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
-        poll(&mut fds, Some(&timeout)).map(|ready| ready > 0)
+        fds
     }
 
     /// Whether one of the peers may be ready.
     pub(super) fn is_ready(&mut self, to: &[usize], from: &[usize]) -> Result<bool> {
-        if self.watch(to, from) || !self.waker.doze() {
+        if self.watch(to, from) || self.waker.is_notified() {
             return Ok(true);
         }
         #[cfg(unix)]
-        let ready = self.poll(to, from, &[], Duration::ZERO).unwrap_or(false);
+        return Ok(looks_ready(&mut self.sockets(to, from, &[])));
         #[cfg(not(unix))]
-        let ready = !to.is_empty();
-        Ok(self.waker.rise() || ready)
+        return Ok(!to.is_empty());
     }
 
     /// Sleeps until one of the peers may be ready, at most `timeout`; looks first where `patient`.
@@ -253,16 +251,14 @@ impl TcpTransport {
             self.unsent()?;
         }
         let owing = self.repay();
-        if self.watch(to, from) || !self.waker.doze() {
+        if self.watch(to, from) {
             return Ok(());
         }
-        let outcome = self.doze(to, from, &owing, timeout, patient);
-        self.waker.rise();
-        outcome
+        self.sleep_on(to, from, &owing, timeout, patient)
     }
 
     #[cfg(unix)]
-    fn doze(
+    fn sleep_on(
         &self,
         to: &[usize],
         from: &[usize],
@@ -270,20 +266,25 @@ impl TcpTransport {
         timeout: Duration,
         patient: bool,
     ) -> Result<()> {
-        // Errors show again in the sleeping poll.
-        let ready = || self.poll(to, from, owing, Duration::ZERO).unwrap_or(false);
-        if patient && self.patience.look(ready) {
+        let mut fds = self.sockets(to, from, owing);
+        let ready = || self.waker.is_notified() || looks_ready(&mut fds);
+        if patient && self.patience.look(ready) || !self.waker.doze() {
             return Ok(());
         }
-        match self.poll(to, from, owing, timeout) {
+        fds.push(PollFd::from_borrowed_fd(self.waker.fd(), PollFlags::IN));
+        let timeout =
+            Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: timeout.subsec_nanos().into() };
+        let outcome = poll(&mut fds, Some(&timeout));
+        self.waker.rise();
+        match outcome {
             // Ready, timed out or interrupted: the caller tries again in any case.
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(Error::system("wait for a connection")(error)),
         }
     }
 
     #[cfg(not(unix))]
-    fn doze(
+    fn sleep_on(
         &self,
         _: &[usize],
         _: &[usize],
@@ -292,9 +293,19 @@ impl TcpTransport {
         _: bool,
     ) -> Result<()> {
         // No portable way to wait for several sockets in std: look again soon.
-        std::thread::sleep(timeout.min(Duration::from_micros(50)));
+        if self.waker.doze() {
+            std::thread::sleep(timeout.min(Duration::from_micros(50)));
+            self.waker.rise();
+        }
         Ok(())
     }
+}
+
+/// Whether one of the sockets is ready now. Errors show again in the poll that sleeps.
+#[cfg(unix)]
+fn looks_ready(fds: &mut [PollFd<'_>]) -> bool {
+    const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(fds, Some(&NOW)).is_ok_and(|ready| ready > 0)
 }
 
 impl Transport for TcpTransport {

@@ -36,6 +36,11 @@ impl Waker {
         }
     }
 
+    /// Whether somebody has woken the thread, which does not sleep, since it last slept or asked.
+    pub(super) fn is_notified(&self) -> bool {
+        self.state.load(Ordering::Acquire) == NOTIFIED && self.state.swap(AWAKE, Ordering::AcqRel) == NOTIFIED
+    }
+
     /// The thread is about to sleep; false where it must not, as something has changed.
     pub(super) fn doze(&self) -> bool {
         let asleep = self.state.compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_ok();
@@ -131,5 +136,9 @@ mod tests {
         waker.wake();
         waker.rise();
         assert!(waker.doze());
+        waker.rise();
+        assert!(!waker.is_notified());
+        waker.wake();
+        assert!(waker.is_notified() && !waker.is_notified() && waker.doze());
     }
 }
