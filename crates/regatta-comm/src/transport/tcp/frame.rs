@@ -10,8 +10,8 @@ pub(super) const CLOSE: u32 = 2;
 /// Bytes of a header.
 pub(super) const HEADER: usize = 16;
 /// Most bytes of one group that are under way from one rank to another over one connection: sent, but not consumed.
-/// About what the system's own buffers hold; less in tests, so that they meet it.
-pub(super) const WINDOW: usize = if cfg!(test) { 256 << 10 } else { 8 << 20 };
+/// Less in tests, so that they meet it.
+pub(super) const WINDOW: usize = if cfg!(test) { 256 << 10 } else { 16 << 20 };
 /// The receiver says what it has consumed when it is so much.
 pub(super) const RETURN: usize = WINDOW / 4;
 /// The longest frame, so that groups take turns.
