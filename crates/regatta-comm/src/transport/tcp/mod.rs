@@ -180,9 +180,12 @@ impl TcpTransport {
             if link.blocked == Some(Blocked::Credit)
                 && let Some(line) = link.sending()
             {
-                // The credit may be there already, behind what others have sent. Where this group receives from the peer,
-                // it finds the credit itself, and its data need not go through an inbox. A failure shows at the next send.
-                if !from.contains(&peer) {
+                // The credit may be there already, behind what others have sent. Where this group receives over the same
+                // connection, it finds the credit itself, and its data need not go through an inbox. A failure shows at
+                // the next send.
+                let receives = from.contains(&peer)
+                    && link.receiving().is_some_and(|other| Arc::ptr_eq(&other.connection, &line.connection));
+                if !receives {
                     let _ = line.connection.pump();
                 }
                 ready |= line.connection.watch(line.inbox, false);

@@ -7,9 +7,11 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-/// Bytes that are read beyond what is asked for, where it is not known yet what comes: a small message and its header
-/// in one call of the system.
-const AHEAD: usize = 16 << 10;
+/// Bytes that are read where it is not known yet what comes: a small message and its header in one call of the system.
+const AHEAD: usize = 20 << 10;
+/// The longest message that is read like this. For a longer one a second call costs less than a copy: the header is
+/// read alone, and the rest goes straight into the caller's memory.
+const SMALL: usize = 18 << 10;
 /// Bytes that are read for another group at a time.
 const FOREIGN: usize = 64 << 10;
 /// An inbox that has grown longer is given back to the system once it is empty.
@@ -111,8 +113,12 @@ impl<'a> Target<'a> {
         [&mut one[..one_most], &mut two[..two_most]]
     }
 
+    fn missing(&self) -> usize {
+        self.parts[0].len() + self.parts[1].len() - self.filled
+    }
+
     fn is_full(&self) -> bool {
-        self.filled == self.parts[0].len() + self.parts[1].len()
+        self.missing() == 0
     }
 
     fn put(&mut self, bytes: &[u8]) -> usize {
@@ -241,7 +247,8 @@ impl Receiving {
                 }
                 self.ahead.copy_within(self.start..self.end, 0);
                 (self.start, self.end) = (0, self.end - self.start);
-                let count = stream.try_read([&mut self.ahead[self.end..], &mut []])?;
+                let most = if target.missing() > SMALL { HEADER } else { AHEAD };
+                let count = stream.try_read([&mut self.ahead[self.end..most], &mut []])?;
                 if count == 0 {
                     return Ok(());
                 }
