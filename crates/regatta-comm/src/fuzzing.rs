@@ -139,7 +139,8 @@ pub fn rendezvous(bytes: &[u8]) {
                     [&b"watch"[..], b"request"][len as usize >> 1 & 1],
                 );
                 let rank = u32::from(len >> 2).to_le_bytes();
-                store.greet(&wire::pack(&[store::MAGIC, job, role, &rank, take(3)]));
+                let generation = (key_len as u64 & 1).to_le_bytes();
+                store.greet(&wire::pack(&[store::MAGIC, job, role, &rank, &generation, take(3)]));
                 continue;
             }
             // Of the right form, about entries.
@@ -155,6 +156,12 @@ pub fn rendezvous(bytes: &[u8]) {
                     _ => Request::Gather { prefix: &format!("{key}/"), from, count, wait: Duration::MAX },
                 };
                 request.encode()
+            }
+            // Goes on to another generation, with a number that no key here holds.
+            13 if len & 2 > 0 => {
+                let generation = 1 << 60 | (key_len as u64 & 3);
+                let members = take(2).iter().map(|&rank| rank.into()).collect();
+                Request::Begin { generation, members }.encode()
             }
             // Of another kind, with fields of the right lengths.
             kind => {

@@ -250,6 +250,7 @@ pub(crate) fn context(rank: usize, size: usize) -> Context {
     Context {
         rank,
         size,
+        generation: 0,
         names: (0..size).collect(),
         hosts: Arc::new([]),
         health: Arc::<Health>::default(),

@@ -1,4 +1,6 @@
 //! Asynchronous operations: a thread per group that executes them in the order of submission.
+//!
+#![doc = include_str!("queue.md")]
 
 use crate::error::{Error, Result};
 use crate::execution::pending::{Pending, Timing};

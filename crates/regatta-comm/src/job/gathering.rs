@@ -139,7 +139,7 @@ impl<'a> Gathering<'a> {
 /// The hosts of all ranks, the tuning table and the name of the job.
 pub(super) fn meet(world: &World, options: &Options, reached: &Reached) -> Result<Met> {
     let store = &*reached.store;
-    reached.health.check()?;
+    store.health().check()?;
     store.keep_time(options.deadline);
     // What is set first tells of the job; the rank's own place comes last and says that all is there.
     if world.rank == 0 {
@@ -166,7 +166,7 @@ pub(super) fn meet(world: &World, options: &Options, reached: &Reached) -> Resul
         let [ip, contact, host] = [(); 3].map(|()| fields.next().unwrap_or_default());
         hosts.push(host.as_bytes().to_vec());
         contacts.push(Contact::parse(contact));
-        ips.push(ip.parse().ok());
+        ips.push((ips.len(), ip.parse().ok()));
     }
     store.learn_hosts(&ips);
     let tuning = if tuning.is_empty() { Table::default() } else { Table::parse(&tuning)? };
@@ -179,7 +179,7 @@ pub(super) fn meet(world: &World, options: &Options, reached: &Reached) -> Resul
         contacts,
         listening,
         security: reached.security.clone(),
-        health: reached.health.clone(),
+        health: store.health().clone(),
         streams: options.tcp_streams,
         join: options.join,
     });

@@ -1,6 +1,7 @@
 //! A rank's membership in its job: the store, the news, and how groups get their transports.
 
 mod gathering;
+mod generation;
 mod link;
 pub(crate) mod options;
 mod shared_memory;
@@ -29,57 +30,89 @@ use std::time::Duration;
 /// Longest wait at the end of a rank until what it has sent has left this host.
 const LINGER: Duration = Duration::from_secs(10);
 
-/// Dropped when the last group of the rank is: the rank leaves the job.
+/// A rank's part in one generation of its job. When the last one is dropped, the rank leaves the job.
 pub(crate) struct Job {
+    /// This rank, by which it is known in all generations.
     pub(crate) rank: usize,
+    /// Ranks in this generation.
     pub(crate) size: usize,
+    pub(crate) generation: u64,
     pub(crate) health: Arc<Health>,
+    /// Where ranks are processes.
+    store: Option<Arc<StoreClient>>,
     /// Rank 0's, the same for all.
     pub(crate) tuning: Arc<Table>,
     /// Tells this job from others in the names of files.
     name: String,
     /// The host of each rank.
     hosts: Vec<Vec<u8>>,
-    ways: Ways,
+    ways: Arc<Ways>,
     /// As far as has been said, ranks of a host share memory.
     shared_memory: AtomicBool,
 }
 
+/// How a rank reaches the others, in all generations.
 enum Ways {
     /// Alone: nobody to talk to.
     Solo,
     /// The other ranks are threads of this process.
-    Threads(Arc<Hub>),
+    Threads { hub: Arc<Hub>, rank: usize },
     /// The other ranks are processes. The client goes before the server.
     Processes {
         connections: Arc<Connections>,
         /// How long to wait at the end until what was sent has left this host.
         patience: Duration,
-        store: Arc<StoreClient>,
+        /// Kept until the connections are closed: then the rank says goodbye.
+        _store: Arc<StoreClient>,
         server: Option<StoreServer>,
     },
+}
+
+impl Ways {
+    fn processes(
+        connections: Arc<Connections>,
+        options: &Options,
+        store: Arc<StoreClient>,
+        server: Option<StoreServer>,
+    ) -> Self {
+        Self::Processes { connections, patience: options.deadline.min(LINGER), _store: store, server }
+    }
 }
 
 impl Job {
     pub(crate) fn solo() -> Self {
         let (health, tuning) = (Arc::default(), Arc::default());
         let name = crate::rendezvous::random_name();
-        let (ways, shared_memory) = (Ways::Solo, AtomicBool::new(true));
-        Self { rank: 0, size: 1, health, tuning, name, hosts: vec![vec![]], ways, shared_memory }
+        let (ways, shared_memory) = (Arc::new(Ways::Solo), AtomicBool::new(true));
+        let hosts = vec![vec![]];
+        Self {
+            rank: 0,
+            size: 1,
+            generation: 0,
+            health,
+            store: None,
+            tuning,
+            name,
+            hosts,
+            ways,
+            shared_memory,
+        }
     }
 
     pub(crate) fn threads(size: usize, options: &Options) -> Vec<Self> {
-        let hub = Arc::new(Hub::default());
+        let (hub, health) = Hub::new(size);
         let tuning = Arc::new(options.tuning.clone().unwrap_or_default());
         let name = crate::rendezvous::random_name();
         let rank = |rank| Self {
             rank,
             size,
+            generation: 0,
             name: name.clone(),
-            health: hub.health().clone(),
+            health: health.clone(),
+            store: None,
             tuning: tuning.clone(),
             hosts: vec![vec![]; size],
-            ways: Ways::Threads(hub.clone()),
+            ways: Arc::new(Ways::Threads { hub: hub.clone(), rank }),
             shared_memory: AtomicBool::new(true),
         };
         (0..size).map(rank).collect()
@@ -88,16 +121,24 @@ impl Job {
     /// Waits for the other processes of `world`, once the store is reached.
     pub(crate) fn assemble(world: &World, options: &Options, reached: Reached) -> Result<Self> {
         let met = options.check().and_then(|()| gathering::meet(world, options, &reached));
-        let Reached { health, store, server, .. } = reached;
+        let Reached { store, server, .. } = reached;
         let Met { hosts, tuning, name, connections } = met.inspect_err(|error| {
             if !matches!(error, Error::Aborted { .. }) {
                 tell(world.rank, &store, server.as_ref(), &gave_up(world.rank, &error.to_string()));
             }
         })?;
-        let ways = Ways::Processes { connections, patience: options.deadline.min(LINGER), store, server };
-        let shared_memory = AtomicBool::new(true);
-        let (rank, size, tuning) = (world.rank, world.size, Arc::new(tuning));
-        Ok(Self { rank, size, health, tuning, name, hosts, ways, shared_memory })
+        Ok(Self {
+            rank: world.rank,
+            size: world.size,
+            generation: 0,
+            health: store.health().clone(),
+            store: Some(store.clone()),
+            tuning: Arc::new(tuning),
+            name,
+            hosts,
+            ways: Arc::new(Ways::processes(connections, options, store, server)),
+            shared_memory: AtomicBool::new(true),
+        })
     }
 
     /// Tells this job from others in the names of files.
@@ -107,19 +148,16 @@ impl Job {
 
     /// Where the ranks leave each other word.
     pub(crate) fn directory(&self) -> Option<Arc<dyn Directory>> {
-        match &self.ways {
-            Ways::Solo => None,
-            Ways::Threads(hub) => Some(hub.clone()),
-            Ways::Processes { store, .. } => Some(store.clone()),
+        match (&*self.ways, &self.store) {
+            (Ways::Threads { hub, .. }, _) => Some(hub.clone()),
+            (_, Some(store)) => Some(store.clone()),
+            (_, None) => None,
         }
     }
 
     /// What to add to this host's clock to get the clock that all ranks share, in microseconds.
     pub(crate) fn clock_offset_us(&self) -> i64 {
-        match &self.ways {
-            Ways::Processes { store, .. } => store.clock_offset_us(),
-            _ => 0,
-        }
+        self.store.as_ref().map_or(0, |store| store.clock_offset_us())
     }
 
     /// The ranks of a group by host; `names` are their ranks in the world.
@@ -135,11 +173,11 @@ impl Job {
         lists.into_iter().map(|(_, list)| list).collect()
     }
 
-    /// Ends the job for all ranks.
+    /// Ends this generation of the job for all its ranks.
     pub(crate) fn abort(&self, reason: &str) {
         let reason = gave_up(self.rank, reason);
         self.health.end(Some(self.rank), &reason);
-        if let Ways::Processes { store, server, .. } = &self.ways {
+        if let (Ways::Processes { server, .. }, Some(store)) = (&*self.ways, &self.store) {
             tell(self.rank, store, server.as_ref(), &reason);
         }
     }
@@ -154,7 +192,7 @@ impl Job {
         }
     }
 
-    /// Ends the job for all ranks, since `call` has failed with `error`; the error to report, which may be an earlier one.
+    /// Ends this generation for all its ranks, since `call` has failed with `error`; the error to report, which may be an earlier one.
     pub(crate) fn end_by(&self, call: &Call, error: Error) -> Error {
         let error = match error {
             Error::PeerDied { rank, .. } => self.health.closed(rank, call),
@@ -168,7 +206,7 @@ impl Job {
         error
     }
 
-    /// Ends the job for all ranks; why it has ended, which may be something earlier.
+    /// Ends this generation for all its ranks; why it has ended, which may be something earlier.
     pub(crate) fn give_up(&self, reason: &str) -> Error {
         self.abort(reason);
         let own = Error::Aborted { rank: Some(self.rank), reason: reason.into() };
@@ -177,10 +215,13 @@ impl Job {
 
     /// A transport for the group `id`, in which this process is `context.rank`. All members call it.
     pub(crate) fn link(&self, id: u64, context: &Context, options: &Options) -> Result<Link> {
-        match &self.ways {
+        match &*self.ways {
             Ways::Solo => link::threads(&Hub::default(), 0, context, 1),
-            Ways::Threads(hub) => link::threads(hub, id, context, options.lanes),
-            Ways::Processes { store, connections, .. } => {
+            Ways::Threads { hub, .. } => link::threads(hub, id, context, options.lanes),
+            Ways::Processes { connections, .. } => {
+                let Some(store) = &self.store else {
+                    return Err(Error::Internal("a job without store".into()));
+                };
                 let unshared = |error: &Error| self.without_shared_memory(context, error);
                 link::processes(store, connections, id, context, options, &join_timer(options), &unshared)
             }
@@ -188,13 +229,13 @@ impl Job {
     }
 }
 
-impl Drop for Job {
+impl Drop for Ways {
     fn drop(&mut self) {
         // The client of a store says goodbye when it is dropped.
-        match &self.ways {
-            Ways::Solo => {}
-            Ways::Threads(_) => self.health.left(self.rank),
-            Ways::Processes { connections, patience, .. } => connections.close(*patience),
+        match self {
+            Self::Solo => {}
+            Self::Threads { hub, rank } => hub.leave(*rank),
+            Self::Processes { connections, patience, .. } => connections.close(*patience),
         }
     }
 }

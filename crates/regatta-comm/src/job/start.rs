@@ -2,7 +2,6 @@
 
 use crate::error::{Error, Result};
 use crate::job::options::Options;
-use crate::member::health::Health;
 use crate::member::timer::Timer;
 use crate::rendezvous::store::{Reach, StoreClient};
 use crate::rendezvous::{Secret, Security, StoreAt, StoreServer, Tls, World};
@@ -15,7 +14,6 @@ use std::time::Duration;
 
 /// What a rank has of its job before the others have come.
 pub(crate) struct Reached {
-    pub(crate) health: Arc<Health>,
     pub(super) store: Arc<StoreClient>,
     pub(super) server: Option<StoreServer>,
     pub(super) security: Security,
@@ -24,11 +22,18 @@ pub(crate) struct Reached {
 impl Reached {
     /// Runs the job's store where that is this rank's part, and makes this rank known there.
     pub(crate) fn new(world: &World, options: &Options) -> Result<Self> {
+        Self::in_generation(world, options, 0)
+    }
+
+    /// Makes this rank known in the store of a job, of which it comes to `generation`. The store of one that has begun
+    /// runs elsewhere.
+    pub(crate) fn in_generation(world: &World, options: &Options, generation: u64) -> Result<Self> {
         options.check()?;
-        world.check()?;
+        if generation == 0 {
+            world.check()?;
+        }
         // The attempts to reach the store may pause for as long as a connection takes.
         let timer = join_timer(options);
-        let health = Arc::<Health>::default();
         let mut security = Security { secret: options.secret.clone(), tls: options.tls };
         if let (StoreAt::File(_), 0, None, true) =
             (&world.store, world.rank, &security.secret, security.tls != Tls::Off)
@@ -36,7 +41,8 @@ impl Reached {
             // What only this user's processes can read may carry a secret.
             security.secret = Some(Secret::random()?);
         }
-        let server = if world.rank == 0 { serve(world, &security, &timer, options)? } else { None };
+        let serves = world.rank == 0 && generation == 0;
+        let server = if serves { serve(world, &security, &timer, options)? } else { None };
         let certain = !matches!(world.store, StoreAt::File(_) | StoreAt::Rank0 { beside: true, .. });
         let found = RefCell::new(security.clone());
         let addresses = || {
@@ -50,13 +56,14 @@ impl Reached {
             addresses: &addresses,
             job: world.job.as_bytes(),
             rank: world.rank,
+            generation,
             timer: &timer,
             certain,
             deadline: options.deadline,
         };
-        let store = StoreClient::connect(&reach, health.clone())?;
+        let store = StoreClient::connect(&reach)?;
         let security = found.into_inner();
-        Ok(Self { health, store, server, security })
+        Ok(Self { store, server, security })
     }
 
     /// Ends the job for all ranks. Where this rank runs the store, waits up to `patience` for the others to come and
@@ -72,11 +79,11 @@ impl Reached {
     }
 }
 
-/// Sends the end of the job to all ranks.
+/// Sends the end of the store's generation to all ranks.
 pub(super) fn tell(rank: usize, store: &StoreClient, server: Option<&StoreServer>, reason: &str) {
     match server {
         // A message to the server of this process might come after the goodbye that its end says.
-        Some(server) => server.abort(Some(rank), reason),
+        Some(server) => server.end(store.generation(), rank, reason),
         None => store.abort(reason),
     }
 }

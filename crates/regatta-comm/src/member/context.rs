@@ -16,6 +16,8 @@ use std::time::Duration;
 pub(crate) struct Context {
     pub rank: usize,
     pub size: usize,
+    /// The generation of the job that the group belongs to.
+    pub generation: u64,
     /// Ranks of the world by rank of the group, for errors.
     pub names: Arc<[usize]>,
     /// Ranks of the group by host, each list in order.

@@ -40,20 +40,21 @@ pub struct World {
     pub host: String,
 }
 
-/// Most ranks of a job.
-const MOST_RANKS: usize = 1 << 16;
 /// Ports that are tried after one that is taken.
 pub(crate) const BESIDE: u16 = 32;
 
 impl World {
+    /// Most ranks of a job.
+    pub(crate) const MOST_RANKS: usize = 1 << 16;
+
     /// Whether the numbers go together.
     ///
     /// # Errors
     /// Which of them do not.
     pub(crate) fn check(&self) -> Result<()> {
         let Self { rank, size, local_rank, local_size, .. } = *self;
-        let problem = if !(1..=MOST_RANKS).contains(&size) {
-            format!("a job of {size} ranks: give 1 to {MOST_RANKS}")
+        let problem = if !(1..=Self::MOST_RANKS).contains(&size) {
+            format!("a job of {size} ranks: give 1 to {}", Self::MOST_RANKS)
         } else if rank >= size {
             format!("rank {rank} in a job of {size} ranks: they are numbered from 0 to {}", size - 1)
         } else if local_rank >= local_size {

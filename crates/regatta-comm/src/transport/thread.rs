@@ -4,11 +4,12 @@ use super::shared::{Region, Shared, Waker};
 use super::{Transport, TransportKind};
 use crate::error::{Error, Result};
 use crate::member::directory::{Directory, Heard, Invitation, Note, Round};
-use crate::member::health::Health;
+use crate::member::health::{Health, SLICE};
 use crate::member::rounds::Rounds;
+use crate::member::timer::Timer;
 use crate::member::waits::Waits;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -20,7 +21,6 @@ pub(crate) struct Hub {
     regions: Mutex<HashMap<u64, Weak<Heap>>>,
     word: Mutex<Word>,
     changed: Condvar,
-    health: Arc<Health>,
 }
 
 /// What ranks have said.
@@ -28,12 +28,93 @@ pub(crate) struct Hub {
 struct Word {
     waits: Waits,
     rounds: Rounds,
+    generations: BTreeMap<u64, Generation>,
+}
+
+/// One generation of the job.
+#[derive(Default)]
+struct Generation {
+    /// None where nobody has named them yet.
+    members: Vec<usize>,
+    /// Members that have come.
+    here: BTreeSet<usize>,
+    health: Arc<Health>,
 }
 
 impl Hub {
-    /// The health of the job, which the ranks share.
-    pub(crate) fn health(&self) -> &Arc<Health> {
-        &self.health
+    /// For a job of `size` ranks, which all are in generation 0; and the health of that, which they share.
+    pub(crate) fn new(size: usize) -> (Arc<Self>, Arc<Health>) {
+        let hub = Self::default();
+        let members: Vec<usize> = (0..size).collect();
+        let first = Generation { here: members.iter().copied().collect(), members, ..Generation::default() };
+        let health = first.health.clone();
+        hub.word().generations.insert(0, first);
+        (Arc::new(hub), health)
+    }
+
+    /// Rank `rank` goes on from generation `now` to another one, and waits until all its members have come.
+    ///
+    /// # Errors
+    /// A member names others, does not come in time, or has given up.
+    pub(crate) fn begin(
+        &self,
+        rank: usize,
+        now: u64,
+        generation: u64,
+        members: &[usize],
+        timer: &Timer,
+    ) -> Result<Arc<Health>> {
+        let mut word = self.word();
+        let begun = word.generations.entry(generation).or_default();
+        if begun.members.is_empty() {
+            begun.members = members.to_vec();
+        }
+        if begun.members != members {
+            let known = &begun.members;
+            let error = Error::Rendezvous(format!(
+                "generation {generation} has the members {known:?}, and rank {rank} names {members:?}: all must name the same"
+            ));
+            begun.health.end(Some(rank), &error.to_string());
+            return Err(error);
+        }
+        begun.here.insert(rank);
+        let health = begun.health.clone();
+        let reason = format!("this rank has gone on to generation {generation} of the job");
+        if let Some(earlier) = word.generations.get_mut(&now) {
+            // The others of that generation hear what it means for them: this rank makes no more calls there.
+            earlier.here.remove(&rank);
+            earlier.health.left(rank);
+            if earlier.here.is_empty() {
+                earlier.health.end(None, &reason);
+                word.generations.remove(&now);
+            }
+        }
+        self.changed.notify_all();
+        loop {
+            health.check()?;
+            let missing = word
+                .generations
+                .get(&generation)
+                .and_then(|begun| members.iter().find(|member| !begun.here.contains(member)).copied());
+            let Some(missing) = missing else { return Ok(health) };
+            if timer.is_over() {
+                let error = Error::Rendezvous(format!(
+                    "generation {generation}: rank {missing} did not come within {:.1} s",
+                    timer.used().as_secs_f64()
+                ));
+                health.end(Some(rank), &error.to_string());
+                return Err(error);
+            }
+            word = self.changed.wait_timeout(word, SLICE).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// A rank makes no more calls at all.
+    pub(crate) fn leave(&self, rank: usize) {
+        let word = self.word();
+        for generation in word.generations.values().filter(|generation| generation.members.contains(&rank)) {
+            generation.health.left(rank);
+        }
     }
 
     fn word(&self) -> MutexGuard<'_, Word> {
@@ -70,8 +151,9 @@ impl Directory for Hub {
     }
 
     fn join(&self, round: Round, sequence: u32) -> Result<usize> {
-        let joined = self.word().rounds.join(round, sequence);
-        self.health.joined(round.token, sequence);
+        let mut word = self.word();
+        let joined = word.rounds.join(round, sequence);
+        word.generations.values().for_each(|generation| generation.health.joined(round.token, sequence));
         Ok(joined)
     }
 

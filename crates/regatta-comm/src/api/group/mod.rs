@@ -2,6 +2,7 @@
 
 mod collectives;
 mod fused;
+mod generation;
 mod handles;
 mod join;
 mod raw;
@@ -135,6 +136,7 @@ impl Group {
         Context {
             rank,
             size: names.len(),
+            generation: job.generation,
             hosts: job.by_host(&names).into(),
             names,
             health: job.health.clone(),

@@ -9,7 +9,9 @@
 
 mod at_exit;
 mod client;
+mod connected;
 mod entries;
+mod generations;
 mod protocol;
 mod reach;
 mod server;

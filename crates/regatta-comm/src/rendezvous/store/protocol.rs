@@ -4,7 +4,7 @@ use crate::member::directory::{Heard, Invitation, Note, Round};
 use crate::rendezvous::wire;
 use std::time::Duration;
 
-pub(crate) const MAGIC: &[u8] = b"regatta-store-4";
+pub(crate) const MAGIC: &[u8] = b"regatta-store-5";
 /// What the server says to a rank that may come in, where it does not say why it may not.
 pub(super) const WELCOME: &[u8] = b"ok";
 /// What a rank says once it knows that it is admitted.
@@ -13,6 +13,16 @@ pub(super) const CONFIRMED: &[u8] = b"here";
 pub(super) const MOST_GATHERED: usize = 1 << 17;
 /// Stands for no rank.
 pub(super) const NOBODY: u32 = u32::MAX;
+/// Stands for all generations.
+const ALL: u64 = u64::MAX;
+
+/// What the keys of a generation's entries begin with.
+pub(super) fn scope(generation: u64) -> String {
+    match generation {
+        0 => String::new(),
+        later => format!("g{later}/"),
+    }
+}
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +36,8 @@ pub(super) struct Hello<'a> {
     pub job: &'a [u8],
     pub role: Role,
     pub rank: usize,
+    /// The generation that the rank comes for: 0 at the start of the job.
+    pub generation: u64,
     /// Host and process, for errors.
     pub who: &'a str,
 }
@@ -36,13 +48,15 @@ impl<'a> Hello<'a> {
             Role::Watch => b"watch",
             Role::Requests => b"request",
         };
-        wire::pack(&[MAGIC, self.job, role, &rank_code(Some(self.rank)), self.who.as_bytes()])
+        let (rank, generation) = (rank_code(Some(self.rank)), self.generation.to_le_bytes());
+        wire::pack(&[MAGIC, self.job, role, &rank, &generation, self.who.as_bytes()])
     }
 
     pub(super) fn decode(message: &'a [u8]) -> Option<Self> {
-        let [MAGIC, job, role, rank, who] = wire::unpack::<5>(message)? else { return None };
+        let [MAGIC, job, role, rank, generation, who] = wire::unpack::<6>(message)? else { return None };
         let role = if role == b"watch" { Role::Watch } else { Role::Requests };
-        Some(Self { job, role, rank: parse_rank(rank)?, who: std::str::from_utf8(who).ok()? })
+        let (rank, generation) = (parse_rank(rank)?, long(generation)?);
+        Some(Self { job, role, rank, generation, who: std::str::from_utf8(who).ok()? })
     }
 }
 
@@ -74,6 +88,8 @@ pub(crate) enum Request<'a> {
     Invited { round: Round, sequence: u32, wait: Duration },
     /// The server's clock, in microseconds since 1970: `Number`.
     Time,
+    /// Goes on to another generation of the job, which has these members: `Done`.
+    Begin { generation: u64, members: Vec<usize> },
 }
 
 impl<'a> Request<'a> {
@@ -104,6 +120,9 @@ impl<'a> Request<'a> {
                 wire::pack(&[b"W", &encode_round(*round), &sequence.to_le_bytes(), &millis(*wait)])
             }
             Self::Time => wire::pack(&[b"T"]),
+            Self::Begin { generation, members } => {
+                wire::pack(&[b"B", &generation.to_le_bytes(), &shorts(members)])
+            }
         }
     }
 
@@ -137,6 +156,9 @@ impl<'a> Request<'a> {
                 Self::Invited { round: decode_round(round)?, sequence: code(sequence)?, wait: time(wait)? }
             }
             [b"T"] => Self::Time,
+            [b"B", generation, members] => {
+                Self::Begin { generation: long(generation)?, members: numbers(members)? }
+            }
             _ => return None,
         })
     }
@@ -152,7 +174,7 @@ pub(crate) enum Answer {
     /// The entries that are not there yet.
     Missing(Vec<usize>),
     NotYet,
-    /// The job has ended, and what was asked for is not there.
+    /// The rank's generation of the job has ended, and what was asked for is not there.
     Ended,
     Number(u64),
     Ranks(Vec<usize>),
@@ -218,10 +240,10 @@ impl Answer {
 /// What the server tells all ranks.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum News {
-    /// The job has ended.
-    End { rank: Option<usize>, reason: String },
-    /// A rank has said goodbye.
-    Left { rank: usize },
+    /// A generation has ended, or the whole job.
+    End { generation: Option<u64>, rank: Option<usize>, reason: String },
+    /// A rank makes no more calls in a generation.
+    Left { generation: u64, rank: usize },
     /// A rank has joined a round after an operation.
     Joined { token: u64, sequence: u32 },
     /// The server says goodbye.
@@ -231,8 +253,11 @@ pub(super) enum News {
 impl News {
     pub(super) fn encode(&self) -> Vec<u8> {
         match self {
-            Self::End { rank, reason } => wire::pack(&[b"X", &rank_code(*rank), reason.as_bytes()]),
-            Self::Left { rank } => wire::pack(&[b"L", &short(*rank)]),
+            Self::End { generation, rank, reason } => {
+                let generation = generation.unwrap_or(ALL).to_le_bytes();
+                wire::pack(&[b"X", &generation, &rank_code(*rank), reason.as_bytes()])
+            }
+            Self::Left { generation, rank } => wire::pack(&[b"L", &generation.to_le_bytes(), &short(*rank)]),
             Self::Joined { token, sequence } => {
                 wire::pack(&[b"J", &token.to_le_bytes(), &sequence.to_le_bytes()])
             }
@@ -242,10 +267,12 @@ impl News {
 
     pub(super) fn decode(message: &[u8]) -> Option<Self> {
         Some(match wire::unpack_all(message)?.as_slice() {
-            [b"X", rank, reason] => {
-                Self::End { rank: parse_rank(rank), reason: String::from_utf8_lossy(reason).into_owned() }
-            }
-            [b"L", rank] => Self::Left { rank: number(rank)? },
+            [b"X", generation, rank, reason] => Self::End {
+                generation: Some(long(generation)?).filter(|&generation| generation != ALL),
+                rank: parse_rank(rank),
+                reason: String::from_utf8_lossy(reason).into_owned(),
+            },
+            [b"L", generation, rank] => Self::Left { generation: long(generation)?, rank: number(rank)? },
             [b"J", token, sequence] => Self::Joined { token: long(token)?, sequence: code(sequence)? },
             [b"C"] => Self::Closing,
             _ => return None,
@@ -256,8 +283,8 @@ impl News {
 /// The last word of a rank.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Farewell {
-    /// It gives up, and the job ends.
-    GivesUp { reason: String },
+    /// It gives up, and the generation of the job ends.
+    GivesUp { generation: u64, reason: String },
     /// It has done its part.
     Goodbye,
 }
@@ -265,14 +292,19 @@ pub(super) enum Farewell {
 impl Farewell {
     pub(super) fn encode(&self) -> Vec<u8> {
         match self {
-            Self::GivesUp { reason } => wire::pack(&[b"X", reason.as_bytes()]),
+            Self::GivesUp { generation, reason } => {
+                wire::pack(&[b"X", &generation.to_le_bytes(), reason.as_bytes()])
+            }
             Self::Goodbye => wire::pack(&[b"L"]),
         }
     }
 
     pub(super) fn decode(message: &[u8]) -> Option<Self> {
         Some(match wire::unpack_all(message)?.as_slice() {
-            [b"X", reason] => Self::GivesUp { reason: String::from_utf8_lossy(reason).into_owned() },
+            [b"X", generation, reason] => Self::GivesUp {
+                generation: long(generation)?,
+                reason: String::from_utf8_lossy(reason).into_owned(),
+            },
             [b"L"] => Self::Goodbye,
             _ => return None,
         })
@@ -383,6 +415,7 @@ mod tests {
             Request::Invite { round, sequence, invitation: Invitation::End { rank: 2 } },
             Request::Invited { round, sequence, wait },
             Request::Time,
+            Request::Begin { generation: 1, members: vec![0, 7] },
         ] {
             assert_eq!(Request::decode(&request.encode()), Some(request.clone()));
         }
@@ -405,15 +438,15 @@ mod tests {
             assert_eq!(Answer::decode(&answer.encode()), Some(answer.clone()));
         }
         for news in [
-            News::End { rank: None, reason: "r".into() },
-            News::End { rank: Some(3), reason: String::new() },
-            News::Left { rank: 3 },
+            News::End { generation: None, rank: None, reason: "r".into() },
+            News::End { generation: Some(7), rank: Some(3), reason: String::new() },
+            News::Left { generation: 7, rank: 3 },
             News::Joined { token: 1, sequence: 2 },
             News::Closing,
         ] {
             assert_eq!(News::decode(&news.encode()), Some(news.clone()));
         }
-        for farewell in [Farewell::GivesUp { reason: "r".into() }, Farewell::Goodbye] {
+        for farewell in [Farewell::GivesUp { generation: 1, reason: "r".into() }, Farewell::Goodbye] {
             assert_eq!(Farewell::decode(&farewell.encode()), Some(farewell.clone()));
         }
     }

@@ -16,6 +16,8 @@ pub(crate) struct Reach<'a> {
     pub addresses: &'a dyn Fn() -> Result<Vec<(String, Security)>>,
     pub job: &'a [u8],
     pub rank: usize,
+    /// The generation of the job that the rank comes for.
+    pub generation: u64,
     /// How long it may take.
     pub timer: &'a Timer,
     /// Nobody else can be at the address.
@@ -66,7 +68,8 @@ impl Reach<'_> {
         };
         stream.set_read_timeout(Some(patience));
         let who = format!("host {}, process {}", crate::host::hostname(), std::process::id());
-        let hello = Hello { job: self.job, role, rank: self.rank, who: &who };
+        let Self { job, rank, generation, .. } = *self;
+        let hello = Hello { job, role, rank, generation, who: &who };
         wire::write(&mut &stream, &hello.encode())?;
         match wire::read(&mut &stream)?.as_slice() {
             WELCOME => {

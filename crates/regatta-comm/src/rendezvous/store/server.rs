@@ -119,7 +119,7 @@ impl StoreServer {
 
     /// The first failure of the job: the rank, where one is known, and what happened.
     pub fn first_failure(&self) -> Option<(Option<usize>, String)> {
-        self.served.state.lock().failure.clone()
+        self.served.state.lock().generations.first_end().cloned()
     }
 
     /// What has gone through it so far, and what it holds.
@@ -134,7 +134,12 @@ impl StoreServer {
 
     /// Ends the job: every rank's calls return an error with this reason.
     pub fn abort(&self, rank: Option<usize>, reason: &str) {
-        self.served.fail(rank, reason);
+        self.served.end(None, rank, reason);
+    }
+
+    /// Ends one generation of the job.
+    pub(crate) fn end(&self, generation: u64, rank: usize, reason: &str) {
+        self.served.end(Some(generation), Some(rank), reason);
     }
 
     #[cfg(test)]
@@ -174,7 +179,7 @@ impl Served {
             job: job.to_vec(),
             size,
             identity,
-            state: Shared::new(most),
+            state: Shared::new(size, most),
             watchers: Mutex::default(),
             closing: AtomicBool::new(false),
             strangers: Mutex::default(),
@@ -222,11 +227,11 @@ impl Served {
         }
     }
 
-    fn fail(&self, rank: Option<usize>, reason: &str) {
+    fn end(&self, generation: Option<u64>, rank: Option<usize>, reason: &str) {
         // Every rank has to hear of it: the news has to fit into a frame.
         let reason = &reason[..reason.floor_char_boundary(REASON)];
-        if self.state.lock().fail(rank, reason) {
-            self.tell(&News::End { rank, reason: reason.into() });
+        if self.state.lock().end(generation, &(rank, reason.into())) {
+            self.tell(&News::End { generation, rank, reason: reason.into() });
         }
     }
 
@@ -261,7 +266,7 @@ impl Served {
         let Ok(Some((stream, guest))) = admitted else { return };
         let _ = match guest.role {
             Role::Watch => self.watch(&stream, guest.rank, &guest.who),
-            Role::Requests => self.requests(&stream),
+            Role::Requests => self.requests(&stream, guest.rank),
         };
         stream.shutdown();
     }
@@ -316,7 +321,7 @@ impl Served {
         if guest.role == Role::Watch {
             let mut state = self.state.lock();
             if confirmed.is_err() {
-                state.seats.remove(&guest.rank);
+                state.generations.give_back(guest.rank);
             } else {
                 state.set(&format!("{PRESENT}{}", guest.rank), guest.who.as_bytes());
             }
@@ -327,8 +332,8 @@ impl Served {
     /// What a hello says, where it is one of this job's, or why it is refused.
     fn greet(&self, hello: &[u8]) -> Result<Guest, String> {
         let hello = Hello::decode(hello).filter(|hello| hello.job == self.job);
-        let Hello { role, rank, who, .. } = hello.ok_or("the store there is of another job")?;
-        if rank >= self.size {
+        let Hello { role, rank, generation, who, .. } = hello.ok_or("the store there is of another job")?;
+        if generation == 0 && rank >= self.size {
             return Err(format!(
                 "the job there has {} ranks: WORLD_SIZE must be the same for all its ranks",
                 self.size
@@ -336,11 +341,8 @@ impl Served {
         }
         if role == Role::Watch {
             // Two processes that take themselves for the same rank: the later one is turned away.
-            let mut state = self.state.lock();
-            if let Some(holder) = state.seats.get(&rank) {
-                return Err(format!("another process is rank {rank} of the job there ({holder})"));
-            }
-            state.seats.insert(rank, who.into());
+            let seat = self.state.lock().generations.sit(rank, who, generation);
+            seat.map_err(|holder| format!("another process is rank {rank} of the job there ({holder})"))?;
         }
         Ok(Guest { role, rank, who: who.into() })
     }
@@ -350,15 +352,9 @@ impl Served {
         keepalive(&**stream, SILENCE);
         {
             let mut watchers = self.watchers();
-            let (failure, left) = {
-                let state = self.state.lock();
-                (state.failure.clone(), state.left.clone())
-            };
-            for rank in left {
-                self.write(stream, &News::Left { rank }.encode())?;
-            }
-            if let Some((rank, reason)) = failure {
-                self.write(stream, &News::End { rank, reason }.encode())?;
+            let past = self.state.lock().generations.past();
+            for news in past {
+                self.write(stream, &news.encode())?;
             }
             watchers.push(stream.clone());
         }
@@ -366,14 +362,12 @@ impl Served {
         loop {
             let message = self.read(stream);
             match message.as_deref().ok().and_then(Farewell::decode) {
-                Some(Farewell::GivesUp { reason }) => self.fail(Some(rank), &reason),
+                Some(Farewell::GivesUp { generation, reason }) => {
+                    self.end(Some(generation), Some(rank), &reason);
+                }
                 Some(Farewell::Goodbye) => {
-                    {
-                        let mut state = self.state.lock();
-                        state.entries.remove(&format!("{PRESENT}{rank}"));
-                        state.left.push(rank);
-                    }
-                    self.tell(&News::Left { rank });
+                    let left = self.stand_up(rank, true);
+                    self.leave(&left, rank);
                     return Ok(());
                 }
                 None if self.closing.load(Ordering::Acquire) => return Ok(()),
@@ -383,26 +377,56 @@ impl Served {
                         true => "is cut off: its host has not answered for too long",
                         false => "died: its connections closed without a goodbye",
                     };
-                    self.fail(Some(rank), &format!("rank {rank} ({who}) {how}"));
+                    for generation in self.stand_up(rank, false) {
+                        self.end(Some(generation), Some(rank), &format!("rank {rank} ({who}) {how}"));
+                    }
                     return Ok(());
                 }
             }
         }
     }
 
-    fn requests(&self, stream: &Stream) -> io::Result<()> {
+    /// The process of a rank has gone; the generations that it concerns.
+    fn stand_up(&self, rank: usize, by_itself: bool) -> Vec<u64> {
+        let mut state = self.state.lock();
+        state.entries.remove(&format!("{PRESENT}{rank}"));
+        state.generations.stand_up(rank, by_itself)
+    }
+
+    /// Says that a rank makes no more calls in some generations.
+    fn leave(&self, generations: &[u64], rank: usize) {
+        generations.iter().for_each(|&generation| self.tell(&News::Left { generation, rank }));
+    }
+
+    fn requests(&self, stream: &Stream, rank: usize) -> io::Result<()> {
         loop {
             let request = self.read(stream)?;
-            let Some(answer) = self.answer(&request, SLICE) else { return Ok(()) };
+            let Some(answer) = self.answer(&request, rank, SLICE) else { return Ok(()) };
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
             self.write(stream, &answer)?;
         }
     }
 
-    /// The answer to a request; none to what is no request. Waits at most `most`.
-    fn answer(&self, request: &[u8], most: Duration) -> Option<Vec<u8>> {
+    /// The answer to a request of `rank`; none to what is no request. Waits at most `most`.
+    fn answer(&self, request: &[u8], rank: usize, most: Duration) -> Option<Vec<u8>> {
         let request = Request::decode(request)?;
-        let answer = self.state.answer(&request, most);
+        if let Request::Begin { generation, members } = &request {
+            let begun = self.state.lock().begin(rank, *generation, members);
+            return Some(match begun {
+                Ok(left) => {
+                    self.leave(&left, rank);
+                    Answer::Done.encode()
+                }
+                Err(why) => {
+                    // Those who have begun it, with other members, wait in vain.
+                    if self.state.lock().generations.of(rank) <= *generation {
+                        self.end(Some(*generation), Some(rank), &why);
+                    }
+                    Answer::Refused(why).encode()
+                }
+            });
+        }
+        let answer = self.state.answer(&request, rank, most);
         if let (Request::Join { round, sequence }, Answer::Number(_)) = (request, &answer) {
             self.tell(&News::Joined { token: round.token, sequence });
         }
@@ -429,7 +453,7 @@ impl Bare {
 
     /// The answer at once.
     pub(crate) fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
-        self.0.answer(request, Duration::ZERO)
+        self.0.answer(request, 0, Duration::ZERO)
     }
 
     /// What it holds.

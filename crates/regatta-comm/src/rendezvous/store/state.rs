@@ -1,7 +1,8 @@
 //! What a store knows, and how connections wait for it to change.
 
 use super::entries::{Entries, Gathered};
-use super::protocol::{Answer, Request};
+use super::generations::{End, Generations};
+use super::protocol::{Answer, Request, scope};
 use crate::member::rounds::Rounds;
 use crate::member::waits::Waits;
 use std::collections::BTreeMap;
@@ -20,13 +21,9 @@ pub(super) struct State {
     rounds: Rounds,
     /// What connections wait for.
     topics: BTreeMap<String, Topic>,
-    pub failure: Option<(Option<usize>, String)>,
-    /// Ranks that hold a watch connection, or have held one, with the process that each is.
-    pub seats: BTreeMap<usize, String>,
-    /// How many of them are told what happens, or have been.
+    pub generations: Generations,
+    /// How many ranks are told what happens, or have been.
     pub heard: usize,
-    /// Ranks that have said goodbye. Who comes later hears of them, too.
-    pub left: Vec<usize>,
 }
 
 /// Something that connections wait for.
@@ -39,17 +36,15 @@ struct Topic {
 }
 
 impl State {
-    fn new(most: usize) -> Self {
+    fn new(size: usize, most: usize) -> Self {
         Self {
             most,
             entries: Entries::default(),
             waits: Waits::default(),
             rounds: Rounds::default(),
             topics: BTreeMap::new(),
-            failure: None,
-            seats: BTreeMap::new(),
+            generations: Generations::new(size),
             heard: 0,
-            left: vec![],
         }
     }
 
@@ -88,14 +83,31 @@ impl State {
         }
     }
 
-    /// Records the first failure, and wakes all who wait; whether it was the first.
-    pub(super) fn fail(&mut self, rank: Option<usize>, reason: &str) -> bool {
-        if self.failure.is_some() {
-            return false;
+    /// Ends a generation, or the job, and wakes all who wait; whether it had not ended.
+    pub(super) fn end(&mut self, generation: Option<u64>, end: &End) -> bool {
+        let first = match generation {
+            Some(generation) => self.generations.end(generation, end),
+            None => self.generations.end_all(end),
+        };
+        if first {
+            self.topics.values().for_each(|topic| topic.changed.notify_all());
         }
-        self.failure = Some((rank, reason.into()));
-        self.topics.values().for_each(|topic| topic.changed.notify_all());
-        true
+        first
+    }
+
+    /// A rank goes on to another generation; those in which it makes no more calls, or why it may not.
+    pub(super) fn begin(
+        &mut self,
+        rank: usize,
+        generation: u64,
+        members: &[usize],
+    ) -> Result<Vec<u64>, String> {
+        let left = self.generations.begin(rank, generation, members)?;
+        // Of generation 0 nothing is left when it has begun.
+        for over in self.generations.forget().into_iter().filter(|&over| over > 0) {
+            self.entries.remove_all(&scope(over));
+        }
+        Ok(left)
     }
 
     fn has_room(&self) -> bool {
@@ -136,13 +148,14 @@ impl State {
                 Answer::Value(self.rounds.invited(round, sequence).ok_or(1usize)?.to_bytes())
             }
             Request::Time => Answer::Number(unix_us()),
+            Request::Begin { .. } => Answer::Refused("only the server itself can do that".into()),
         })
     }
 
     /// What is said to a request that has waited in vain.
-    fn in_vain(&mut self, request: &Request<'_>) -> Answer {
+    fn in_vain(&mut self, request: &Request<'_>, rank: usize) -> Answer {
         match *request {
-            _ if self.failure.is_some() => Answer::Ended,
+            _ if self.generations.has_ended(rank) => Answer::Ended,
             Request::Gather { prefix, from, count, .. } => match self.entries.gather(prefix, from, count) {
                 Gathered::Values(values) => Answer::Values(values),
                 Gathered::Missing(missing) => Answer::Missing(missing),
@@ -156,17 +169,17 @@ impl State {
 pub(super) struct Shared(Mutex<State>);
 
 impl Shared {
-    /// For at most `most` bytes.
-    pub(super) fn new(most: usize) -> Self {
-        Self(Mutex::new(State::new(most)))
+    /// For a job that begins with `size` ranks, and at most `most` bytes.
+    pub(super) fn new(size: usize, most: usize) -> Self {
+        Self(Mutex::new(State::new(size, most)))
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The answer to a request; waits for it as long as the request says, and at most `most`.
-    pub(super) fn answer(&self, request: &Request<'_>, most: Duration) -> Answer {
+    /// The answer to a request of `rank`; waits for it as long as the request says, and at most `most`.
+    pub(super) fn answer(&self, request: &Request<'_>, rank: usize, most: Duration) -> Answer {
         let (topic, wait) = match *request {
             Request::Get { key, wait } => (key.to_string(), wait),
             Request::Gather { prefix, wait, .. } => (prefix.to_string(), wait),
@@ -181,8 +194,8 @@ impl Shared {
                 Err(missing) => missing,
             };
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || state.failure.is_some() {
-                return state.in_vain(request);
+            if left.is_zero() || state.generations.has_ended(rank) {
+                return state.in_vain(request, rank);
             }
             let waits = state.topics.entry(topic.clone()).or_default();
             waits.missing = if waits.waiting == 0 { missing } else { missing.min(waits.missing) };

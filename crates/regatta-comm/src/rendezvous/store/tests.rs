@@ -7,7 +7,6 @@ use super::{Bare, PRESENT, Reach, StoreClient, StoreServer};
 use crate::error::{Error, Result};
 use crate::member::call::{Call, Kind};
 use crate::member::directory::{Invitation, Round};
-use crate::member::health::Health;
 use crate::member::timer::Timer;
 use crate::numbers::element::DType;
 use crate::rendezvous::{Secret, Security, wire};
@@ -26,14 +25,22 @@ fn connect(
 ) -> Result<Arc<StoreClient>> {
     let addresses = || Ok(vec![(server.addr().to_string(), security.clone())]);
     let timer = Timer::with_pauses(limit, LONG);
-    let reach = Reach { addresses: &addresses, job: b"", rank, timer: &timer, certain: true, deadline: LONG };
-    StoreClient::connect(&reach, Arc::<Health>::default())
+    let reach = Reach {
+        addresses: &addresses,
+        job: b"",
+        rank,
+        generation: 0,
+        timer: &timer,
+        certain: true,
+        deadline: LONG,
+    };
+    StoreClient::connect(&reach)
 }
 
 /// Greets as a rank that is to be watched, and is told that it may.
 fn greeted(server: &StoreServer, rank: usize) -> TcpStream {
     let mut stream = TcpStream::connect(server.addr()).unwrap();
-    let hello = Hello { job: b"", role: Role::Watch, rank, who: "somebody" };
+    let hello = Hello { job: b"", role: Role::Watch, rank, generation: 0, who: "somebody" };
     wire::write(&mut stream, &hello.encode()).unwrap();
     assert_eq!(wire::read(&mut stream).unwrap(), b"ok");
     stream
@@ -104,7 +111,8 @@ fn set(store: &Bare, key: &str, value: &[u8]) -> bool {
 #[test]
 fn each_rank_of_this_job_watches_once() {
     let store = Bare::new(2, b"job", MOST);
-    let greet = |job: &[u8], role, rank| store.greet(&Hello { job, role, rank, who: "who" }.encode());
+    let greet =
+        |job: &[u8], role, rank| store.greet(&Hello { job, role, rank, generation: 0, who: "who" }.encode());
     let (watch, requests) = (Role::Watch, Role::Requests);
     assert!(greet(b"job", requests, 1) && greet(b"job", watch, 1) && greet(b"job", requests, 1));
     assert!(!greet(b"job", watch, 1) && !greet(b"job", watch, 2) && !greet(b"other", watch, 0));

@@ -58,6 +58,8 @@ struct Sending {
     control: Vec<u8>,
     /// Those who wait for the end of that frame.
     turn: Vec<Arc<Waker>>,
+    /// Groups of earlier generations of the job begin no frame.
+    generation: u64,
     broken: bool,
     /// Where the kernel can send without a copy.
     #[cfg(target_os = "linux")]
@@ -99,15 +101,16 @@ impl Sending {
 }
 
 impl Connection {
-    pub(super) fn new(stream: Stream, owing: Arc<AtomicUsize>) -> Self {
+    /// For groups of `generation` and later ones.
+    pub(super) fn new(stream: Stream, owing: Arc<AtomicUsize>, generation: u64) -> Self {
         #[cfg(target_os = "linux")]
         let sending = {
             let far = stream.peer_addr().is_ok_and(|peer| !peer.ip().is_loopback());
             let zero = (!stream.is_encrypted() && far).then(|| ZeroCopy::new(stream.as_fd())).flatten();
-            Sending { zero, ..Sending::default() }
+            Sending { generation, zero, ..Sending::default() }
         };
         #[cfg(not(target_os = "linux"))]
-        let sending = Sending::default();
+        let sending = Sending { generation, ..Sending::default() };
         let (sending, receiving) = (Mutex::new(sending), Mutex::default());
         Self { stream, sending, receiving, owes: AtomicBool::new(false), owing }
     }
@@ -124,6 +127,17 @@ impl Connection {
     #[cfg(target_os = "linux")]
     pub(super) fn lends(&self) -> bool {
         self.sending().zero.is_some()
+    }
+
+    /// From here on only groups of this generation and later ones begin frames.
+    pub(super) fn begin(&self, generation: u64) {
+        self.sending().generation = generation;
+    }
+
+    /// Whether all frames that have begun are complete, and more can follow.
+    pub(super) fn is_whole(&self) -> bool {
+        let sending = self.sending();
+        !sending.broken && sending.owner.is_none() && !self.receiving().is_broken()
     }
 
     /// A group takes part; the number of its inbox.
@@ -202,6 +216,9 @@ impl Connection {
                 return Ok(sent);
             }
             if half.owner.is_none() {
+                if channel.generation < half.generation {
+                    return Err(ErrorKind::BrokenPipe.into());
+                }
                 if sent.taken == total {
                     // What others have left for the end of a frame.
                     half.write(&self.stream, &[])?;

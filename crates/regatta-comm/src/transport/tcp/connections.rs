@@ -49,10 +49,8 @@ pub(crate) struct Settings {
 /// All connections of a rank.
 pub(crate) struct Connections {
     pub(super) rank: usize,
-    contacts: Vec<Option<Contact>>,
     own: Result<Contact>,
     security: Security,
-    health: Arc<Health>,
     pub(super) streams: usize,
     join: Duration,
     /// Until the first group needs it.
@@ -65,7 +63,11 @@ pub(crate) struct Connections {
 }
 
 struct State {
+    /// For each rank of the job.
     slots: Vec<Slot>,
+    /// Of the present generation.
+    health: Arc<Health>,
+    generation: u64,
     /// Of all groups.
     wakers: Vec<Weak<Waker>>,
     /// Strangers that are heard.
@@ -74,6 +76,10 @@ struct State {
 
 #[derive(Default)]
 struct Slot {
+    /// How the rank is dialled, where that is known.
+    contact: Option<Contact>,
+    /// How often the connections have been given up, so that others may be made.
+    epoch: u32,
     stage: Stage,
     /// What the peer has dialled so far.
     dialled: Vec<Option<Stream>>,
@@ -93,7 +99,8 @@ enum Stage {
 impl Connections {
     pub(crate) fn new(settings: Settings) -> Arc<Self> {
         let Settings { rank, contacts, listening, security, health, streams, join } = settings;
-        let slots = contacts.iter().map(|_| Slot::default()).collect();
+        let slot = |contact| Slot { contact, ..Slot::default() };
+        let slots = contacts.into_iter().map(slot).collect();
         let (listener, own) = match listening {
             Ok(listening) => {
                 let contact = listening.contact();
@@ -103,14 +110,12 @@ impl Connections {
         };
         Arc::new(Self {
             rank,
-            contacts,
             own,
             security,
-            health,
             streams,
             join,
             listener: Mutex::new(listener),
-            state: Mutex::new(State { slots, wakers: vec![], hearing: 0 }),
+            state: Mutex::new(State { slots, health, generation: 0, wakers: vec![], hearing: 0 }),
             changed: Condvar::new(),
             closing: AtomicBool::new(false),
             owing: Arc::default(),
@@ -159,15 +164,16 @@ impl Connections {
             _ => return Ok(None),
         }
         slot.stage = Stage::Dialling;
-        let this = self.clone();
+        let (this, contact, epoch) = (self.clone(), slot.contact, slot.epoch);
+        let (health, generation) = (state.health.clone(), state.generation);
         let dialling = std::thread::Builder::new().name("regatta-dial".into()).spawn(move || {
-            let outcome = this.dial(peer);
-            this.dialled(peer, outcome);
+            let outcome = this.dial(peer, contact, epoch, &health);
+            this.dialled(peer, (epoch, generation), outcome);
         });
         match dialling {
             Ok(_) => Ok(None),
             Err(error) => {
-                slot.stage = Stage::Idle;
+                state.slots[peer].stage = Stage::Idle;
                 Err(Error::system("start a thread")(error))
             }
         }
@@ -175,7 +181,7 @@ impl Connections {
 
     /// The connections to a rank, where there are some.
     pub(super) fn connected(&self, peer: usize) -> Option<Pair> {
-        match &self.lock().slots[peer].stage {
+        match &self.lock().slots.get(peer)?.stage {
             Stage::Connected(pair) => Some(pair.clone()),
             _ => None,
         }
@@ -192,12 +198,18 @@ impl Connections {
     }
 
     /// The connections of this rank to `peer`; none where the peer's are those that stay.
-    fn dial(&self, peer: usize) -> Result<Option<Vec<Stream>>> {
-        let contact = self.contacts[peer]
-            .ok_or_else(|| Error::Rendezvous(format!("rank {peer} has published no address")))?;
+    fn dial(
+        &self,
+        peer: usize,
+        contact: Option<Contact>,
+        epoch: u32,
+        health: &Health,
+    ) -> Result<Option<Vec<Stream>>> {
+        let contact =
+            contact.ok_or_else(|| Error::Rendezvous(format!("rank {peer} has published no address")))?;
         let identity = self.security.for_data(contact.address.ip())?;
         let first = self.rank < peer;
-        if first && self.pause(peer, GRACE) {
+        if first && self.pause(peer, epoch, GRACE) {
             return Ok(None);
         }
         let timer = Timer::with_pauses(self.join, Duration::from_secs(12));
@@ -210,11 +222,11 @@ impl Connections {
                 Ok(streams) => return Ok(streams),
                 Err(error) => error,
             };
-            self.health.check()?;
+            health.check()?;
             // A peer that was stopped, or does not get its turn, ends a handshake that takes too long. One that
             // cannot be reached may still reach this rank.
-            if !timer.is_over() && (first || is_cut(&error)) && !self.health.has_left(peer) {
-                if self.pause(peer, AGAIN) {
+            if !timer.is_over() && (first || is_cut(&error)) && !health.has_left(peer) {
+                if self.pause(peer, epoch, AGAIN) {
                     return Ok(None);
                 }
                 continue;
@@ -224,8 +236,8 @@ impl Connections {
                 contact.address
             ))(error);
             // The news of a peer that is gone comes soon.
-            let verdict = self.health.verdict(unreached);
-            return Err(match self.health.has_left(peer) {
+            let verdict = health.verdict(unreached);
+            return Err(match health.has_left(peer) {
                 true => Error::PeerDied { rank: peer, call: String::new() },
                 false => verdict,
             });
@@ -233,10 +245,12 @@ impl Connections {
     }
 
     /// Waits; whether this rank need not dial any longer.
-    fn pause(&self, peer: usize, time: Duration) -> bool {
+    fn pause(&self, peer: usize, epoch: u32, time: Duration) -> bool {
         let over = |state: &mut State| {
+            let slot = &state.slots[peer];
             self.closing.load(Ordering::Acquire)
-                || matches!(state.slots[peer].stage, Stage::Connected(_) | Stage::Failed(_))
+                || slot.epoch != epoch
+                || matches!(slot.stage, Stage::Connected(_) | Stage::Failed(_))
         };
         let waited = self.changed.wait_timeout_while(self.lock(), time, |state| !over(state));
         let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -244,20 +258,25 @@ impl Connections {
     }
 
     /// Takes note of what came of dialling.
-    fn dialled(&self, peer: usize, outcome: Result<Option<Vec<Stream>>>) {
+    fn dialled(&self, peer: usize, (epoch, begun): (u32, u64), outcome: Result<Option<Vec<Stream>>>) {
         let mut state = self.lock();
-        if matches!(state.slots[peer].stage, Stage::Dialling) {
-            state.slots[peer].stage = match outcome {
-                Ok(Some(streams)) => Stage::Connected(self.pair(streams)),
+        let generation = state.generation;
+        let slot = &mut state.slots[peer];
+        if slot.epoch == epoch && matches!(slot.stage, Stage::Dialling) {
+            slot.stage = match outcome {
+                Ok(Some(streams)) => Stage::Connected(self.pair(streams, generation)),
                 Ok(None) => Stage::Expecting,
+                // It was given up with its generation, perhaps: the present one tries again.
+                Err(_) if begun < generation => Stage::Idle,
                 Err(error) => Stage::Failed(error),
             };
             self.tell(&state);
         }
     }
 
-    fn pair(&self, streams: Vec<Stream>) -> Pair {
-        streams.into_iter().map(|stream| Arc::new(Connection::new(stream, self.owing.clone()))).collect()
+    fn pair(&self, streams: Vec<Stream>, generation: u64) -> Pair {
+        let one = |stream| Arc::new(Connection::new(stream, self.owing.clone(), generation));
+        streams.into_iter().map(one).collect()
     }
 
     /// Wakes everyone who may wait for a connection.
@@ -284,8 +303,9 @@ impl Connections {
 
     fn hear(self: &Arc<Self>, socket: TcpStream, identity: Option<Identity>, expected: Vec<u8>) {
         // Each is heard for a limited time, so a crowd of strangers cannot shut ranks out for long.
-        let most = STRANGERS + self.contacts.len() * self.streams;
-        let crowded = |state: &mut State| state.hearing >= most && !self.closing.load(Ordering::Acquire);
+        let most = |state: &State| STRANGERS + state.slots.len() * self.streams;
+        let crowded =
+            |state: &mut State| state.hearing >= most(state) && !self.closing.load(Ordering::Acquire);
         let waited = self.changed.wait_while(self.lock(), crowded);
         waited.unwrap_or_else(PoisonError::into_inner).hearing += 1;
         let this = self.clone();
@@ -310,6 +330,7 @@ impl Connections {
     /// Takes a connection that a peer has dialled, where it is one that stays.
     fn admit(&self, peer: usize, number: usize, stream: Stream) {
         let mut state = self.lock();
+        let generation = state.generation;
         let Some(slot) = state.slots.get_mut(peer).filter(|_| peer != self.rank && number < self.streams)
         else {
             return;
@@ -327,14 +348,57 @@ impl Connections {
         slot.dialled[number] = Some(stream);
         if slot.dialled.iter().all(Option::is_some) {
             let streams = std::mem::take(&mut slot.dialled).into_iter().flatten().collect();
-            slot.stage = Stage::Connected(self.pair(streams));
+            slot.stage = Stage::Connected(self.pair(streams, generation));
+            self.tell(&state);
+        }
+    }
+
+    /// How this rank is dialled, where it can be.
+    pub(crate) fn own(&self) -> Option<Contact> {
+        self.own.as_ref().ok().copied()
+    }
+
+    /// The ranks to which there are connections that no other generation can use: broken, half made, or with a frame that
+    /// will not be complete.
+    pub(crate) fn broken(&self) -> Vec<usize> {
+        let is_broken = |slot: &Slot| match &slot.stage {
+            Stage::Connected(pair) => pair.iter().any(|connection| !connection.is_whole()),
+            Stage::Idle => !slot.dialled.is_empty(),
+            Stage::Dialling | Stage::Expecting | Stage::Failed(_) => true,
+        };
+        let state = self.lock();
+        (0..state.slots.len()).filter(|&rank| is_broken(&state.slots[rank])).collect()
+    }
+
+    /// Groups of earlier generations begin no frame any more; a rank calls it before it looks for what is
+    /// [`broken`](Self::broken).
+    pub(crate) fn begin(&self, generation: u64, health: &Arc<Health>) {
+        let mut state = self.lock();
+        (state.generation, state.health) = (generation, health.clone());
+        for slot in &state.slots {
+            if let Stage::Connected(pair) = &slot.stage {
+                pair.iter().for_each(|connection| connection.begin(generation));
+            }
+        }
+    }
+
+    /// Learns how a rank is dialled from now on. Where that is another process, or the connections are `broken`, others
+    /// are made when the pair talks next.
+    pub(crate) fn renew(&self, rank: usize, contact: Option<Contact>, broken: bool) {
+        let mut state = self.lock();
+        if state.slots.len() <= rank {
+            state.slots.resize_with(rank + 1, Slot::default);
+        }
+        let slot = &mut state.slots[rank];
+        if slot.contact != contact || broken {
+            *slot = Slot { contact, epoch: slot.epoch + 1, ..Slot::default() };
             self.tell(&state);
         }
     }
 
     #[cfg(test)]
     pub(super) fn contact(&self, rank: usize) -> Contact {
-        self.contacts[rank].unwrap()
+        self.lock().slots[rank].contact.unwrap()
     }
 
     /// No more connections can be made.
@@ -356,6 +420,7 @@ impl Connections {
         let ended = Error::Rendezvous("this rank has left the job".into());
         let mut ending = vec![];
         let mut state = self.lock();
+        let health = state.health.clone();
         for (peer, slot) in state.slots.iter_mut().enumerate() {
             slot.dialled.clear();
             if let Stage::Connected(pair) = std::mem::replace(&mut slot.stage, Stage::Failed(ended.clone())) {
@@ -370,7 +435,7 @@ impl Connections {
             // Wakes the acceptor, which sees the flag.
             let _ = TcpStream::connect_timeout(&here(contact.address), GREETING_TIME);
         }
-        linger(ending, patience, &self.health);
+        linger(ending, patience, &health);
     }
 }
 

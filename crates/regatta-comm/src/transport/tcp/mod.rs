@@ -76,6 +76,8 @@ pub(crate) struct TcpTransport {
     connections: Arc<Connections>,
     /// The group.
     id: u64,
+    /// The generation of the job that it belongs to.
+    generation: u64,
     waker: Arc<Waker>,
     /// To each rank of the group.
     links: Vec<Link>,
@@ -110,6 +112,7 @@ impl TcpTransport {
         Ok(Self {
             connections: connections.clone(),
             id,
+            generation: context.generation,
             waker,
             links: (0..context.size).map(|_| Link::default()).collect(),
             names: context.names.clone(),
@@ -154,7 +157,7 @@ impl TcpTransport {
     /// The group takes part in the connections to a peer.
     fn attach(&mut self, peer: usize, pair: &Pair) {
         for connection in pair.iter() {
-            let channel = Arc::new(Channel::new(self.id, self.waker.clone()));
+            let channel = Arc::new(Channel::new(self.id, self.generation, self.waker.clone()));
             let inbox = connection.join(&channel);
             self.encrypted |= connection.stream.is_encrypted();
             #[cfg(target_os = "linux")]

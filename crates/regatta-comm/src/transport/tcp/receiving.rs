@@ -22,6 +22,8 @@ const KEPT: usize = 64 << 10;
 pub(super) struct Channel {
     /// The group.
     pub id: u64,
+    /// The generation of the job that the group belongs to.
+    pub generation: u64,
     pub waker: Arc<Waker>,
     /// Bytes that may be sent before the peer has consumed more.
     pub credit: AtomicUsize,
@@ -30,8 +32,9 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    pub(super) fn new(id: u64, waker: Arc<Waker>) -> Self {
-        Self { id, waker, credit: AtomicUsize::new(WINDOW), closed: AtomicBool::new(false) }
+    pub(super) fn new(id: u64, generation: u64, waker: Arc<Waker>) -> Self {
+        let (credit, closed) = (AtomicUsize::new(WINDOW), AtomicBool::new(false));
+        Self { id, generation, waker, credit, closed }
     }
 }
 
@@ -178,6 +181,11 @@ impl Receiving {
     pub(super) fn leave(&mut self, index: usize) {
         let inbox = &mut self.inboxes[index];
         *inbox = Inbox { id: inbox.id, gone: true, closed: inbox.closed, ..Inbox::default() };
+    }
+
+    /// Whether nothing more will come.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.is_some()
     }
 
     /// Fills `target` with what has come for the group with the inbox `own`: at most one read that brings something.

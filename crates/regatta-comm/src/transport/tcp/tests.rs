@@ -51,9 +51,9 @@ struct Side {
 
 fn sides(groups: usize) -> [Side; 2] {
     sockets().map(|socket| {
-        let connection = Connection::new(Stream::plain(socket), Arc::default());
+        let connection = Connection::new(Stream::plain(socket), Arc::default(), 0);
         let member = |group| {
-            let channel = Arc::new(Channel::new(group as u64, Arc::new(Waker::new().unwrap())));
+            let channel = Arc::new(Channel::new(group as u64, 0, Arc::new(Waker::new().unwrap())));
             let inbox = connection.join(&channel);
             Member { channel, inbox, sent: 0, received: 0, wanted: 0 }
         };
@@ -146,8 +146,8 @@ proptest! {
     #[test]
     fn what_no_rank_sends_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), group in 0u64..3, len in any::<u32>(), kind in 0u32..4) {
         let [ours, mut theirs] = sockets();
-        let connection = Connection::new(Stream::plain(ours), Arc::default());
-        let channel = Arc::new(Channel::new(1, Arc::new(Waker::new().unwrap())));
+        let connection = Connection::new(Stream::plain(ours), Arc::default(), 0);
+        let channel = Arc::new(Channel::new(1, 0, Arc::new(Waker::new().unwrap())));
         let inbox = connection.join(&channel);
         theirs.write_all(&[&Header { group, len, kind }.bytes()[..], &bytes].concat()).unwrap();
         drop(theirs);
@@ -294,7 +294,7 @@ fn strangers_are_dropped_and_hold_nobody_up() {
     }
     ranks[1].enter(&waker, &[0]).unwrap();
     let [other, one] = [reach(&ranks[1], 0), reach(&ranks[0], 1)];
-    let channel = Arc::new(Channel::new(7, waker));
+    let channel = Arc::new(Channel::new(7, 0, waker));
     let inboxes = [&one, &other].map(|pair| pair[0].join(&channel));
     assert_eq!(one[0].send(&channel, [b"!", b""], false).unwrap().taken, 1);
     let (begun, mut came) = (Instant::now(), [0]);
@@ -324,7 +324,7 @@ fn what_was_sent_comes_though_its_rank_has_ended() {
         connections.enter(&waker, &[1 - rank]).unwrap();
     }
     let [one, other] = [reach(&ranks[0], 1), reach(&ranks[1], 0)];
-    let channels = [1, 1].map(|group| Arc::new(Channel::new(group, waker.clone())));
+    let channels = [1, 1].map(|group| Arc::new(Channel::new(group, 0, waker.clone())));
     let inboxes = [one[0].join(&channels[0]), other[0].join(&channels[1])];
     let data: Vec<u8> = (0..WINDOW).map(|at| byte(1, 0, at)).collect();
     let mut sent = 0;

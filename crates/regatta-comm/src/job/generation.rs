@@ -1,0 +1,276 @@
+//! The generations of a job: how a rank goes on to another one, with other members.
+//!
+//! What belongs to the process stays: the store, the connections to the living. What belongs to the generation is new:
+//! the news of its end, its members and their hosts, its groups.
+//!
+//! Each member publishes where it is dialled and which of its connections no other generation can use, and reads what all
+//! have published. Connections that one of the two ranks cannot use, and those to a process that is another now, are
+//! forgotten by both. When all have done so, the generation begins: two round trips to the store, however many ranks.
+
+use crate::algorithm::select::Table;
+use crate::error::{Error, Result};
+use crate::job::options::Options;
+use crate::job::start::{Reached, gave_up, join_timer};
+use crate::job::{Job, Ways, tell};
+use crate::member::timer::Timer;
+use crate::rendezvous::store::StoreClient;
+use crate::rendezvous::{World, wire};
+use crate::transport::TransportKind;
+use crate::transport::tcp::{self, Connections, Contact, Listening};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Where the store keeps what each member says of itself.
+const MEMBERS: &str = "member/";
+/// Where it keeps that a member is ready.
+const READY: &str = "ready/";
+
+/// What a member knows of the job, if it has been in it before, and of itself.
+struct Own<'a> {
+    rank: usize,
+    host: &'a [u8],
+    /// The name of the job and its tuning table.
+    job: Option<(&'a str, &'a Table)>,
+}
+
+/// What a member says of itself.
+#[derive(Debug, Default, PartialEq)]
+struct About {
+    /// From where it reaches the store.
+    ip: String,
+    contact: Option<Contact>,
+    host: Vec<u8>,
+    /// Ranks to which it has connections that cannot be used.
+    broken: Vec<usize>,
+    name: String,
+    tuning: String,
+}
+
+impl About {
+    fn encode(&self) -> Vec<u8> {
+        let contact = self.contact.map(|contact| contact.to_string()).unwrap_or_default();
+        let broken: Vec<u8> = self.broken.iter().flat_map(|&rank| (rank as u32).to_le_bytes()).collect();
+        let Self { ip, host, name, tuning, .. } = self;
+        wire::pack(&[ip.as_bytes(), contact.as_bytes(), host, &broken, name.as_bytes(), tuning.as_bytes()])
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let [ip, contact, host, broken, name, tuning] = wire::unpack::<6>(bytes)?;
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+        let (broken, []) = broken.as_chunks::<4>() else { return None };
+        Some(Self {
+            ip: text(ip)?,
+            contact: Contact::parse(&text(contact)?),
+            host: host.to_vec(),
+            broken: broken.iter().map(|&rank| u32::from_le_bytes(rank) as usize).collect(),
+            name: text(name)?,
+            tuning: text(tuning)?,
+        })
+    }
+}
+
+/// Whether a list can be that of a generation's members, as `rank` names it.
+fn check(rank: usize, generation: u64, members: &[usize], options: &Options) -> Result<()> {
+    let twice = members.iter().enumerate().find(|(index, member)| members[..*index].contains(member));
+    let problem = if let Some((_, twice)) = twice {
+        format!("rank {twice} is in the list of members twice")
+    } else if !members.contains(&rank) {
+        format!("rank {rank} is not in its own list of members, {members:?}")
+    } else if members.iter().any(|&member| member >= World::MOST_RANKS) {
+        format!("a rank of a job is less than {}", World::MOST_RANKS)
+    } else if generation == 0 {
+        "a job begins with generation 0; later ones have larger numbers".into()
+    } else if options.transport == Some(TransportKind::Mpi) {
+        "over MPI a job has one generation: an MPI library ends with its first lost process".into()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Usage(format!("generation {generation}: {problem}")))
+}
+
+impl Job {
+    /// This rank's part in a later generation, which has these members, ranks of the job. All of them call it with the same
+    /// list. The earlier generations are over for it, also where this fails.
+    pub(crate) fn begin(&self, generation: u64, members: &[usize], options: &Options) -> Result<Self> {
+        check(self.rank, generation, members, options)?;
+        if generation <= self.generation {
+            let now = self.generation;
+            return Err(Error::Usage(format!("generation {generation}: this group is of generation {now}")));
+        }
+        let timer = join_timer(options);
+        match &*self.ways {
+            Ways::Solo => {
+                let solo = Self { generation, ..Self::solo() };
+                self.health
+                    .end(None, &format!("this rank has gone on to generation {generation} of the job"));
+                Ok(solo)
+            }
+            Ways::Threads { hub, .. } => {
+                let health = hub.begin(self.rank, self.generation, generation, members, &timer)?;
+                Ok(Self {
+                    rank: self.rank,
+                    size: members.len(),
+                    generation,
+                    health,
+                    store: None,
+                    tuning: self.tuning.clone(),
+                    name: self.name.clone(),
+                    hosts: vec![vec![]; members.iter().max().map_or(0, |last| last + 1)],
+                    ways: self.ways.clone(),
+                    shared_memory: AtomicBool::new(true),
+                })
+            }
+            Ways::Processes { .. } => {
+                let Some(store) = &self.store else {
+                    return Err(Error::Internal("a job without store".into()));
+                };
+                let store = store.begin(generation, members)?;
+                let own = Own {
+                    rank: self.rank,
+                    host: self.hosts.get(self.rank).map_or(&[], Vec::as_slice),
+                    job: Some((&self.name, &self.tuning)),
+                };
+                meet(&self.ways, &store, &own, members, &timer)
+            }
+        }
+    }
+
+    /// As [`begin`](Self::begin), in a process that comes to a job that has begun.
+    pub(crate) fn come(
+        world: &World,
+        options: &Options,
+        generation: u64,
+        members: &[usize],
+        reached: Reached,
+    ) -> Result<Self> {
+        check(world.rank, generation, members, options)?;
+        let Reached { store, server, security } = reached;
+        store.keep_time(options.deadline);
+        // It knows the others when it has met them.
+        let connections = Connections::new(tcp::Settings {
+            rank: world.rank,
+            contacts: vec![],
+            listening: Listening::new(store.local_ip()),
+            security,
+            health: store.health().clone(),
+            streams: options.tcp_streams,
+            join: options.join,
+        });
+        let ways = Arc::new(Ways::processes(connections, options, store.clone(), server));
+        let store = store.begin(generation, members)?;
+        let own = Own { rank: world.rank, host: world.host.as_bytes(), job: None };
+        meet(&ways, &store, &own, members, &join_timer(options))
+    }
+}
+
+/// Waits for the other members; where that fails, all of them hear of it.
+fn meet(
+    ways: &Arc<Ways>,
+    store: &Arc<StoreClient>,
+    own: &Own<'_>,
+    members: &[usize],
+    timer: &Timer,
+) -> Result<Job> {
+    let Ways::Processes { connections, server, .. } = &**ways else {
+        return Err(Error::Internal("only processes meet at a store".into()));
+    };
+    let met = exchange(ways, connections, store, own, members, timer);
+    met.inspect_err(|error| {
+        if !matches!(error, Error::Aborted { .. }) {
+            tell(own.rank, store, server.as_ref(), &gave_up(own.rank, &error.to_string()));
+        }
+    })
+}
+
+fn exchange(
+    ways: &Arc<Ways>,
+    connections: &Arc<Connections>,
+    store: &Arc<StoreClient>,
+    own: &Own<'_>,
+    members: &[usize],
+    timer: &Timer,
+) -> Result<Job> {
+    let (generation, health) = (store.generation(), store.health());
+    let index = members.iter().position(|&member| member == own.rank).unwrap_or(0);
+    connections.begin(generation, health);
+    let about = About {
+        ip: store.local_ip().to_string(),
+        contact: connections.own(),
+        host: own.host.to_vec(),
+        broken: connections.broken(),
+        name: own.job.map(|(name, _)| name.to_string()).unwrap_or_default(),
+        tuning: own.job.map(|(_, tuning)| tuning.to_string()).unwrap_or_default(),
+    };
+    store.set(&format!("{MEMBERS}{index}"), &about.encode())?;
+    let all = store.gather(MEMBERS, members, timer)?;
+    let all: Option<Vec<About>> = all.iter().map(|bytes| About::decode(bytes)).collect();
+    let all =
+        all.ok_or_else(|| Error::Rendezvous("a member is of another version of this program".into()))?;
+    let mut hosts = vec![vec![]; members.iter().max().map_or(0, |last| last + 1)];
+    for (&rank, member) in members.iter().zip(&all) {
+        hosts[rank].clone_from(&member.host);
+        if rank != own.rank {
+            let broken = about.broken.contains(&rank) || member.broken.contains(&own.rank);
+            connections.renew(rank, member.contact, broken);
+        }
+    }
+    let ips: Vec<_> =
+        members.iter().zip(&all).map(|(&rank, member)| (rank, member.ip.parse().ok())).collect();
+    store.learn_hosts(&ips);
+    // Whoever dialled a rank before that has forgotten the old connection would be turned away.
+    store.set(&format!("{READY}{index}"), b"")?;
+    store.gather(READY, members, timer)?;
+    // What the first says that has been in the job before holds for all.
+    let lead = all.iter().find(|member| !member.name.is_empty());
+    let (name, tuning) = match lead {
+        Some(lead) => (lead.name.clone(), Table::parse(&lead.tuning)?),
+        None => (format!("generation-{generation}"), Table::default()),
+    };
+    Ok(Job {
+        rank: own.rank,
+        size: members.len(),
+        generation,
+        health: health.clone(),
+        store: Some(store.clone()),
+        tuning: Arc::new(tuning),
+        name,
+        hosts,
+        ways: ways.clone(),
+        shared_memory: AtomicBool::new(true),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_member_says_comes_back() {
+        let contact = Contact::parse("127.0.0.1:5/0123456789abcdef0123456789abcdef");
+        assert!(contact.is_some());
+        let about = About {
+            ip: "::1".into(),
+            contact,
+            host: b"h\xff".to_vec(),
+            broken: vec![0, 70_000],
+            name: "n".into(),
+            tuning: "t\n".into(),
+        };
+        assert_eq!(About::decode(&about.encode()), Some(about));
+        assert_eq!(About::decode(&About::default().encode()), Some(About::default()));
+        assert_eq!(About::decode(b""), None);
+    }
+
+    #[test]
+    fn a_list_that_no_generation_can_have_is_refused() {
+        let options = Options::default();
+        let problem = |rank, generation, members: &[usize]| {
+            check(rank, generation, members, &options).unwrap_err().to_string()
+        };
+        assert!(problem(1, 2, &[0, 1, 0]).contains("rank 0 is in the list of members twice"));
+        assert!(problem(1, 2, &[0, 2]).contains("rank 1 is not in its own list"));
+        assert!(problem(0, 0, &[0]).contains("larger numbers"));
+        assert!(problem(0, 1, &[0, usize::MAX]).contains("a rank of a job is less than"));
+        check(7, 1, &[9, 7], &options).unwrap();
+    }
+}
