@@ -226,7 +226,7 @@ fn digits(folder: &Path) {
 
 /// What a job leaves whose ranks disagree.
 fn failed_job(folder: &Path) {
-    let options = Options { trace: Some(folder.into()), ..Options::default() };
+    let options = Options::default().trace(std::path::PathBuf::from(folder));
     let ranks = Group::threads_with(2, &options).unwrap().into_iter().map(|group| {
         std::thread::spawn(move || {
             let len = 7 + group.rank();

@@ -10,7 +10,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 fn options(join: Duration) -> Options {
-    Options { join, trace: None, ..Options::default() }
+    Options::default().join(join).trace(None::<std::path::PathBuf>)
 }
 
 fn world(rank: usize, size: usize, server: &StoreServer) -> World {
@@ -90,7 +90,7 @@ fn times_at_their_limits_are_taken_or_refused_and_never_panic() {
         [(Duration::MAX, Duration::MAX), (Duration::from_secs(60), Duration::from_nanos(1))]
     {
         let server = server(2);
-        let options = Options { join, deadline, warn: Duration::MAX, ..options(join) };
+        let options = options(join).join(join).deadline(deadline).warn(Duration::MAX);
         std::thread::scope(|scope| {
             for rank in 0..2 {
                 let (options, world) = (&options, world(rank, 2, &server));
@@ -100,7 +100,7 @@ fn times_at_their_limits_are_taken_or_refused_and_never_panic() {
         });
     }
     let server = server(1);
-    let zero = Options { deadline: Duration::ZERO, ..Options::default() };
+    let zero = Options::default().deadline(Duration::ZERO);
     let error = Group::connect(&world(0, 1, &server), &zero).err().unwrap();
     assert!(matches!(&error, Error::Usage(text) if text.contains("deadline")), "{error}");
 }

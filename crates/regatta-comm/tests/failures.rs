@@ -103,14 +103,12 @@ fn a_late_rank_is_reported_before_it_is_fatal() {
         LATE.lock().unwrap().clear();
         let (release, wait) = channel::<()>();
         let (release, wait) = (std::sync::Mutex::new(Some(release)), std::sync::Mutex::new(wait));
-        let options = Options {
-            transport: (way.0 != regatta_comm::TransportKind::Mixed).then_some(way.0),
-            algorithm: way.1,
-            warn: Duration::from_millis(700),
-            on_late: OnLate::new(|late| LATE.lock().unwrap().push(late.clone())),
-            join: Duration::from_secs(20),
-            ..Options::default()
-        };
+        let options = Options::default()
+            .transport((way.0 != regatta_comm::TransportKind::Mixed).then_some(way.0))
+            .algorithm(way.1)
+            .warn(Duration::from_millis(700))
+            .on_late(OnLate::new(|late| LATE.lock().unwrap().push(late.clone())))
+            .join(Duration::from_secs(20));
         common::run_with(options, way.0, 3, |group| {
             match group.rank() {
                 // Late until somebody says so.
@@ -143,15 +141,13 @@ static LATE_ROOT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsiz
 fn parts_of_an_operation_are_no_mismatch() {
     use regatta_comm::{Algorithm, TransportKind};
     // Ranks of two hosts wait in different parts of the same operation for a rank that is late.
-    let options = Options {
-        algorithm: Some(Algorithm::Hierarchical),
-        warn: Duration::from_millis(1500),
-        on_late: OnLate::new(|_| {
+    let options = Options::default()
+        .algorithm(Algorithm::Hierarchical)
+        .warn(Duration::from_millis(1500))
+        .on_late(OnLate::new(|_| {
             LATE_ROOT.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        }),
-        join: Duration::from_secs(20),
-        ..Options::default()
-    };
+        }))
+        .join(Duration::from_secs(20));
     for mean in [false, true] {
         LATE_ROOT.store(0, std::sync::atomic::Ordering::SeqCst);
         common::run_with(options.clone(), TransportKind::Mixed, 4, |group| {
@@ -175,13 +171,11 @@ fn parts_of_an_operation_are_no_mismatch() {
 fn the_last_operations_are_written_down() {
     for way in WAYS {
         let folder = tempfile::tempdir().unwrap();
-        let options = Options {
-            transport: (way.0 != regatta_comm::TransportKind::Mixed).then_some(way.0),
-            algorithm: way.1,
-            trace: Some(folder.path().into()),
-            join: Duration::from_secs(20),
-            ..Options::default()
-        };
+        let options = Options::default()
+            .transport((way.0 != regatta_comm::TransportKind::Mixed).then_some(way.0))
+            .algorithm(way.1)
+            .trace(folder.path().to_path_buf())
+            .join(Duration::from_secs(20));
         common::run_with(options, way.0, 2, |group| {
             for len in 0..300 {
                 group.all_reduce(&mut vec![0.0f32; len], ReduceOp::Sum).unwrap();
@@ -316,7 +310,7 @@ fn a_port_in_use_is_a_clear_error() {
 fn ranks_that_do_not_come_are_named() {
     let server = StoreServer::start("127.0.0.1:0", 3, &Security::default()).unwrap();
     let world = World::local(0, 3, &server.addr().to_string());
-    let options = Options { join: Duration::from_secs(3), ..Options::default() };
+    let options = Options::default().join(Duration::from_secs(3));
     let Err(error) = Group::connect(&world, &options) else { panic!("nobody else came") };
     assert!(error.to_string().contains("rank 1, 2 of 3 did not join"), "{error}");
 }
@@ -334,7 +328,7 @@ fn strangers_neither_join_nor_disturb() {
     let group = Group::connect(&world, &Options::default()).unwrap();
     group.barrier().unwrap();
     let foreign = World { job: "another".into(), ..world };
-    let options = Options { join: Duration::from_millis(50), ..Options::default() };
+    let options = Options::default().join(Duration::from_millis(50));
     assert!(matches!(Group::connect(&foreign, &options), Err(Error::Rendezvous(_))));
 }
 

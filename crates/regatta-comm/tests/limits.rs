@@ -9,7 +9,7 @@ use regatta_comm::{Error, Group, Options, ReduceOp, TransportKind};
 use std::time::Duration;
 
 fn options(lanes: usize, tcp_streams: usize) -> Options {
-    Options { lanes, tcp_streams, join: Duration::from_secs(60), ..Options::default() }
+    Options::default().lanes(lanes).tcp_streams(tcp_streams).join(Duration::from_secs(60))
 }
 
 /// Any number, though mostly one near a limit.
@@ -56,7 +56,7 @@ fn every_number_of_lanes_and_streams_works() {
     for count in [1, 2, 3, 64] {
         for transport in [TransportKind::Thread, TransportKind::Shm, TransportKind::Tcp] {
             let wanted = (transport != TransportKind::Thread).then_some(transport);
-            let options = Options { transport: wanted, ..options(count, count) };
+            let options = options(count, count).transport(wanted);
             common::run_with(options, transport, 2, |group| {
                 let mut data = vec![1i32; 700_000];
                 group.all_reduce(&mut data, ReduceOp::Sum).unwrap();

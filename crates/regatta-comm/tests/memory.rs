@@ -85,7 +85,7 @@ fn child_ranks() {
     }
     let server = StoreServer::start("127.0.0.1:0", 2, &Security::default()).unwrap();
     let address = server.addr().to_string();
-    let options = Options { transport: Some(TransportKind::Shm), ..Options::default() };
+    let options = Options::default().transport(TransportKind::Shm);
     std::thread::scope(|scope| {
         for rank in 0..2 {
             let (address, options) = (&address, &options);
@@ -146,8 +146,7 @@ fn a_small_dev_shm_is_an_error_or_a_file() {
 fn lanes_share_the_work() {
     for transport in [TransportKind::Thread, TransportKind::Shm] {
         let wanted = Some(transport);
-        let options =
-            Options { transport: wanted, lanes: 3, join: Duration::from_secs(20), ..Options::default() };
+        let options = Options::default().transport(wanted).lanes(3).join(Duration::from_secs(20));
         common::run_with(options, transport, 3, |group| {
             for len in [1, 100_000, 3_000_001] {
                 let number = |rank: usize, i: usize| (i % 100 + rank) as f32;

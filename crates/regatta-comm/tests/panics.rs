@@ -14,15 +14,13 @@ const DEADLINE: Duration = Duration::from_secs(600);
 const SOON: Duration = Duration::from_secs(120);
 
 fn options((transport, algorithm): Way, on_late: OnLate) -> Options {
-    Options {
-        transport: (transport != TransportKind::Mixed).then_some(transport),
-        algorithm,
-        deadline: DEADLINE,
-        warn: Duration::from_millis(200),
-        on_late,
-        join: Duration::from_secs(60),
-        ..Options::default()
-    }
+    Options::default()
+        .transport((transport != TransportKind::Mixed).then_some(transport))
+        .algorithm(algorithm)
+        .deadline(DEADLINE)
+        .warn(Duration::from_millis(200))
+        .on_late(on_late)
+        .join(Duration::from_secs(60))
 }
 
 fn broken() -> OnLate {
@@ -98,7 +96,7 @@ fn a_panic_on_the_callers_thread_ends_the_job_and_goes_on() {
 fn a_panic_in_a_lane_ends_the_job() {
     let gate = Gate::default();
     let way = (TransportKind::Shm, None);
-    let options = Options { lanes: 3, ..options(way, broken()) };
+    let options = options(way, broken()).lanes(3);
     run_with(options, TransportKind::Shm, 2, |group| {
         if group.rank() == 0 {
             let data = Buffer::from(vec![1.0f32; 1_000_000]);

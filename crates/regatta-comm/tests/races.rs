@@ -7,7 +7,7 @@ use regatta_comm::{Algorithm, Group, Options, ReduceOp};
 const LENGTHS: [usize; 6] = [0, 1, 37, 4099, 70_001, 140_001];
 
 fn each(size: usize, algorithm: Algorithm, lanes: usize, rank: impl Fn(&Group) + Sync) {
-    let options = Options { algorithm: Some(algorithm), lanes, ..Options::default() };
+    let options = Options::default().algorithm(algorithm).lanes(lanes);
     std::thread::scope(|scope| {
         for group in Group::threads_with(size, &options).unwrap() {
             scope.spawn(|| rank(&{ group }));

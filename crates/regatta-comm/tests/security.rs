@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 fn options(tls: Tls, secret: Option<Secret>) -> Options {
     let transport = Some(TransportKind::Tcp);
-    Options { transport, tls, secret, join: Duration::from_secs(20), ..Options::default() }
+    Options::default().transport(transport).tls(tls).secret(secret).join(Duration::from_secs(20))
 }
 
 #[test]
@@ -19,8 +19,7 @@ fn encrypted_jobs_compute_the_same() {
     let secret = Secret::random().unwrap();
     for (algorithm, streams) in [(None, 1), (Some(Algorithm::Ring), 3), (Some(Algorithm::Tree), 2)] {
         for size in [2, 4] {
-            let options =
-                Options { algorithm, tcp_streams: streams, ..options(Tls::On, Some(secret.clone())) };
+            let options = options(Tls::On, Some(secret.clone())).algorithm(algorithm).tcp_streams(streams);
             run_with(options, TransportKind::Tcp, size, |group| {
                 for len in [0, 1, 1000, 2_000_003] {
                     let number = |rank: usize, i: usize| ((i % 1000) * (rank + 1)) as f32;
@@ -39,7 +38,7 @@ fn encrypted_jobs_compute_the_same() {
 #[test]
 fn several_connections_a_pair_carry_one_stream() {
     for streams in [1, 2, 5] {
-        let options = Options { tcp_streams: streams, ..options(Tls::Auto, None) };
+        let options = options(Tls::Auto, None).tcp_streams(streams);
         run_with(options, TransportKind::Tcp, 3, |group| {
             let next = (group.rank() + 1) % 3;
             let sent: Vec<u8> = (0..3_000_017).map(|i| (i * 31 + group.rank() * 7) as u8).collect();
@@ -61,13 +60,13 @@ fn another_secret_or_none_does_not_join() {
             .unwrap();
     let world = World::local(0, 1, &server.addr().to_string());
     for other in [None, Some(Secret::random().unwrap())] {
-        let options = Options { join: Duration::from_secs(3), ..options(Tls::Auto, other) };
+        let options = options(Tls::Auto, other).join(Duration::from_secs(3));
         let error = Group::connect(&world, &options).err().unwrap().to_string();
         assert!(error.contains("cannot reach the job's store"), "{error}");
     }
     let group = Group::connect(&world, &options(Tls::Auto, Some(secret.clone()))).unwrap();
     // A second process that takes itself for the same rank is turned away, and does not disturb the first.
-    let options = Options { join: Duration::from_secs(3), ..options(Tls::Auto, Some(secret)) };
+    let options = options(Tls::Auto, Some(secret)).join(Duration::from_secs(3));
     let error = Group::connect(&world, &options).err().unwrap().to_string();
     assert!(error.contains("another process is rank 0"), "{error}");
     group.barrier().unwrap();

@@ -10,7 +10,7 @@ const LONG: Duration = Duration::from_secs(60);
 /// Runs `rank` on `size` threads, connected by `transport` through a store, which they see.
 fn run(size: usize, transport: TransportKind, rank: impl Fn(&Group, &StoreServer) + Sync) {
     let server = StoreServer::start("127.0.0.1:0", size, &Security::default()).unwrap();
-    let options = Options { transport: Some(transport), deadline: LONG, join: LONG, ..Options::default() };
+    let options = Options::default().transport(transport).deadline(LONG).join(LONG);
     std::thread::scope(|scope| {
         for number in 0..size {
             let (server, options, rank) = (&server, &options, &rank);

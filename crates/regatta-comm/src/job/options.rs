@@ -23,6 +23,7 @@ const COUNTS: RangeInclusive<usize> = 1..=64;
 /// assert_eq!(options.transport, Some(TransportKind::Tcp));
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Options {
     /// The transport; none: the fastest that every pair of ranks shares.
     pub transport: Option<TransportKind>,

@@ -29,7 +29,7 @@ pub fn run<R: Send>(
     let wanted = (transport != TransportKind::Mixed).then_some(transport);
     let join = Duration::from_secs(30);
     run_with(
-        Options { transport: wanted, algorithm, deadline, join, ..Options::default() },
+        Options::default().transport(wanted).algorithm(algorithm).deadline(deadline).join(join),
         transport,
         size,
         rank,

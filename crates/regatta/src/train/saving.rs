@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn a_save_may_take_longer_than_the_deadline() {
         let deadline = Duration::from_secs(3);
-        let groups = Group::threads_with(2, &Options { deadline, ..Options::default() }).unwrap();
+        let groups = Group::threads_with(2, &Options::default().deadline(deadline)).unwrap();
         std::thread::scope(|scope| {
             let ranks: Vec<_> = groups
                 .iter()
