@@ -21,6 +21,8 @@ use crate::rendezvous::{StoreServer, World};
 use crate::transport::tcp::Connections;
 use crate::transport::thread::Hub;
 use gathering::Met;
+use link::Means;
+use shared_memory::HostMemory;
 use start::{gave_up, join_timer, tell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +57,7 @@ enum Ways {
         connections: Arc<Connections>,
         /// How long to wait at the end until what was sent has left this host.
         patience: Duration,
+        memory: HostMemory,
         store: Arc<StoreClient>,
         server: Option<StoreServer>,
     },
@@ -94,7 +97,9 @@ impl Job {
                 tell(world.rank, &store, server.as_ref(), &gave_up(world.rank, &error.to_string()));
             }
         })?;
-        let ways = Ways::Processes { connections, patience: options.deadline.min(LINGER), store, server };
+        let here = (0..world.size).filter(|&rank| hosts[rank] == hosts[world.rank]).collect();
+        let (memory, patience) = (HostMemory::new(world.rank, here), options.deadline.min(LINGER));
+        let ways = Ways::Processes { connections, patience, memory, store, server };
         let shared_memory = AtomicBool::new(true);
         let (rank, size, tuning) = (world.rank, world.size, Arc::new(tuning));
         Ok(Self { rank, size, health, tuning, name, hosts, ways, shared_memory })
@@ -180,9 +185,10 @@ impl Job {
         match &self.ways {
             Ways::Solo => link::threads(&Hub::default(), 0, context, 1),
             Ways::Threads(hub) => link::threads(hub, id, context, options.lanes),
-            Ways::Processes { store, connections, .. } => {
+            Ways::Processes { store, connections, memory, .. } => {
                 let unshared = |error: &Error| self.without_shared_memory(context, error);
-                link::processes(store, connections, id, context, options, &join_timer(options), &unshared)
+                let means = Means { store, connections, memory };
+                link::processes(&means, id, context, options, &join_timer(options), &unshared)
             }
         }
     }
