@@ -5,6 +5,8 @@ mod fused;
 mod handles;
 mod join;
 mod raw;
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
 
 use crate::algorithm::Algorithm;
 use crate::algorithm::backend::Wanted;

@@ -4,7 +4,7 @@ use super::layout::{Layout, PAGE, PartSize};
 use crate::error::{Error, Result};
 use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, fstat, fstatvfs, ftruncate, open, statvfs};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 use std::fs;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -137,6 +137,9 @@ impl Segment {
         // SAFETY: a new mapping at an address of the kernel's choice.
         let start = unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, &file, 0) }?;
         let start = NonNull::new(start.cast::<u8>()).ok_or(Errno::NOMEM)?;
+        // SAFETY: the advice changes what is dumped of this mapping only. Writing a core would look at every page, and
+        // so give memory to all of them. A system that does not know the advice does without.
+        let _ = unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxDontDump) };
         Ok(Self { file, folder, start, len, layout, lanes })
     }
 
