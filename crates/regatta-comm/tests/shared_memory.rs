@@ -12,9 +12,11 @@ fn child_rank() {
     let Ok(store) = std::env::var("REGATTA_TEST_STORE") else { return };
     let rank = std::env::var("REGATTA_TEST_RANK").unwrap().parse().unwrap();
     let group = Group::connect(&World::local(rank, 3, &store), &Options::from_env().unwrap()).unwrap();
+    let groups = std::env::var("REGATTA_TEST_GROUPS").map_or(2, |count| count.parse().unwrap());
     // Groups that follow meet the same obstacle, and have nothing new to say.
-    for _ in 0..2 {
+    for _ in 0..groups {
         let again = group.with_algorithm(None).unwrap();
+        assert_eq!(again.transport(), group.transport());
         let mut sum = [rank as f32];
         again.all_reduce(&mut sum, ReduceOp::Sum).unwrap();
         assert_eq!(sum, [3.0]);
@@ -102,4 +104,14 @@ fn shared_memory_that_works_needs_no_word() {
     let text = said(|_| vec![]);
     assert_eq!(text.matches("over shm").count(), 3, "{text}");
     assert!(!text.contains("warning"), "{text}");
+}
+
+#[test]
+fn groups_that_have_ended_leave_their_memory_to_others() {
+    // Room for the parts of a few groups: of the group of all ranks, one under way, and one that some have left.
+    let Some(disk) = Disk::of("8m") else { return };
+    let folder = disk.path().display().to_string();
+    let text = said(|_| vec![("REGATTA_SHM_DIR", folder.clone()), ("REGATTA_TEST_GROUPS", "200".into())]);
+    assert_eq!(text.matches("over shm").count(), 3, "{text}");
+    assert!(!text.contains(GIVEN_UP), "{text}");
 }

@@ -16,7 +16,7 @@ use crate::member::context::Context;
 use crate::member::recorder::{Recorder, Whose};
 use crate::member::trace_folder;
 use crate::transport::registered::Registered;
-use crate::transport::{Arena, Transport, TransportKind};
+use crate::transport::{Registry, Transport, TransportKind};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +30,7 @@ pub(crate) struct Core {
     pub(crate) context: Context,
     pub(crate) options: Options,
     pub(crate) kind: TransportKind,
-    pub(crate) memory: Option<Arc<Arena>>,
+    pub(crate) memory: Option<Arc<Registry>>,
     pub(crate) id: u64,
     /// Nobody has asked for anything but what is usual in shared memory, so there is nothing to look up.
     usual: bool,
@@ -60,7 +60,7 @@ impl Core {
         context: Context,
         options: Options,
         transport: Box<dyn Transport>,
-        memory: Option<Arc<Arena>>,
+        memory: Option<Arc<Registry>>,
     ) -> Self {
         let kind = transport.kind();
         let engine = Engine { transport, failed: None, sequence: 0, messages: HashMap::new(), pool: vec![] };

@@ -10,8 +10,9 @@
 use crate::algorithm::select::Table;
 use crate::error::{Error, Result};
 use crate::job::options::Options;
-use crate::job::start::{Reached, gave_up, join_timer};
-use crate::job::{Job, Ways, tell};
+use crate::job::shared_memory::HostMemory;
+use crate::job::start::{Reached, gave_up, join_timer, tell};
+use crate::job::{Job, Processes, Ways};
 use crate::member::timer::Timer;
 use crate::rendezvous::store::StoreClient;
 use crate::rendezvous::{World, wire};
@@ -29,8 +30,8 @@ const READY: &str = "ready/";
 struct Own<'a> {
     rank: usize,
     host: &'a [u8],
-    /// The name of the job and its tuning table.
-    job: Option<(&'a str, &'a Table)>,
+    /// The name of the job, its tuning table, and the memory that ranks of this host shared in the generation before.
+    job: Option<(&'a str, &'a Table, &'a Arc<HostMemory>)>,
 }
 
 /// What a member says of itself.
@@ -42,6 +43,8 @@ struct About {
     host: Vec<u8>,
     /// Ranks to which it has connections that cannot be used.
     broken: Vec<usize>,
+    /// Tells the memory that it shared from others; 0 where it shared none.
+    memory: u64,
     name: String,
     tuning: String,
 }
@@ -50,12 +53,15 @@ impl About {
     fn encode(&self) -> Vec<u8> {
         let contact = self.contact.map(|contact| contact.to_string()).unwrap_or_default();
         let broken: Vec<u8> = self.broken.iter().flat_map(|&rank| (rank as u32).to_le_bytes()).collect();
-        let Self { ip, host, name, tuning, .. } = self;
-        wire::pack(&[ip.as_bytes(), contact.as_bytes(), host, &broken, name.as_bytes(), tuning.as_bytes()])
+        let Self { ip, host, memory, name, tuning, .. } = self;
+        let memory = memory.to_le_bytes();
+        let (ip, contact, name, tuning) =
+            (ip.as_bytes(), contact.as_bytes(), name.as_bytes(), tuning.as_bytes());
+        wire::pack(&[ip, contact, host, &broken, &memory, name, tuning])
     }
 
     fn decode(bytes: &[u8]) -> Option<Self> {
-        let [ip, contact, host, broken, name, tuning] = wire::unpack::<6>(bytes)?;
+        let [ip, contact, host, broken, memory, name, tuning] = wire::unpack::<7>(bytes)?;
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
         let (broken, []) = broken.as_chunks::<4>() else { return None };
         Some(Self {
@@ -63,6 +69,7 @@ impl About {
             contact: Contact::parse(&text(contact)?),
             host: host.to_vec(),
             broken: broken.iter().map(|&rank| u32::from_le_bytes(rank) as usize).collect(),
+            memory: u64::from_le_bytes(memory.try_into().ok()?),
             name: text(name)?,
             tuning: text(tuning)?,
         })
@@ -112,7 +119,7 @@ impl Job {
                     size: members.len(),
                     generation,
                     health,
-                    store: None,
+                    processes: None,
                     tuning: self.tuning.clone(),
                     name: self.name.clone(),
                     hosts: vec![vec![]; members.iter().max().map_or(0, |last| last + 1)],
@@ -121,14 +128,12 @@ impl Job {
                 })
             }
             Ways::Processes { .. } => {
-                let Some(store) = &self.store else {
-                    return Err(Error::Internal("a job without store".into()));
-                };
+                let Processes { store, memory } = self.processes()?;
                 let store = store.begin(generation, members)?;
                 let own = Own {
                     rank: self.rank,
                     host: self.hosts.get(self.rank).map_or(&[], Vec::as_slice),
-                    job: Some((&self.name, &self.tuning)),
+                    job: Some((&self.name, &self.tuning, memory)),
                 };
                 meet(&self.ways, &store, &own, members, &timer)
             }
@@ -198,8 +203,9 @@ fn exchange(
         contact: connections.own(),
         host: own.host.to_vec(),
         broken: connections.broken(),
-        name: own.job.map(|(name, _)| name.to_string()).unwrap_or_default(),
-        tuning: own.job.map(|(_, tuning)| tuning.to_string()).unwrap_or_default(),
+        memory: own.job.map(|(.., memory)| memory.nonce()).unwrap_or_default(),
+        name: own.job.map(|(name, ..)| name.to_string()).unwrap_or_default(),
+        tuning: own.job.map(|(_, tuning, _)| tuning.to_string()).unwrap_or_default(),
     };
     store.set(&format!("{MEMBERS}{index}"), &about.encode())?;
     let all = store.gather(MEMBERS, members, timer)?;
@@ -214,6 +220,14 @@ fn exchange(
             connections.renew(rank, member.contact, broken);
         }
     }
+    // Those of this host keep the memory that they share where none of them is new.
+    let here = |(_, member): &(usize, &About)| member.host == about.host;
+    let here: Vec<(usize, &About)> = members.iter().copied().zip(&all).filter(here).collect();
+    let keep = about.memory != 0 && here.iter().all(|(_, member)| member.memory == about.memory);
+    let memory = match own.job.filter(|_| keep) {
+        Some((.., memory)) => memory.clone(),
+        None => Arc::new(HostMemory::new(own.rank, here.iter().map(|(rank, _)| *rank).collect())),
+    };
     let ips: Vec<_> =
         members.iter().zip(&all).map(|(&rank, member)| (rank, member.ip.parse().ok())).collect();
     store.learn_hosts(&ips);
@@ -231,7 +245,7 @@ fn exchange(
         size: members.len(),
         generation,
         health: health.clone(),
-        store: Some(store.clone()),
+        processes: Some(Processes { store: store.clone(), memory }),
         tuning: Arc::new(tuning),
         name,
         hosts,
@@ -253,6 +267,7 @@ mod tests {
             contact,
             host: b"h\xff".to_vec(),
             broken: vec![0, 70_000],
+            memory: 1 << 63,
             name: "n".into(),
             tuning: "t\n".into(),
         };

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::job::options::Options;
-use crate::job::shared_memory::shared_memory;
+use crate::job::shared_memory::HostMemory;
 use crate::member::context::Context;
 use crate::member::timer::Timer;
 use crate::rendezvous::store::StoreClient;
@@ -12,7 +12,7 @@ use crate::transport::shared::Shared;
 use crate::transport::shm::ShmTransport;
 use crate::transport::tcp::{Connections, TcpTransport};
 use crate::transport::thread::{Hub, ThreadTransport};
-use crate::transport::{Arena, Transport, TransportKind};
+use crate::transport::{Registry, Transport, TransportKind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,14 @@ use std::time::Duration;
 pub(crate) struct Link {
     pub(crate) transport: Box<dyn Transport>,
     /// Registered memory that buffers come from.
-    pub(crate) memory: Option<Arc<Arena>>,
+    pub(crate) memory: Option<Arc<Registry>>,
+}
+
+/// What the groups of a job are linked by.
+pub(super) struct Means<'a> {
+    pub(super) store: &'a StoreClient,
+    pub(super) connections: &'a Arc<Connections>,
+    pub(super) memory: &'a HostMemory,
 }
 
 /// Between ranks that are threads of this process.
@@ -31,14 +38,14 @@ pub(super) fn threads(hub: &Hub, id: u64, context: &Context, lanes: usize) -> Re
 
 /// Between ranks that are processes. `unshared` is told why ranks that could share memory do not.
 pub(super) fn processes(
-    store: &StoreClient,
-    connections: &Arc<Connections>,
+    means: &Means<'_>,
     id: u64,
     context: &Context,
     options: &Options,
     timer: &Timer,
     unshared: &dyn Fn(&Error),
 ) -> Result<Link> {
+    let Means { store, connections, memory } = *means;
     let wanted = options.transport;
     if wanted == Some(TransportKind::Thread) {
         return Err(Error::Usage("the thread transport is for ranks within one process".into()));
@@ -57,10 +64,10 @@ pub(super) fn processes(
     }
     let shares = context.hosts.iter().any(|host| host.len() > 1);
     if wanted != Some(TransportKind::Tcp) && (one_host || shares) {
-        match shared_memory(store, id, context, options.lanes, timer)? {
+        match memory.share(store, id, context, options.lanes, timer)? {
             #[cfg(target_os = "linux")]
-            Ok((shared, memory)) if one_host => {
-                return Ok(Link { transport: Box::new(ShmTransport { shared }), memory: Some(memory) });
+            Ok((shared, registry)) if one_host => {
+                return Ok(Link { transport: Box::new(ShmTransport { shared }), memory: Some(registry) });
             }
             Ok((local, _)) => return mixed(local, context, connections, id),
             Err(error) if wanted == Some(TransportKind::Shm) => return Err(error),

@@ -22,6 +22,8 @@ use crate::rendezvous::{StoreServer, World};
 use crate::transport::tcp::Connections;
 use crate::transport::thread::Hub;
 use gathering::Met;
+use link::Means;
+use shared_memory::HostMemory;
 use start::{gave_up, join_timer, tell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +41,7 @@ pub(crate) struct Job {
     pub(crate) generation: u64,
     pub(crate) health: Arc<Health>,
     /// Where ranks are processes.
-    store: Option<Arc<StoreClient>>,
+    processes: Option<Processes>,
     /// Rank 0's, the same for all.
     pub(crate) tuning: Arc<Table>,
     /// Tells this job from others in the names of files.
@@ -49,6 +51,13 @@ pub(crate) struct Job {
     ways: Arc<Ways>,
     /// As far as has been said, ranks of a host share memory.
     shared_memory: AtomicBool,
+}
+
+/// What ranks that are processes have for a generation.
+struct Processes {
+    store: Arc<StoreClient>,
+    /// The memory that those of this host share; it stays as long as all of them do.
+    memory: Arc<HostMemory>,
 }
 
 /// How a rank reaches the others, in all generations.
@@ -90,7 +99,7 @@ impl Job {
             size: 1,
             generation: 0,
             health,
-            store: None,
+            processes: None,
             tuning,
             name,
             hosts,
@@ -109,7 +118,7 @@ impl Job {
             generation: 0,
             name: name.clone(),
             health: health.clone(),
-            store: None,
+            processes: None,
             tuning: tuning.clone(),
             hosts: vec![vec![]; size],
             ways: Arc::new(Ways::Threads { hub: hub.clone(), rank }),
@@ -127,12 +136,14 @@ impl Job {
                 tell(world.rank, &store, server.as_ref(), &gave_up(world.rank, &error.to_string()));
             }
         })?;
+        let here = (0..world.size).filter(|&rank| hosts[rank] == hosts[world.rank]).collect();
+        let memory = Arc::new(HostMemory::new(world.rank, here));
         Ok(Self {
             rank: world.rank,
             size: world.size,
             generation: 0,
             health: store.health().clone(),
-            store: Some(store.clone()),
+            processes: Some(Processes { store: store.clone(), memory }),
             tuning: Arc::new(tuning),
             name,
             hosts,
@@ -148,16 +159,16 @@ impl Job {
 
     /// Where the ranks leave each other word.
     pub(crate) fn directory(&self) -> Option<Arc<dyn Directory>> {
-        match (&*self.ways, &self.store) {
+        match (&*self.ways, &self.processes) {
             (Ways::Threads { hub, .. }, _) => Some(hub.clone()),
-            (_, Some(store)) => Some(store.clone()),
+            (_, Some(processes)) => Some(processes.store.clone()),
             (_, None) => None,
         }
     }
 
     /// What to add to this host's clock to get the clock that all ranks share, in microseconds.
     pub(crate) fn clock_offset_us(&self) -> i64 {
-        self.store.as_ref().map_or(0, |store| store.clock_offset_us())
+        self.processes.as_ref().map_or(0, |processes| processes.store.clock_offset_us())
     }
 
     /// The ranks of a group by host; `names` are their ranks in the world.
@@ -173,12 +184,16 @@ impl Job {
         lists.into_iter().map(|(_, list)| list).collect()
     }
 
+    fn processes(&self) -> Result<&Processes> {
+        self.processes.as_ref().ok_or_else(|| Error::Internal("processes without a store".into()))
+    }
+
     /// Ends this generation of the job for all its ranks.
     pub(crate) fn abort(&self, reason: &str) {
         let reason = gave_up(self.rank, reason);
         self.health.end(Some(self.rank), &reason);
-        if let (Ways::Processes { server, .. }, Some(store)) = (&*self.ways, &self.store) {
-            tell(self.rank, store, server.as_ref(), &reason);
+        if let (Ways::Processes { server, .. }, Some(processes)) = (&*self.ways, &self.processes) {
+            tell(self.rank, &processes.store, server.as_ref(), &reason);
         }
     }
 
@@ -219,11 +234,10 @@ impl Job {
             Ways::Solo => link::threads(&Hub::default(), 0, context, 1),
             Ways::Threads { hub, .. } => link::threads(hub, id, context, options.lanes),
             Ways::Processes { connections, .. } => {
-                let Some(store) = &self.store else {
-                    return Err(Error::Internal("a job without store".into()));
-                };
+                let Processes { store, memory } = self.processes()?;
                 let unshared = |error: &Error| self.without_shared_memory(context, error);
-                link::processes(store, connections, id, context, options, &join_timer(options), &unshared)
+                let means = Means { store, connections, memory };
+                link::processes(&means, id, context, options, &join_timer(options), &unshared)
             }
         }
     }

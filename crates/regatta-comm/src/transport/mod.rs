@@ -22,7 +22,7 @@ mod zero_copy;
 use crate::error::{Error, Result};
 use shared::Shared;
 #[cfg(target_os = "linux")]
-pub(crate) use shm::Arena;
+pub(crate) use shm::Registry;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -89,10 +89,10 @@ impl FromStr for TransportKind {
 
 /// Registered memory, of which there is none here.
 #[cfg(not(target_os = "linux"))]
-pub(crate) enum Arena {}
+pub(crate) enum Registry {}
 
 #[cfg(not(target_os = "linux"))]
-impl registered::Registered for Arena {
+impl registered::Registered for Registry {
     fn place(&self, _: &[u8]) -> Option<u64> {
         match *self {}
     }

@@ -4,14 +4,12 @@ use super::{
     all_gather, all_reduce, all_to_all, barrier, broadcast, gather, reduce, reduce_scatter, scatter,
 };
 use crate::algorithm::parts::Parts;
-use crate::algorithm::simulate::context;
 use crate::member::call::{Call, Kind};
 use crate::numbers::element::{DType, ReduceOp};
 use crate::numbers::kernel;
 use crate::transport::shared::{SLOT, Shared};
-use crate::transport::shm::Segment;
+use crate::transport::shm::tests::host;
 use proptest::prelude::*;
-use std::sync::Arc;
 
 /// Sums of these depend on their order.
 fn number(rank: usize, index: usize, seed: usize) -> f32 {
@@ -93,16 +91,11 @@ fn operation(shared: &mut Shared, kind: Kind, len: usize, sequence: u32) {
     }
 }
 
-/// Runs `rank` on a thread for each rank of a segment.
+/// Runs `rank` on a thread for each rank of a host.
 fn on_ranks(size: usize, rank: impl Fn(Shared) + Sync) {
-    let folder = tempfile::tempdir().unwrap();
-    let (first, path) = Segment::create_in(folder.path(), size, 1, 7).unwrap();
-    let mut segments = vec![first];
-    segments.extend((1..size).map(|_| Segment::open(&path, size, 1, 7).unwrap()));
     std::thread::scope(|scope| {
-        for (number, segment) in segments.into_iter().enumerate() {
-            let rank = &rank;
-            scope.spawn(move || rank(Shared::with_lanes(Arc::new(segment), context(number, size), 1)));
+        for (shared, _) in host(size) {
+            scope.spawn(|| rank(shared));
         }
     });
 }

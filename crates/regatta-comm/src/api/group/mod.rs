@@ -6,6 +6,8 @@ mod generation;
 mod handles;
 mod join;
 mod raw;
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
 
 use crate::algorithm::Algorithm;
 use crate::algorithm::backend::Wanted;

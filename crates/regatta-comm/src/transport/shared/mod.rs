@@ -23,7 +23,8 @@ use std::time::Duration;
 pub(crate) const SLOT: usize = 256 << 10;
 /// Most bytes of a large slot.
 pub(crate) const LARGE: usize = 32 << 20;
-const HEADER: usize = 4096;
+/// Bytes at the beginning of each lane that are left to the transport.
+pub(crate) const HEADER: usize = 4096;
 
 /// Most ranks that share memory: each pair has a channel.
 const MOST_RANKS: usize = 1024;

@@ -1,0 +1,286 @@
+//! A group's part of the segment: the memory in which its ranks meet.
+//!
+//! The group's first rank on the host gives the part, from its own arena. It counts those who use it, in the part
+//! itself, and takes it back when all have dropped it: a slow rank may still read what others wrote before they left. A
+//! part that a rank has died with stays until the job ends.
+
+use super::layout::{PAGE, PartSize};
+use super::ranges::Ranges;
+use super::segment::Segment;
+use crate::error::{Error, Result};
+use crate::transport::shared::{HEADER, LARGE, Region, SLOT, Waker};
+use rustix::io::Errno;
+use rustix::thread::futex;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The beginning of a part, where ranks write nothing of their rounds.
+#[repr(C)]
+struct Head {
+    /// Ranks that have not dropped the part.
+    users: AtomicU32,
+    /// Whether there are large slots.
+    large: AtomicU32,
+}
+
+const _: () = assert!(size_of::<Head>() <= HEADER);
+
+/// The parts that one rank gives.
+pub(super) struct Parts {
+    segment: Arc<Segment>,
+    ledger: Mutex<Ledger>,
+}
+
+struct Ledger {
+    /// Address space without memory; it is zeros where the file system can make it so.
+    free: Ranges,
+    /// Parts that somebody may still use.
+    given: Vec<Range<usize>>,
+    /// The file system cannot take memory back, so what was used before is not zeros.
+    keeps: bool,
+}
+
+impl Parts {
+    /// What `rank`, of the job's ranks on this host, gives.
+    pub(super) fn new(segment: Arc<Segment>, rank: usize) -> Self {
+        let mut free = Ranges::default();
+        free.give(segment.layout.parts(rank));
+        Self { segment, ledger: Mutex::new(Ledger { free, given: vec![], keeps: false }) }
+    }
+
+    /// A part for a group with so many ranks on this host, of which this is one.
+    ///
+    /// # Errors
+    /// No room for it.
+    pub(super) fn give(self: &Arc<Self>, ranks: usize) -> Result<Part> {
+        let size = PartSize::new(ranks, self.segment.lanes)?;
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reap(&mut ledger);
+        let no_room = |error| self.segment.no_room(size.fixed, error);
+        // Where address space is short, the group goes without large slots.
+        let found = [size.large, 0].into_iter().find_map(|large| {
+            let len = size.fixed + large;
+            ledger.free.take(len).map(|start| start..start + len)
+        });
+        let range = found.ok_or_else(|| no_room(Errno::NOSPC))?;
+        let fixed = range.start..range.start + size.fixed;
+        if let Err(error) = self.segment.reserve(fixed) {
+            ledger.free.give(range);
+            return Err(no_room(error));
+        }
+        if ledger.keeps {
+            // SAFETY: the range is free, so nobody else uses it, and it is reserved.
+            unsafe { std::ptr::write_bytes(self.segment.at(range.start).as_ptr(), 0, size.fixed) };
+        }
+        let head = head(&self.segment, range.start);
+        head.large.store(u32::from(range.len() > size.fixed), Ordering::Relaxed);
+        head.users.store(ranks as u32, Ordering::Release);
+        let place = range.start;
+        ledger.given.push(range);
+        drop(ledger);
+        Part::new(self.segment.clone(), place, ranks, Some(self.clone()))
+    }
+
+    /// Takes back what nobody uses any longer, and gives the memory back to the system.
+    fn reap(&self, ledger: &mut Ledger) {
+        let unused =
+            |range: &mut Range<usize>| head(&self.segment, range.start).users.load(Ordering::Acquire) == 0;
+        for range in ledger.given.extract_if(.., unused) {
+            ledger.keeps |= self.segment.release(range.clone()).is_err();
+            ledger.free.give(range);
+        }
+    }
+}
+
+/// The head of the part that begins at `start`.
+fn head(segment: &Segment, start: usize) -> &Head {
+    // SAFETY: the callers know a page-aligned part to begin there; its head consists of atomics.
+    unsafe { segment.at(start).cast::<Head>().as_ref() }
+}
+
+/// One rank's hold on a group's part.
+pub(crate) struct Part {
+    segment: Arc<Segment>,
+    /// Where it begins in the segment, and in this process.
+    place: usize,
+    start: NonNull<u8>,
+    size: PartSize,
+    /// Where this rank has given it.
+    giver: Option<Arc<Parts>>,
+}
+
+// SAFETY: the memory is reached through `Shared`, which synchronises.
+unsafe impl Send for Part {}
+// SAFETY: as above.
+unsafe impl Sync for Part {}
+
+impl Part {
+    /// The part that another rank gives at `place` to a group with so many ranks on this host.
+    ///
+    /// # Errors
+    /// No part can be there.
+    pub(super) fn at(segment: Arc<Segment>, place: usize, ranks: usize) -> Result<Self> {
+        Self::new(segment, place, ranks, None)
+    }
+
+    fn new(segment: Arc<Segment>, place: usize, ranks: usize, giver: Option<Arc<Parts>>) -> Result<Self> {
+        let mut size = PartSize::new(ranks, segment.lanes)?;
+        let room = segment.len().checked_sub(place).filter(|_| place.is_multiple_of(PAGE));
+        let fits = |bytes| room.is_some_and(|room| bytes <= room);
+        if fits(size.fixed) && head(&segment, place).large.load(Ordering::Relaxed) == 0 {
+            size.large = 0;
+        }
+        if !fits(size.fixed + size.large) {
+            return Err(Error::Internal(format!("no group can have its part at {place} of shared memory")));
+        }
+        let start = segment.at(place);
+        Ok(Self { segment, place, start, size, giver })
+    }
+
+    /// Where the others find it.
+    pub(crate) fn place(&self) -> usize {
+        self.place
+    }
+
+    /// Drops the part of a group that does not come about: no other rank has come to it.
+    pub(crate) fn withdraw(self) {
+        head(&self.segment, self.place).users.store(1, Ordering::Relaxed);
+    }
+
+    /// Where large slot `index` of `owner` begins in the segment.
+    fn large_offset(&self, owner: usize, index: usize) -> usize {
+        let offset = (owner * 2 + index) * LARGE;
+        assert!(index < 2 && offset + LARGE <= self.size.large, "there is no owner {owner} of large slots");
+        self.place + self.size.fixed + offset
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // Whoever takes it back sees all that was written here.
+        head(&self.segment, self.place).users.fetch_sub(1, Ordering::AcqRel);
+        if let Some(giver) = &self.giver {
+            giver.reap(&mut giver.ledger.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
+impl Region for Part {
+    fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    fn bytes(&self) -> usize {
+        self.size.fixed
+    }
+
+    fn waker(&self) -> &dyn Waker {
+        &Futex
+    }
+
+    fn reserve(&self, owner: usize, bytes: usize) -> usize {
+        let mut bytes = bytes.min(self.size.large.min(LARGE)).next_multiple_of(PAGE);
+        while bytes > SLOT {
+            // Half of what is free is left to others: for them this may be all the memory there is.
+            let enough = self.segment.room() / 2 >= 2 * bytes as u64;
+            let slot = |index| {
+                let at = self.large_offset(owner, index);
+                self.segment.reserve(at..at + bytes)
+            };
+            if enough && slot(0).and_then(|()| slot(1)).is_ok() {
+                return bytes;
+            }
+            bytes = bytes / 2 / PAGE * PAGE;
+        }
+        0
+    }
+
+    fn large(&self, owner: usize, index: usize) -> Option<NonNull<u8>> {
+        (self.size.large > 0).then(|| self.segment.at(self.large_offset(owner, index)))
+    }
+}
+
+struct Futex;
+
+impl Waker for Futex {
+    fn sleep(&self, word: &AtomicU32, expected: u32, timeout: Duration) {
+        let timeout = futex::Timespec {
+            tv_sec: timeout.as_secs().cast_signed(),
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        // Woken, timed out, or the word had changed: the caller looks again in any case.
+        let _ = futex::wait(word, futex::Flags::empty(), expected, Some(&timeout));
+    }
+
+    fn wake(&self, word: &AtomicU32) {
+        // Only fails on a bad address.
+        let _ = futex::wake(word, futex::Flags::empty(), i32::MAX as u32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::mapped;
+    use super::*;
+
+    /// Whether all of the part is `byte`, but for its head.
+    fn is_all(part: &Part, byte: u8) -> bool {
+        // SAFETY: the part has so many bytes, and these tests have one thread.
+        let bytes = unsafe { std::slice::from_raw_parts(part.start().as_ptr(), part.bytes()) };
+        bytes[HEADER..].iter().all(|&other| other == byte)
+    }
+
+    #[test]
+    fn a_part_is_given_again_when_all_have_dropped_it_and_is_zeros_then() {
+        let mut segments = mapped(2).into_iter().map(Arc::new);
+        let [first, second] = [(); 2].map(|()| segments.next().unwrap());
+        let parts = Arc::new(Parts::new(first.clone(), 0));
+        let before = first.blocks();
+        let mine = parts.give(2).unwrap();
+        let theirs = Part::at(second.clone(), mine.place(), 2).unwrap();
+        let place = mine.place();
+        // SAFETY: as above.
+        unsafe { std::ptr::write_bytes(mine.start().as_ptr().add(HEADER), 1, mine.bytes() - HEADER) };
+        assert!(mine.reserve(1, 1 << 20) == 1 << 20 && theirs.large(1, 1).is_some());
+        drop(mine);
+        // The peer may still read.
+        let other = parts.give(2).unwrap();
+        assert!(other.place() >= place + theirs.size.fixed + theirs.size.large);
+        assert!(is_all(&theirs, 1));
+        drop(theirs);
+        drop(Part::at(second.clone(), other.place(), 2).unwrap());
+        drop(other);
+        // All of it has gone back to the system.
+        assert!(first.blocks() <= before);
+        let again = parts.give(2).unwrap();
+        assert_eq!(again.place(), place);
+        assert!(is_all(&again, 0));
+        again.withdraw();
+        assert_eq!(parts.give(1).unwrap().place(), place);
+    }
+
+    #[test]
+    fn without_address_space_groups_have_no_large_slots_and_then_no_part() {
+        let mut segments = mapped(2).into_iter().map(Arc::new);
+        let [first, second] = [(); 2].map(|()| segments.next().unwrap());
+        let parts = Arc::new(Parts::new(first.clone(), 1));
+        let size = PartSize::new(2, 1).unwrap();
+        let rest = first.layout.parts(1).len() - size.fixed - size.large;
+        let taken = parts.ledger.lock().unwrap().free.take(rest).unwrap();
+        let all = parts.give(2).unwrap();
+        assert!(all.large(0, 0).is_some());
+        parts.ledger.lock().unwrap().free.give(taken..taken + size.fixed);
+        let small = parts.give(2).unwrap();
+        let theirs = Part::at(second.clone(), small.place(), 2).unwrap();
+        for part in [&small, &theirs] {
+            assert!(part.large(0, 0).is_none() && part.reserve(0, 1 << 20) == 0);
+        }
+        let error = parts.give(2).err().unwrap().to_string();
+        assert!(error.contains("bytes of shared memory in") && error.contains("--shm-size"), "{error}");
+        assert!(Part::at(second.clone(), second.len() - PAGE, 2).is_err());
+        assert!(Part::at(second, small.place() + 1, 2).is_err());
+    }
+}
