@@ -40,7 +40,7 @@ impl Memory {
         Self { segment, arena, parts }
     }
 
-    /// A part for a group with so many ranks on this host, of which this is the first.
+    /// A part for a group with `ranks` ranks on this host, of which this is the first.
     ///
     /// # Errors
     /// No room for it.

@@ -56,7 +56,7 @@ impl Parts {
         Self { segment, ledger: Mutex::new(Ledger { free, given: vec![], keeps: false }) }
     }
 
-    /// A part for a group with so many ranks on this host, of which this is one.
+    /// A part for a group with `ranks` ranks on this host, of which this is one.
     ///
     /// # Errors
     /// No room for it.
@@ -127,7 +127,7 @@ unsafe impl Send for Part {}
 unsafe impl Sync for Part {}
 
 impl Part {
-    /// The part that the group's first rank gives at `place`, of a group with so many ranks on this host.
+    /// The part that the group's first rank gives at `place`; the group has `ranks` ranks on this host.
     ///
     /// # Errors
     /// No part can be there.
@@ -237,9 +237,14 @@ mod tests {
 
     /// Whether all of the part is `byte`, but for its head.
     fn is_all(part: &Part, byte: u8) -> bool {
-        // SAFETY: the part has so many bytes, and these tests have one thread.
+        // SAFETY: the part is that long, and these tests have one thread.
         let bytes = unsafe { std::slice::from_raw_parts(part.start().as_ptr(), part.bytes()) };
         bytes[HEADER..].iter().all(|&other| other == byte)
+    }
+
+    fn fill(part: &Part, byte: u8) {
+        // SAFETY: as above.
+        unsafe { std::ptr::write_bytes(part.start().as_ptr().add(HEADER), byte, part.bytes() - HEADER) };
     }
 
     #[test]
@@ -251,8 +256,7 @@ mod tests {
         let mine = parts.give(2).unwrap();
         let theirs = Part::at(second.clone(), mine.place(), 2).unwrap();
         let place = mine.place();
-        // SAFETY: as above.
-        unsafe { std::ptr::write_bytes(mine.start().as_ptr().add(HEADER), 1, mine.bytes() - HEADER) };
+        fill(&mine, 1);
         assert!(mine.reserve(1, 1 << 20) == 1 << 20 && theirs.large(1, 1).is_some());
         drop(mine);
         // The peer may still read.
@@ -269,6 +273,21 @@ mod tests {
         assert!(is_all(&again, 0));
         again.withdraw();
         assert_eq!(parts.give(1).unwrap().place(), place);
+    }
+
+    #[test]
+    fn zeros_are_written_where_the_file_system_keeps_what_was_used() {
+        let segment = Arc::new(mapped(1).remove(0));
+        let parts = Parts::new(segment.clone(), 0);
+        let part = parts.give(1).unwrap();
+        fill(&part, 1);
+        // As a drop leaves it there.
+        let (place, head) = (part.place(), head(&segment, part.place()));
+        std::mem::forget(part);
+        head.kept.store(1, Ordering::Relaxed);
+        head.users.store(0, Ordering::Release);
+        let again = parts.give(1).unwrap();
+        assert!(again.place() == place && is_all(&again, 0));
     }
 
     #[test]
