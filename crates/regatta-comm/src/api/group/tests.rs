@@ -25,7 +25,7 @@ fn a_buffer_is_in_place_for_all_groups_of_the_job() {
         for rank in 0..4 {
             let world = World::local(rank, 4, &address);
             scope.spawn(move || {
-                let options = Options { transport: Some(TransportKind::Shm), ..Options::default() };
+                let options = Options::default().transport(TransportKind::Shm);
                 let group = Group::connect(&world, &options).unwrap();
                 let number = |rank: usize| (1 << rank) as f32;
                 let mut early = group.buffer(LEN).unwrap();
@@ -46,6 +46,12 @@ fn a_buffer_is_in_place_for_all_groups_of_the_job() {
                 let memory = later.core().memory.clone().unwrap();
                 assert!(memory.place(bytemuck::cast_slice(&[0f32; 4])).is_none());
                 assert!(memory.at(4, 0, 1).is_none() && memory.at(0, u64::MAX, 1).is_none());
+                // It stays when the job goes on with other members, where none of them is a new process.
+                if rank > 0 {
+                    let next = later.regroup(1, &[2, 3, 1]).unwrap();
+                    sums_in_place(&next, &mut early, number);
+                    early.fill(15.0);
+                }
                 drop(later);
                 // It outlives all groups.
                 assert!(early.iter().all(|&x| x == 15.0));

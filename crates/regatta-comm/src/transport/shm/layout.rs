@@ -31,14 +31,14 @@ pub(super) struct PartSize {
 }
 
 impl PartSize {
-    /// Of a group with so many ranks on the host, and so many lanes.
+    /// Of a group with `ranks` ranks on the host and `lanes` lanes.
     pub(super) fn new(ranks: usize, lanes: usize) -> Result<Self> {
         let fixed = Shared::bytes_with_lanes(ranks, lanes)?.next_multiple_of(PAGE);
         Ok(Self { fixed, large: ranks * lanes * 2 * LARGE })
     }
 }
 
-/// Where things lie in the segment of so many ranks.
+/// Where things lie in a segment.
 #[derive(Clone, Copy)]
 pub(super) struct Layout {
     ranks: usize,
@@ -51,12 +51,12 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// For a file system with so much space.
+    /// For a file system of `space` bytes.
     pub(super) fn new(ranks: usize, lanes: usize, space: usize) -> Result<Self> {
         Self::with_buffers(ranks, lanes, (space / ranks).clamp(PAGE, MOST_BUFFERS) / PAGE * PAGE)
     }
 
-    /// Of a file of so many bytes; none where no segment of so many ranks and lanes has that length.
+    /// Of a file of `len` bytes; none where no segment of these ranks and lanes has that length.
     pub(super) fn of_file(ranks: usize, lanes: usize, len: usize) -> Result<Option<Self>> {
         let least = Self::with_buffers(ranks, lanes, 0)?;
         let buffers = len.checked_sub(least.len()).filter(|all| all.is_multiple_of(ranks * PAGE));

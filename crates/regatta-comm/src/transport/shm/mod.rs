@@ -45,7 +45,7 @@ impl Memory {
         self.segment.nonce
     }
 
-    /// A part for a group with so many ranks on this host, of which this is the first.
+    /// A part for a group with `ranks` ranks on this host, of which this is the first.
     ///
     /// # Errors
     /// No room for it.

@@ -1,8 +1,8 @@
 //! A group's part of the segment: the memory in which its ranks meet.
 //!
-//! The group's first rank on the host gives the part, from its own arena. It counts those who use it, in the part
-//! itself, and takes it back when all have dropped it: a slow rank may still read what others wrote before they left. A
-//! part that a rank has died with stays until the job ends.
+//! The group's first rank on the host gives the part, from address space of its own. A count in the part says how many
+//! ranks hold it: a slow rank may still read what others wrote before they dropped the group. The last rank that drops the
+//! part gives its memory back to the system, and the giver finds the addresses free when it looks next. A part that a rank has died with stays until the job ends.
 
 use super::layout::{PAGE, PartSize};
 use super::ranges::Ranges;
@@ -17,16 +17,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The beginning of a part, where ranks write nothing of their rounds.
+/// The beginning of a part, which the rounds of the group leave alone.
 #[repr(C)]
 struct Head {
-    /// Ranks that have not dropped the part.
+    /// Ranks that hold the part, or [`LEAVING`].
     users: AtomicU32,
     /// Whether there are large slots.
     large: AtomicU32,
+    /// The file system could not take the memory back.
+    kept: AtomicU32,
 }
 
-const _: () = assert!(size_of::<Head>() <= HEADER);
+/// The last rank is giving the memory back.
+const LEAVING: u32 = u32::MAX;
+
+const _: () = assert!(size_of::<Head>() <= HEADER && HEADER.is_multiple_of(PAGE));
 
 /// The parts that one rank gives.
 pub(super) struct Parts {
@@ -35,11 +40,11 @@ pub(super) struct Parts {
 }
 
 struct Ledger {
-    /// Address space without memory; it is zeros where the file system can make it so.
+    /// Address space that no part needs.
     free: Ranges,
-    /// Parts that somebody may still use.
+    /// Parts that somebody may still hold.
     given: Vec<Range<usize>>,
-    /// The file system cannot take memory back, so what was used before is not zeros.
+    /// What was used before is not zeros, since the file system cannot take memory back.
     keeps: bool,
 }
 
@@ -51,11 +56,11 @@ impl Parts {
         Self { segment, ledger: Mutex::new(Ledger { free, given: vec![], keeps: false }) }
     }
 
-    /// A part for a group with so many ranks on this host, of which this is one.
+    /// A part for a group with `ranks` ranks on this host, of which this is one.
     ///
     /// # Errors
     /// No room for it.
-    pub(super) fn give(self: &Arc<Self>, ranks: usize) -> Result<Part> {
+    pub(super) fn give(&self, ranks: usize) -> Result<Part> {
         let size = PartSize::new(ranks, self.segment.lanes)?;
         let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap(&mut ledger);
@@ -81,15 +86,21 @@ impl Parts {
         let place = range.start;
         ledger.given.push(range);
         drop(ledger);
-        Part::new(self.segment.clone(), place, ranks, Some(self.clone()))
+        Part::at(self.segment.clone(), place, ranks)
     }
 
-    /// Takes back what nobody uses any longer, and gives the memory back to the system.
+    /// Takes back the address space of the parts that nobody holds any longer.
     fn reap(&self, ledger: &mut Ledger) {
-        let unused =
-            |range: &mut Range<usize>| head(&self.segment, range.start).users.load(Ordering::Acquire) == 0;
-        for range in ledger.given.extract_if(.., unused) {
-            ledger.keeps |= self.segment.release(range.clone()).is_err();
+        let left = |range: &mut Range<usize>| {
+            let head = head(&self.segment, range.start);
+            if head.users.load(Ordering::Acquire) > 0 {
+                return false;
+            }
+            let kept = head.kept.load(Ordering::Relaxed) == 1;
+            ledger.keeps |= self.segment.release(range.start..range.start + HEADER).is_err() || kept;
+            true
+        };
+        for range in ledger.given.extract_if(.., left) {
             ledger.free.give(range);
         }
     }
@@ -108,8 +119,6 @@ pub(crate) struct Part {
     place: usize,
     start: NonNull<u8>,
     size: PartSize,
-    /// Where this rank has given it.
-    giver: Option<Arc<Parts>>,
 }
 
 // SAFETY: the memory is reached through `Shared`, which synchronises.
@@ -118,15 +127,11 @@ unsafe impl Send for Part {}
 unsafe impl Sync for Part {}
 
 impl Part {
-    /// The part that another rank gives at `place` to a group with so many ranks on this host.
+    /// The part that the group's first rank gives at `place`; the group has `ranks` ranks on this host.
     ///
     /// # Errors
     /// No part can be there.
     pub(super) fn at(segment: Arc<Segment>, place: usize, ranks: usize) -> Result<Self> {
-        Self::new(segment, place, ranks, None)
-    }
-
-    fn new(segment: Arc<Segment>, place: usize, ranks: usize, giver: Option<Arc<Parts>>) -> Result<Self> {
         let mut size = PartSize::new(ranks, segment.lanes)?;
         let room = segment.len().checked_sub(place).filter(|_| place.is_multiple_of(PAGE));
         let fits = |bytes| room.is_some_and(|room| bytes <= room);
@@ -137,7 +142,7 @@ impl Part {
             return Err(Error::Internal(format!("no group can have its part at {place} of shared memory")));
         }
         let start = segment.at(place);
-        Ok(Self { segment, place, start, size, giver })
+        Ok(Self { segment, place, start, size })
     }
 
     /// Where the others find it.
@@ -160,11 +165,15 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // Whoever takes it back sees all that was written here.
-        head(&self.segment, self.place).users.fetch_sub(1, Ordering::AcqRel);
-        if let Some(giver) = &self.giver {
-            giver.reap(&mut giver.ledger.lock().unwrap_or_else(PoisonError::into_inner));
+        let head = head(&self.segment, self.place);
+        let leave = |users: u32| Some(if users == 1 { LEAVING } else { users.saturating_sub(1) });
+        if head.users.fetch_update(Ordering::AcqRel, Ordering::Acquire, leave) != Ok(1) {
+            return;
         }
+        // But for the head: a read of it would need memory again, of which there may be none.
+        let rest = self.place + HEADER..self.place + self.size.fixed + self.size.large;
+        head.kept.store(self.segment.release(rest).is_err().into(), Ordering::Relaxed);
+        head.users.store(0, Ordering::Release);
     }
 }
 
@@ -228,9 +237,14 @@ mod tests {
 
     /// Whether all of the part is `byte`, but for its head.
     fn is_all(part: &Part, byte: u8) -> bool {
-        // SAFETY: the part has so many bytes, and these tests have one thread.
+        // SAFETY: the part is that long, and these tests have one thread.
         let bytes = unsafe { std::slice::from_raw_parts(part.start().as_ptr(), part.bytes()) };
         bytes[HEADER..].iter().all(|&other| other == byte)
+    }
+
+    fn fill(part: &Part, byte: u8) {
+        // SAFETY: as above.
+        unsafe { std::ptr::write_bytes(part.start().as_ptr().add(HEADER), byte, part.bytes() - HEADER) };
     }
 
     #[test]
@@ -242,8 +256,7 @@ mod tests {
         let mine = parts.give(2).unwrap();
         let theirs = Part::at(second.clone(), mine.place(), 2).unwrap();
         let place = mine.place();
-        // SAFETY: as above.
-        unsafe { std::ptr::write_bytes(mine.start().as_ptr().add(HEADER), 1, mine.bytes() - HEADER) };
+        fill(&mine, 1);
         assert!(mine.reserve(1, 1 << 20) == 1 << 20 && theirs.large(1, 1).is_some());
         drop(mine);
         // The peer may still read.
@@ -251,15 +264,30 @@ mod tests {
         assert!(other.place() >= place + theirs.size.fixed + theirs.size.large);
         assert!(is_all(&theirs, 1));
         drop(theirs);
-        drop(Part::at(second.clone(), other.place(), 2).unwrap());
         drop(other);
-        // All of it has gone back to the system.
+        drop(Part::at(second.clone(), parts.ledger.lock().unwrap().given[1].start, 2).unwrap());
+        // All of it has gone back to the system, whoever was last.
         assert!(first.blocks() <= before);
         let again = parts.give(2).unwrap();
         assert_eq!(again.place(), place);
         assert!(is_all(&again, 0));
         again.withdraw();
         assert_eq!(parts.give(1).unwrap().place(), place);
+    }
+
+    #[test]
+    fn zeros_are_written_where_the_file_system_keeps_what_was_used() {
+        let segment = Arc::new(mapped(1).remove(0));
+        let parts = Parts::new(segment.clone(), 0);
+        let part = parts.give(1).unwrap();
+        fill(&part, 1);
+        // As a drop leaves it there.
+        let (place, head) = (part.place(), head(&segment, part.place()));
+        std::mem::forget(part);
+        head.kept.store(1, Ordering::Relaxed);
+        head.users.store(0, Ordering::Release);
+        let again = parts.give(1).unwrap();
+        assert!(again.place() == place && is_all(&again, 0));
     }
 
     #[test]

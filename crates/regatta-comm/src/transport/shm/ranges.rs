@@ -7,7 +7,7 @@ use std::ops::Range;
 pub(super) struct Ranges(Vec<Range<usize>>);
 
 impl Ranges {
-    /// Takes `len` bytes from the first range that has so many; returns where they begin.
+    /// Takes `len` bytes from the first range that is long enough; returns where they begin.
     pub(super) fn take(&mut self, len: usize) -> Option<usize> {
         let index = self.0.iter().position(|range| range.len() >= len)?;
         let start = self.0[index].start;

@@ -60,7 +60,7 @@ impl Header {
 }
 
 impl Segment {
-    /// Creates a segment for `ranks` ranks with so many lanes, and the path under which peers find it: in the folder
+    /// Creates a segment for `ranks` ranks with `lanes` lanes each, and the path under which peers find it: in the folder
     /// that `REGATTA_SHM_DIR` names, else in `/dev/shm`, else among the temporary files.
     pub(crate) fn create(ranks: usize, lanes: usize, nonce: u64) -> Result<(Self, PathBuf)> {
         if let Some(folder) = std::env::var_os(VARIABLE) {
