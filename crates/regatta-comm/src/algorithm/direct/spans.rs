@@ -80,6 +80,7 @@ pub(crate) fn reduce_spans<T: Element>(
 ) -> Result<()> {
     let (rank, size) = (shared.rank(), shared.size());
     let longest = spans.iter().map(Spans::len).max().unwrap_or(0);
+    shared.enter();
     let mut at = 0;
     loop {
         let round = shared.begin(call)?;
@@ -138,26 +139,76 @@ pub(crate) fn exchange<T: Element>(
     for Move { from, to } in &moves[shared.rank()] {
         output[to.clone()].copy_from_slice(&own[*from..][..to.len()]);
     }
+    let show = |slot: &mut [T], at: usize| {
+        let shown = &own[at.min(own.len())..own.len().min(at + slot.len())];
+        slot[..shown.len()].copy_from_slice(shown);
+    };
+    let read = |peer: usize, slot: &[T], at: usize| {
+        for Move { from, to } in &moves[peer] {
+            let (start, end) = ((*from).max(at), (from + to.len()).min(at + slot.len()));
+            if start < end {
+                let here = to.start + start - from..to.start + end - from;
+                output[here].copy_from_slice(&slot[start - at..end - at]);
+            }
+        }
+    };
+    in_rounds(shared, call, longest, show, read)
+}
+
+/// Gathers everyone's `own` slices, at most `longest` numbers, which are the slices `targets[rank]` of the others.
+pub(crate) fn gather_slices<T: Element>(
+    shared: &mut Shared,
+    call: Call,
+    (own, longest): (&[&mut [T]], usize),
+    targets: &mut [Vec<&mut [T]>],
+) -> Result<()> {
+    let show = |slot: &mut [T], at: usize| {
+        let mut end = 0;
+        for slice in own {
+            let (from, whole) = (end, at..at + slot.len());
+            end += slice.len();
+            let (first, last) = (whole.start.max(from), whole.end.min(end));
+            if first < last {
+                slot[first - at..last - at].copy_from_slice(&slice[first - from..last - from]);
+            }
+        }
+    };
+    let read = |peer: usize, slot: &[T], at: usize| {
+        let mut end = 0;
+        for slice in &mut targets[peer] {
+            let (from, whole) = (end, at..at + slot.len());
+            end += slice.len();
+            let (first, last) = (whole.start.max(from), whole.end.min(end));
+            if first < last {
+                slice[first - from..last - from].copy_from_slice(&slot[first - at..last - at]);
+            }
+        }
+    };
+    in_rounds(shared, call, longest, show, read)
+}
+
+/// In rounds in which everyone waits for all others: `show` fills a slot with this rank's numbers from the given one on,
+/// and `read` takes those of a peer.
+fn in_rounds<T: Element>(
+    shared: &mut Shared,
+    call: Call,
+    longest: usize,
+    show: impl Fn(&mut [T], usize),
+    mut read: impl FnMut(usize, &[T], usize),
+) -> Result<()> {
+    shared.enter();
     let mut at = 0;
     loop {
         let round = shared.begin(call)?;
         let count = (shared.slot_bytes(round) / size_of::<T>()).min(longest - at);
-        let shown = &own[at.min(own.len())..own.len().min(at + count)];
-        bytemuck::cast_slice_mut::<u8, T>(shared.staging(round))[..shown.len()].copy_from_slice(shown);
+        show(&mut bytemuck::cast_slice_mut(shared.staging(round))[..count], at);
         shared.stage(round, call, PRIVATE);
         for peer in peers(shared) {
             shared.await_staged(peer, round, call)?;
         }
         shared.agree(round, (longest - at - count) * size_of::<T>());
         for peer in peers(shared) {
-            let slot = bytemuck::cast_slice::<u8, T>(shared.staged(peer, round));
-            for Move { from, to } in &moves[peer] {
-                let (start, end) = ((*from).max(at), (from + to.len()).min(at + count));
-                if start < end {
-                    let here = to.start + start - from..to.start + end - from;
-                    output[here].copy_from_slice(&slot[start - at..end - at]);
-                }
-            }
+            read(peer, &bytemuck::cast_slice(shared.staged(peer, round))[..count], at);
         }
         shared.publish(Counter::Done, round);
         at += count;

@@ -57,8 +57,9 @@ fn all_reduce_exactly<T: Element>(session: &mut Session<'_>, data: &mut [T]) -> 
         }
         Ok(piece)
     };
-    let after = |(shared, data): &mut (&mut _, &mut [T]), index, piece: &[T]| {
-        gather_spans(shared, call, &plan.piece(index), (piece, data))
+    let after = |(shared, data): &mut (&mut _, &mut [T]), index, piece: Vec<T>| {
+        gather_spans(shared, call, &plan.piece(index), (&piece, data))?;
+        Ok(piece)
     };
     pipeline(plan.pieces, &mut (shared, data), before, carry, after)
 }

@@ -21,5 +21,6 @@ pub(crate) fn broadcast<T: Element>(session: &mut Session<'_>, data: &mut [T]) -
     let (shared, mut courier) = split(session, if leads { leaders } else { vec![] })?;
     courier.across(call.root(from), |session| streams::broadcast(session, Algorithm::Tree, data))?;
     let from = here.iter().position(|&rank| rank == leader(here)).unwrap_or(0);
+    shared.enter();
     direct::broadcast(shared, None, call.root(from), data)
 }

@@ -29,7 +29,6 @@ pub(super) fn split<'a>(
         || Error::Internal("the hierarchical algorithm has no memory that the ranks of a host share".into());
     let (shared, transport) = session.transport.split().ok_or_else(no_memory)?;
     let (pool, sent) = (&mut *session.pool, &mut *session.sent);
-    shared.enter();
     Ok((shared, Courier { transport, context, ranks, pool, sent, chunk }))
 }
 

@@ -5,23 +5,23 @@ use crate::numbers::element::Element;
 use std::sync::mpsc::channel;
 
 /// Takes each of `pieces` through `before`, `carry` and `after`, in their order. More than one: a thread carries a piece
-/// while this one is at the next one and the one before, so the time is that of the slower of the two. `before` gets memory
-/// of which it may keep what it needs.
-pub(super) fn pipeline<S, T: Element>(
+/// while this one is at the next one and the one before, so the time is that of the slower of the two. What `after` gives
+/// back, a later `before` gets.
+pub(super) fn pipeline<S, P: Send + Default>(
     pieces: usize,
     state: &mut S,
-    before: impl Fn(&mut S, usize, Vec<T>) -> Result<Vec<T>>,
-    mut carry: impl FnMut(usize, Vec<T>) -> Result<Vec<T>> + Send,
-    after: impl Fn(&mut S, usize, &[T]) -> Result<()>,
+    before: impl Fn(&mut S, usize, P) -> Result<P>,
+    mut carry: impl FnMut(usize, P) -> Result<P> + Send,
+    after: impl Fn(&mut S, usize, P) -> Result<P>,
 ) -> Result<()> {
     if pieces == 1 {
-        let piece = before(state, 0, vec![])?;
+        let piece = before(state, 0, P::default())?;
         let piece = carry(0, piece)?;
-        return after(state, 0, &piece);
+        return after(state, 0, piece).map(drop);
     }
     std::thread::scope(|scope| {
-        let (reduced, to_carry) = channel::<Vec<T>>();
-        let (carried, to_gather) = channel::<Vec<T>>();
+        let (reduced, to_carry) = channel::<P>();
+        let (carried, to_gather) = channel::<P>();
         let courier = move || -> Result<()> {
             for (index, piece) in to_carry.into_iter().enumerate() {
                 // Where this rank has failed meanwhile, nobody gathers.
@@ -31,7 +31,7 @@ pub(super) fn pipeline<S, T: Element>(
         };
         let spawned = std::thread::Builder::new().spawn_scoped(scope, courier);
         let thread = spawned.map_err(Error::system("start a thread that exchanges data with other hosts"))?;
-        let (mut outcome, mut memory) = (Ok(()), vec![]);
+        let (mut outcome, mut memory) = (Ok(()), P::default());
         // The order of what ranks do in shared memory is the same on all of a host.
         for index in 0..=pieces {
             if index < pieces {
@@ -48,8 +48,10 @@ pub(super) fn pipeline<S, T: Element>(
             }
             // Where the thread has failed, it says why below.
             let Ok(piece) = to_gather.recv() else { break };
-            outcome = after(state, index - 1, &piece);
-            memory = piece;
+            match after(state, index - 1, piece) {
+                Ok(piece) => memory = piece,
+                Err(error) => outcome = Err(error),
+            }
         }
         drop(reduced);
         let across = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

@@ -20,7 +20,7 @@ pub(super) struct Plan {
     pub owned: bool,
     pub pieces: usize,
     /// This rank's host, and its place there.
-    host: usize,
+    pub host: usize,
     pub place: usize,
     /// Ranks of this host.
     pub here: usize,
@@ -84,7 +84,7 @@ impl Plan {
     }
 
     /// A piece of the shard that the courier in `place` of `host` has.
-    fn strip(&self, host: usize, place: usize, index: usize) -> Spans {
+    pub(super) fn strip(&self, host: usize, place: usize, index: usize) -> Spans {
         let Some(shard) = self.shards[host].get(place) else { return Spans::default() };
         if self.pieces == 1 { shard.clone() } else { shard.cut(part(shard.len(), self.pieces, index)) }
     }
@@ -97,6 +97,11 @@ impl Plan {
             strips.fold(Spans::default(), |all, strip| all.then(strip))
         };
         (0..self.here).map(of_place).collect()
+    }
+
+    /// Hosts.
+    pub(super) fn hosts(&self) -> usize {
+        self.shards.len()
     }
 
     /// Where the hosts' strips lie in this rank's piece `index`.

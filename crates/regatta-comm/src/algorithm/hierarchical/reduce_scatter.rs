@@ -67,10 +67,10 @@ fn reduce_scatter_exactly<T: Element>(
         }
         Ok(piece)
     };
-    let after = |(_, shard): &mut (&mut _, &mut [T]), index, piece: &[T]| {
+    let after = |(_, shard): &mut (&mut _, &mut [T]), index, piece: Vec<T>| {
         let here = part(shard.len(), plan.pieces, index);
-        shard[here].copy_from_slice(piece);
-        Ok(())
+        shard[here].copy_from_slice(&piece);
+        Ok(piece)
     };
     if plan.owned {
         return pipeline(plan.pieces, &mut (shared, output), before, carry, after);
