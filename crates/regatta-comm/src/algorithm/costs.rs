@@ -11,15 +11,16 @@
 
 use super::Algorithm;
 use super::backend::Wanted;
+use super::halving_doubling;
 use crate::member::call::Kind;
 
 /// A step: what the lines of 16 ranks and more were made with.
 const STEP: f64 = (32 << 10) as f64;
 /// A byte that is reduced: from doubling to halving, all-reduce of 32 KiB on 128 ranks.
-const REDUCED: f64 = 0.36;
+const REDUCED: f64 = 0.345;
 /// A byte that halving or doubling sends after its first step, beyond its time on the way: such a step waits for the whole of
 /// the one before, where a ring passes chunks on. From halving to the ring, all-reduce of 32 MiB on 128 ranks.
-const WHOLE: f64 = 0.235;
+const WHOLE: f64 = 0.135;
 /// A byte of a double tree, likewise: its ranks have three neighbours in each tree. From trees to chains, broadcast and
 /// reduce of 4 MiB on 16 ranks.
 const BRANCHED: f64 = 0.65;
@@ -27,6 +28,8 @@ const BRANCHED: f64 = 0.65;
 const COPIED: f64 = 0.055;
 /// Bytes that go on together.
 const CHUNK: f64 = (256 << 10) as f64;
+/// Bytes that are halved and doubled together in an all-reduce.
+const BLOCK: f64 = CHUNK * halving_doubling::BLOCK as f64;
 
 /// The cheapest algorithm for what is wanted; `line` where that is as cheap, or of unknown cost.
 pub(super) fn cheapest(line: Algorithm, wanted: &Wanted, ranks: usize, bytes: usize) -> Algorithm {
@@ -55,7 +58,7 @@ fn cost(algorithm: Algorithm, kind: Kind, ranks: usize, bytes: usize) -> Option<
     let around = (n - 1.0) / n * b;
     let players = 2f64.powi(ranks.ilog2() as i32);
     let halved = (players - 1.0) / players * b;
-    let halves = halved * (1.0 + WHOLE) - 0.5 * b * WHOLE;
+    let late = (halved - 0.5 * b) * WHOLE;
     let reduced = if matches!(kind, AllReduce | Reduce | ReduceScatter) { REDUCED } else { 0.0 };
     Some(match (algorithm, kind) {
         (Algorithm::Ring, AllReduce) => steps(2.0 * (n - 1.0)) + around * (2.0 + reduced),
@@ -67,11 +70,18 @@ fn cost(algorithm: Algorithm, kind: Kind, ranks: usize, bytes: usize) -> Option<
             steps(doublings + 2.0 * folds) + b * (doublings * (1.0 + reduced) + folds * (2.0 + reduced))
         }
         (Algorithm::HalvingDoubling, AllReduce) => {
-            steps(2.0 * (doublings + folds)) + 2.0 * halves + halved * reduced + folds * b * (2.0 + reduced)
+            let blocks = (b / BLOCK).ceil().max(1.0);
+            steps(blocks * 2.0 * (doublings + folds))
+                + halved * (2.0 + reduced)
+                + 2.0 * late
+                + folds * b * (2.0 + reduced)
         }
         (Algorithm::HalvingDoubling, ReduceScatter | AllGather) => {
             let part = b / n;
-            steps(doublings + 2.0 * folds) + halves + halved * reduced + folds * (b * (1.0 + reduced) + part)
+            steps(doublings + 2.0 * folds)
+                + halved * (1.0 + reduced)
+                + late
+                + folds * (b * (1.0 + reduced) + part)
         }
         (Algorithm::Pairwise, AllToAll) => steps(n - 1.0) + around,
         (Algorithm::Bruck, AllToAll) => steps(up) + up * b / 2.0 + (up + 2.0) * b * COPIED,

@@ -143,15 +143,16 @@ fn send_around<T: Element>(session: &mut Session<'_>, host: usize, slices: &mut 
     let own = std::mem::take(&mut slices[host]);
     for step in 1..hosts {
         let (to, from) = ((host + step) % hosts, (host + hosts - step) % hosts);
-        for index in 0..own.len().max(slices[from].len()) {
+        // Where a host has nothing, its call goes.
+        let (sent, received) = (own.len().max(1), slices[from].len().max(1));
+        for index in 0..sent.max(received) {
             let mut schedule = session.place::<T>().schedule();
-            let (mut input, mut working): (&[T], &mut [T]) = (&[], &mut []);
-            if let Some(slice) = own.get(index) {
-                input = slice;
+            let input: &[T] = own.get(index).map_or(&[], |slice| slice);
+            let working: &mut [T] = slices[from].get_mut(index).map_or(&mut [], |slice| slice);
+            if index < sent {
                 schedule.add(to, What::SendInput, 0..input.len(), None);
             }
-            if let Some(slice) = slices[from].get_mut(index) {
-                working = slice;
+            if index < received {
                 schedule.add(from, What::Copy, 0..working.len(), None);
             }
             session.run(&schedule, Numbers { input, working })?;
