@@ -6,6 +6,7 @@ mod adasum;
 pub(crate) mod backend;
 mod backends;
 mod bruck;
+mod costs;
 pub(crate) mod direct;
 mod dissemination;
 mod doubling;

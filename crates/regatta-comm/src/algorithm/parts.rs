@@ -24,11 +24,6 @@ impl Parts {
         Self((0..size).map(|index| index * each..(index + 1) * each).collect())
     }
 
-    /// Anywhere in the whole.
-    pub(crate) fn at(ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
-        Self(ranges.into_iter().collect())
-    }
-
     pub(crate) fn get(&self, index: usize) -> Range<usize> {
         self.0[index].clone()
     }

@@ -2,16 +2,21 @@
 //!
 //! The table that ships was measured; `regatta bench tune` measures another on the machine at hand. A line is
 //! `operation link ranks bytes algorithm`: up to so many bytes of data (`-`: any number), use this. The lines of the
-//! number of ranks that is nearest (as a ratio) count, in their order. A line with `halving_doubling` for any number of
+//! number of ranks that is nearest (as a ratio) count, in their order; far from all lines the algorithms'
+//! [costs](super::costs) count. A line with `halving_doubling` for any number of
 //! bytes holds for other numbers of ranks than its own only where they are powers of two: elsewhere some ranks send up to
 //! twice the bytes. `#` begins a comment.
 
 use super::Algorithm;
 use super::backend::{Offer, Wanted};
+use super::costs;
 use crate::error::{Error, Result};
 use crate::member::call::Kind;
 use crate::transport::TransportKind;
 use std::fmt;
+
+/// Most ranks for which the nearest line counts, however far it is.
+const NEAR: usize = 64;
 
 const DEFAULT: &str = include_str!("default.tuning");
 
@@ -63,22 +68,44 @@ impl Table {
 
     /// The algorithm for what is wanted, with `bytes` of data on each rank; none where nothing can carry it out.
     pub(crate) fn choose(&self, wanted: &Wanted, ranks: usize, bytes: usize) -> Option<Algorithm> {
+        let line = self.line(wanted, ranks, bytes).or_else(|| fallback(wanted))?;
+        match self.reaches(wanted, ranks) {
+            true => Some(line),
+            false => Some(costs::cheapest(line, wanted, ranks, bytes)),
+        }
+    }
+
+    /// The rows for what is wanted.
+    fn rows(&self, wanted: &Wanted) -> impl Iterator<Item = &Row> {
         let kind = wanted.kind;
         // Memory that threads or processes share is the same to an algorithm.
         let link = if wanted.link == TransportKind::Thread { TransportKind::Shm } else { wanted.link };
-        let rows = || self.rows.iter().filter(|row| row.kind == kind && row.link == link);
+        self.rows.iter().filter(move |row| row.kind == kind && row.link == link)
+    }
+
+    /// Whether so many ranks are at most half as many again as in some row, and no less than two thirds of another's.
+    fn reaches(&self, wanted: &Wanted, ranks: usize) -> bool {
+        let (mut least, mut most) = (0, 0);
+        for row in self.rows(wanted) {
+            (least, most) = (if most == 0 { row.ranks } else { row.ranks.min(least) }, row.ranks.max(most));
+        }
+        ranks <= NEAR.max(most.saturating_add(most / 2)) && least <= ranks.saturating_add(ranks / 2)
+    }
+
+    /// The algorithm of the line that counts.
+    fn line(&self, wanted: &Wanted, ranks: usize, bytes: usize) -> Option<Algorithm> {
         let distance = |row: &Row| {
             let (low, high) = (row.ranks.min(ranks).max(1), row.ranks.max(ranks));
             (high as u64).saturating_mul(1 << 16) / low as u64
         };
-        let nearest = rows().map(distance).min();
+        let nearest = self.rows(wanted).map(distance).min();
         let fits = |row: &&Row| {
             Some(distance(row)) == nearest
                 && row.bytes.is_none_or(|most| bytes <= most)
                 && (row.ranks == ranks || ranks.is_power_of_two() || !row.wants_powers_of_two())
         };
-        let row = rows().find(fits).map(|row| row.algorithm);
-        row.filter(|algorithm| algorithm.suits(wanted)).or_else(|| fallback(wanted))
+        let row = self.rows(wanted).find(fits).map(|row| row.algorithm);
+        row.filter(|algorithm| algorithm.suits(wanted))
     }
 }
 
@@ -158,6 +185,26 @@ mod tests {
     }
 
     #[test]
+    fn up_to_64_ranks_the_lines_of_the_table_that_ships_count() {
+        let table = Table::default();
+        for &kind in Kind::ALL {
+            let wanted = Wanted::plain(kind, TransportKind::Tcp);
+            for ranks in 3..=64 {
+                for bytes in (0..34).flat_map(|bits| [1 << bits, 3 << bits]) {
+                    let line = table.line(&wanted, ranks, bytes).or_else(|| fallback(&wanted));
+                    assert_eq!(table.choose(&wanted, ranks, bytes), line, "{kind:?} {ranks} {bytes}");
+                }
+            }
+            // Two ranks have lines of their own for all_reduce only; reductions of two have one order.
+            let choose = |bytes| table.choose(&wanted, 2, bytes);
+            let moved = (0..34).filter(|bits| {
+                choose(1 << bits) != table.line(&wanted, 2, 1 << bits).or_else(|| fallback(&wanted))
+            });
+            assert!(moved.count() == 0 || kind == Kind::AllToAll, "{kind:?}");
+        }
+    }
+
+    #[test]
     fn the_nearest_number_of_ranks_counts() {
         let table = Table::parse(
             "all_reduce tcp 2 100 doubling # a comment\n\nall_reduce tcp 2 - ring\nall_reduce tcp 16 - tree\n",
@@ -169,11 +216,15 @@ mod tests {
             [choose(2, 100), choose(2, 101), choose(3, 4)],
             [Algorithm::Doubling, Algorithm::Ring, Algorithm::Doubling]
         );
-        assert_eq!([choose(12, 4), choose(100, 4), choose(1 << 62, 4)], [Algorithm::Tree; 3]);
+        assert_eq!([choose(12, 4), choose(64, 4)], [Algorithm::Tree; 2]);
+        // Far from all lines costs count.
+        assert_eq!([choose(65, 4), choose(1 << 62, 4)], [Algorithm::Doubling; 2]);
         let table = Table::parse("all_reduce tcp 6 - halving_doubling\nall_reduce tcp 6 - tree\n").unwrap();
         let choose = |ranks| table.choose(&wanted, ranks, 1 << 30).unwrap();
         assert_eq!([4, 6, 8].map(choose), [Algorithm::HalvingDoubling; 3]);
-        assert_eq!([3, 5, 7].map(choose), [Algorithm::Tree; 3]);
+        assert_eq!([5, 7].map(choose), [Algorithm::Tree; 2]);
+        // Nor does a line for twice as many count.
+        assert_eq!(choose(3), Algorithm::Ring);
         for bad in
             ["all_reduce tcp 2 ring", "fly tcp 2 - ring", "barrier tcp 2 - ring", "all_reduce tcp x - ring"]
         {

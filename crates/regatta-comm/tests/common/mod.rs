@@ -43,6 +43,18 @@ pub fn run_with<R: Send>(
     size: usize,
     rank: impl Fn(Group) -> R + Sync,
 ) -> Vec<R> {
+    let host = |rank: usize| if transport == TransportKind::Mixed { Some(rank * 2 / size) } else { None };
+    run_on(options, transport, &(0..size).map(host).collect::<Vec<_>>(), rank)
+}
+
+/// As [`run_with`], with a rank for each of `hosts`, as if it was there; none: on this one.
+pub fn run_on<R: Send>(
+    options: Options,
+    transport: TransportKind,
+    hosts: &[Option<usize>],
+    rank: impl Fn(Group) -> R + Sync,
+) -> Vec<R> {
+    let size = hosts.len();
     let security = Security { secret: options.secret.clone(), tls: options.tls };
     let server = StoreServer::start("127.0.0.1:0", size, &security).unwrap();
     let address = server.addr().to_string();
@@ -57,8 +69,8 @@ pub fn run_with<R: Send>(
                 let through = &through;
                 scope.spawn(move || {
                     let mut world = World::local(number, size, address);
-                    if transport == TransportKind::Mixed {
-                        world.host = format!("host {}", number * 2 / size);
+                    if let Some(host) = hosts[number] {
+                        world.host = format!("host {host}");
                     }
                     let group = thread.unwrap_or_else(|| Group::connect(&world, options).unwrap());
                     // Nobody is still connecting when a test makes a rank fail.

@@ -12,7 +12,8 @@ pub(crate) struct Hierarchical;
 
 impl Backend for Hierarchical {
     fn offers(&self, _: Algorithm, wanted: &Wanted) -> Offer {
-        let kind = matches!(wanted.kind, Kind::AllReduce | Kind::Broadcast);
+        use Kind::{AllGather, AllReduce, AllToAll, Broadcast, ReduceScatter};
+        let kind = matches!(wanted.kind, AllReduce | Broadcast | AllGather | ReduceScatter | AllToAll);
         let place = wanted.link == TransportKind::Mixed && wanted.space == Space::Host;
         if kind && place && wanted.op != ReduceOp::Adasum { Offer::Able } else { Offer::No }
     }
@@ -29,10 +30,15 @@ impl Typed for Run<'_, '_, '_> {
 
     fn call<T: Element>(self) -> Result<()> {
         let session = &mut self.0.session;
-        let (_, data) = numbers::<T>(None, self.1.output.as_mut())?;
+        let Task { input, output, parts, received, .. } = self.1;
+        let (input, output) = numbers::<T>(*input, output.as_mut())?;
+        let input = input.unwrap_or_default();
         match session.call.kind {
-            Kind::AllReduce => hierarchical::all_reduce(session, data),
-            Kind::Broadcast => hierarchical::broadcast(session, data),
+            Kind::AllReduce => hierarchical::all_reduce(session, output),
+            Kind::Broadcast => hierarchical::broadcast(session, output),
+            Kind::AllGather => hierarchical::all_gather(session, parts, output),
+            Kind::ReduceScatter => hierarchical::reduce_scatter(session, parts, input, output),
+            Kind::AllToAll => hierarchical::all_to_all(session, (parts, received.as_ref()), input, output),
             _ => Err(Error::Internal(format!("{} by the hierarchical algorithm", session.call))),
         }
     }

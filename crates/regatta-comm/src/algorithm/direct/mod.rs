@@ -11,12 +11,14 @@
 
 mod movements;
 mod reductions;
+mod spans;
 #[cfg(all(test, target_os = "linux"))]
 mod tests;
 mod volume;
 
 pub(crate) use movements::{all_gather, all_to_all, broadcast, gather, scatter};
 pub(crate) use reductions::{all_reduce, reduce, reduce_scatter};
+pub(crate) use spans::{Move, Spans, exchange, gather_slices, gather_spans, reduce_spans};
 pub(crate) use volume::sent;
 
 use crate::error::{Error, Result};
