@@ -79,7 +79,7 @@ fn another_secret_is_said_on_both_sides_and_soon() {
     assert!(second.contains("does not hold the job's secret (REGATTA_SECRET)"), "{second}");
     let first = said(&first.wait_with_output().unwrap());
     assert!(
-        first.contains("somebody at 127.0.0.1 knocked") && first.contains("REGATTA_SECRET differs"),
+        first.contains("somebody at 127.0.0.1 tried to reach") && first.contains("REGATTA_SECRET differs"),
         "{first}"
     );
     assert!(first.contains("rank 1 of 2 did not join"), "{first}");

@@ -73,9 +73,9 @@ pub fn call(bytes: &[u8]) {
         let call = Call { sequence: u32::from(byte >> 4), ..own };
         let note = Note { rank: rank % 8, call, waits_for: usize::from(byte & 15) };
         let heard = waits.say(0, &note, u64::from(byte & 3));
-        heard.quarrel(own, &|sequence| Some(Call { sequence, ..own }));
-        let culprit = waits.culprit(0, rank % 8, usize::from(byte & 15));
-        assert!(culprit <= 15 && waits.len() <= 8);
+        heard.conflict(own, &|sequence| Some(Call { sequence, ..own }));
+        let chain_end = waits.chain_end(0, rank % 8, usize::from(byte & 15));
+        assert!(chain_end <= 15 && waits.len() <= 8);
     }
     if let Some(note) = Note::from_bytes(bytes) {
         assert_eq!(note.to_bytes(), bytes);
@@ -90,8 +90,8 @@ pub fn call(bytes: &[u8]) {
     }
 }
 
-/// A TLS handshake with a stranger: the first byte says on which side. It never succeeds, and never waits for more
-/// than the stranger sends.
+/// A TLS handshake with an unknown client: the first byte says on which side. It never succeeds, and never waits for more
+/// than the unknown client sends.
 pub fn tls(bytes: &[u8]) {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     static IDENTITY: OnceLock<Identity> = OnceLock::new();

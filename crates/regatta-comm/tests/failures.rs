@@ -1,4 +1,4 @@
-//! Ranks that disagree, stall, leave, panic or are killed: every survivor gets an error that names the culprit.
+//! Ranks that disagree, stall, leave, panic or are killed: every survivor gets an error that names the rank that is to blame.
 
 mod common;
 
@@ -316,7 +316,7 @@ fn ranks_that_do_not_come_are_named() {
 }
 
 #[test]
-fn strangers_neither_join_nor_disturb() {
+fn unknown_clients_neither_join_nor_disturb() {
     let server = StoreServer::start("127.0.0.1:0", 1, &Security::default()).unwrap();
     let mut held = vec![];
     for garbage in [b"GET / HTTP/1.1\r\n\r\n".as_slice(), &[255; 64], &[0; 8], b""] {
@@ -405,7 +405,7 @@ fn segments_of(pids: &[u32]) -> Vec<String> {
 #[cfg(target_os = "linux")]
 fn killed_and_stopped_processes() {
     for transport in ["shm", "tcp"] {
-        for (signal, deadline, culprit) in
+        for (signal, deadline, blamed) in
             [("-KILL", "600", "rank 1 (host "), ("-STOP", "10", "waiting for rank 1")]
         {
             let (_server, mut ranks) = children(transport, 3, deadline);
@@ -418,7 +418,7 @@ fn killed_and_stopped_processes() {
             let errors: Vec<_> = [0, 2].map(|rank| line(&mut outputs[rank], "error: ")).into();
             assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
             assert!(errors.iter().all(|error| error.contains("rank 1")), "{transport} {signal}: {errors:?}");
-            assert!(errors.iter().any(|error| error.contains(culprit)), "{transport} {signal}: {errors:?}");
+            assert!(errors.iter().any(|error| error.contains(blamed)), "{transport} {signal}: {errors:?}");
             for rank in [0, 2] {
                 ranks[rank].0.wait().unwrap();
             }

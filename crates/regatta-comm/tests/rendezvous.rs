@@ -84,11 +84,11 @@ fn rank_0_hosts_the_store_at_the_master_port() {
 }
 
 #[test]
-fn beside_the_agent_of_torchrun_and_strangers() {
-    // The agent owns the port; a stranger on the next accepts and says nothing.
+fn beside_the_agent_of_torchrun_and_others() {
+    // The agent owns the port; an unknown client on the next accepts and says nothing.
     let agent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = agent.local_addr().unwrap().port();
-    // Whoever else has it is a stranger, too.
+    // Whoever else has it is an unknown client, too.
     let _silent = TcpListener::bind(("127.0.0.1", port + 1));
     assert_joined(&outputs(|rank| {
         let elastic = [("TORCHELASTIC_RUN_ID", "none".into()), ("TORCHELASTIC_RESTART_COUNT", "0".into())];
@@ -124,9 +124,9 @@ fn open_mpi_on_one_host_needs_no_address() {
     let folder = Folder::new("open-mpi");
     // As a job that was killed left it: its store is gone, or is now somebody else's.
     let user = user_of(&folder.0);
-    let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpListener::bind("127.0.0.1:0").unwrap();
     let stale = folder.0.join(format!("regatta-{user}-test-1.addr"));
-    fs::write(stale, stranger.local_addr().unwrap().to_string()).unwrap();
+    fs::write(stale, client.local_addr().unwrap().to_string()).unwrap();
     assert_joined(&outputs(|rank| open_mpi(rank, &folder.0)));
     assert_eq!(folder.names(), Vec::<PathBuf>::new());
 }

@@ -1,4 +1,4 @@
-//! Strangers: processes without the job's secret neither join, nor read, nor stall it.
+//! Unidentified: processes without the job's secret neither join, nor read, nor stall it.
 
 mod common;
 
@@ -81,7 +81,7 @@ fn the_network_needs_a_secret() {
 }
 
 #[test]
-fn a_crowd_of_strangers_does_not_stall_a_job() {
+fn a_crowd_of_unknown_clients_does_not_stall_a_job() {
     let secret = Secret::random().unwrap();
     let security = Security { secret: Some(secret.clone()), tls: Tls::Auto };
     let server = StoreServer::start("127.0.0.1:0", 2, &security).unwrap();

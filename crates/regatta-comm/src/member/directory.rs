@@ -12,8 +12,8 @@ pub(crate) trait Directory: Send + Sync {
     /// Takes the note of `rank` back.
     fn unsay(&self, group: u64, rank: usize) -> Result<()>;
     /// The rank at the end of the chain of those who wait for one another, beginning with `peer`: see
-    /// [`Waits::culprit`](super::waits::Waits::culprit).
-    fn culprit(&self, group: u64, rank: usize, peer: usize) -> Result<usize>;
+    /// [`Waits::chain_end`](super::waits::Waits::chain_end).
+    fn chain_end(&self, group: u64, rank: usize, peer: usize) -> Result<usize>;
     /// Records that `rank` has joined a round after operation `sequence`, and tells all ranks at once; the number of
     /// ranks that have joined.
     fn join(&self, round: Round, sequence: u32) -> Result<usize>;
@@ -79,7 +79,7 @@ impl Heard {
     /// A rank that will never come because it is in another call than this rank's, and this rank's: one with the same
     /// number as `call`, also where this rank has come further (`earlier` knows what it called), or one that waits, along
     /// a chain, for this rank.
-    pub(crate) fn quarrel(&self, call: Call, earlier: &dyn Fn(u32) -> Option<Call>) -> Option<(Call, Note)> {
+    pub(crate) fn conflict(&self, call: Call, earlier: &dyn Fn(u32) -> Option<Call>) -> Option<(Call, Note)> {
         let numbered = self.others.iter().find_map(|note| {
             let own = match note.call.sequence {
                 sequence if call.is_collective() && sequence == call.sequence => Some(call),

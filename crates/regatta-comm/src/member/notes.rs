@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-/// One rank's pen and eyes in one group.
+/// What one rank writes and reads of notes in one group.
 pub(crate) struct Notes {
     directory: Option<Arc<dyn Directory>>,
     group: u64,
@@ -49,10 +49,10 @@ impl Notes {
 
     /// The rank at the end of the chain of those who wait for one another, beginning with `peer`: it waits for
     /// nobody. `peer` itself where there is no such end. Where the directory is cut off, so are the ranks beside it.
-    pub(crate) fn culprit(&self, peer: usize) -> usize {
+    pub(crate) fn chain_end(&self, peer: usize) -> usize {
         let Some(directory) = &self.directory else { return peer };
-        let culprit = directory.culprit(self.group, self.rank, peer);
-        directory.lost().flatten().or(culprit.ok()).unwrap_or(peer)
+        let chain_end = directory.chain_end(self.group, self.rank, peer);
+        directory.lost().flatten().or(chain_end.ok()).unwrap_or(peer)
     }
 
     /// What names the `epoch`-th joining of the group.
@@ -101,29 +101,29 @@ mod tests {
         let hub: Arc<dyn Directory> = Arc::new(Hub::default());
         let (mine, other) = (Notes::new(Some(hub.clone()), 7, 2, 0), Notes::new(Some(hub), 7, 2, 1));
         other.say(theirs, 0);
-        (move || mine.say(own, 1).quarrel(own, &|_| Some(theirs)).is_some(), other)
+        (move || mine.say(own, 1).conflict(own, &|_| Some(theirs)).is_some(), other)
     }
 
     #[test]
     fn a_circle_is_believed_when_all_in_it_say_it_again() {
         let own = Call { sequence: 2, ..Call::new(Kind::AllReduce, DType::F32, 8) };
         let theirs = Call { sequence: 1, ..Call::new(Kind::Send, DType::F32, 8) };
-        let (quarrels, other) = two(own, theirs);
+        let (conflicts, other) = two(own, theirs);
         // The note may be older than what rank 0 has sent.
-        assert!(!quarrels() && !quarrels() && !quarrels());
+        assert!(!conflicts() && !conflicts() && !conflicts());
         other.say(theirs, 0);
-        assert!(quarrels());
+        assert!(conflicts());
         other.say(theirs, 5);
-        assert!(!quarrels());
+        assert!(!conflicts());
     }
 
     #[test]
-    fn who_is_behind_in_the_same_operations_is_no_quarrel() {
+    fn who_is_behind_in_the_same_operations_is_no_conflict() {
         let call = |sequence| Call { sequence, ..Call::new(Kind::AllReduce, DType::F32, 8) };
         for theirs in [98, 100] {
-            let (quarrels, other) = two(call(99), call(theirs));
+            let (conflicts, other) = two(call(99), call(theirs));
             for _ in 0..3 {
-                assert!(!quarrels());
+                assert!(!conflicts());
                 other.say(call(theirs), 0);
             }
         }

@@ -46,19 +46,19 @@ impl<'a> Wait<'a> {
         if waited >= self.note {
             self.note = waited + first_note(context);
             let earlier = |sequence| context.earlier(sequence);
-            if let Some((own, other)) = notes.say(call, name).quarrel(call, &earlier) {
+            if let Some((own, other)) = notes.say(call, name).conflict(call, &earlier) {
                 return Err(context.disagree(own, other.rank, Some(other.call)));
             }
             // A store that is cut off takes its time to be given up, in which nobody has stopped this process.
             self.look(deadline / 2);
         }
         if waited >= deadline {
-            return Err(Error::Deadline { rank: notes.culprit(name), call: call.to_string(), waited });
+            return Err(Error::Deadline { rank: notes.chain_end(name), call: call.to_string(), waited });
         }
         if waited >= context.warn && !self.warned {
             self.warned = true;
             let since = SystemTime::now() - waited;
-            let waits_for = notes.culprit(name);
+            let waits_for = notes.chain_end(name);
             let rank = context.names[context.rank];
             context.on_late.report(&Late {
                 rank,

@@ -71,7 +71,7 @@ impl Waits {
 
     /// The rank at the end of the chain of those who wait for one another, beginning with `peer`, for whom `rank` waits:
     /// it waits for nobody. `peer` itself where there is no such end.
-    pub(crate) fn culprit(&self, group: u64, rank: usize, peer: usize) -> usize {
+    pub(crate) fn chain_end(&self, group: u64, rank: usize, peer: usize) -> usize {
         let Some(notes) = self.groups.get(&group) else { return peer };
         let mut at = peer;
         // A longer chain is a circle.

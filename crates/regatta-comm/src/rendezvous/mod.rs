@@ -1,7 +1,7 @@
 //! How the ranks of a job find each other.
 
 mod env;
-mod knocks;
+mod failed_handshakes;
 mod launchers;
 mod reasons;
 mod secret;

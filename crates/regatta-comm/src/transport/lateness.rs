@@ -11,7 +11,7 @@ const LATE: Duration = Duration::from_millis(1);
 /// Such waits of so long together, beyond what [`allowance`] forgives, are too long.
 const TOO_LATE: Duration = Duration::from_millis(4);
 /// Operations that get further after that, before it is tried again without.
-pub(super) const LESSON: u32 = 16;
+pub(super) const DEEP_OPERATIONS: u32 = 16;
 
 /// Long waits that are forgiven in an operation with so many bytes: about what it costs that data goes through main
 /// memory and not through the cache.

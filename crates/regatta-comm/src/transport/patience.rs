@@ -17,7 +17,7 @@ const FIRST: usize = 16;
 /// A yield that takes longer than this shows that the processor is wanted by others than our peers.
 const LONG: Duration = Duration::from_micros(400);
 /// After a long yield there are none for so many times what it took: they cost a tenth of the time at most.
-const LESSON: u32 = 10;
+const WARY: u32 = 10;
 
 /// How one rank waits. Remembers what came of the last waits.
 #[derive(Debug, Default)]
@@ -81,7 +81,7 @@ impl Patience {
             }
             let before = std::mem::replace(&mut now, Instant::now());
             if now - before > LONG {
-                self.wary_until.set(now.checked_add((now - before) * LESSON));
+                self.wary_until.set(now.checked_add((now - before) * WARY));
                 return false;
             }
         }

@@ -146,8 +146,8 @@ impl Directory for Hub {
         Ok(())
     }
 
-    fn culprit(&self, group: u64, rank: usize, peer: usize) -> Result<usize> {
-        Ok(self.word().waits.culprit(group, rank, peer))
+    fn chain_end(&self, group: u64, rank: usize, peer: usize) -> Result<usize> {
+        Ok(self.word().waits.chain_end(group, rank, peer))
     }
 
     fn join(&self, round: Round, sequence: u32) -> Result<usize> {

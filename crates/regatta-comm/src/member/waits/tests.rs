@@ -50,7 +50,7 @@ fn circle(list: &[Listed], own: &Note, seen: &mut Vec<Listed>) -> Option<Note> {
     circle.into_iter().map(|listed| listed.note).find(|note| !same(&note.call, &own.call) && !both(note))
 }
 
-fn culprit(list: &[Listed], rank: usize, peer: usize) -> usize {
+fn chain_end(list: &[Listed], rank: usize, peer: usize) -> usize {
     let mut seen = vec![rank];
     let mut at = peer;
     while !seen.contains(&at) {
@@ -108,7 +108,7 @@ fn play(steps: &[(u8, u8, u8, u8)]) {
         // The rank has made the first of the two calls under each number.
         let earlier = |sequence: u32| (sequence < 2).then(|| call(2 * sequence as u8));
         let without_circle = Heard { circle: None, ..heard.clone() };
-        assert_eq!(without_circle.quarrel(note.call, &earlier), numbered(&list, &note, &earlier));
+        assert_eq!(without_circle.conflict(note.call, &earlier), numbered(&list, &note, &earlier));
         // Who has changed its word since the last look, or taken it back, has begun anew.
         let begun_anew =
             changed[rank][rank] || seen[rank].1.iter().any(|listed| changed[rank][listed.note.rank]);
@@ -119,7 +119,7 @@ fn play(steps: &[(u8, u8, u8, u8)]) {
         seen[rank].0 = heard.version;
         changed[rank] = [false; RANKS];
         for peer in 0..=RANKS {
-            assert_eq!(waits.culprit(7, rank, peer), culprit(&list, rank, peer));
+            assert_eq!(waits.chain_end(7, rank, peer), chain_end(&list, rank, peer));
         }
     }
 }

@@ -188,8 +188,8 @@ impl Directory for StoreClient {
         self.ask(&Request::Unsay { group, rank }).and_then(done)
     }
 
-    fn culprit(&self, group: u64, rank: usize, peer: usize) -> Result<usize> {
-        Ok(self.ask(&Request::Culprit { group, rank, peer }).and_then(number)? as usize)
+    fn chain_end(&self, group: u64, rank: usize, peer: usize) -> Result<usize> {
+        Ok(self.ask(&Request::ChainEnd { group, rank, peer }).and_then(number)? as usize)
     }
 
     fn join(&self, round: Round, sequence: u32) -> Result<usize> {

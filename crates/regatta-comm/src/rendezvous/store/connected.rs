@@ -84,7 +84,7 @@ impl Connected {
     pub(super) fn new(reach: &Reach<'_>) -> Result<Arc<Self>> {
         let Reach { rank, timer, .. } = *reach;
         let mut reasons = Reasons::default();
-        // What may be a stranger's address need not ever answer, so it gets less time, at first.
+        // What may be an unknown client's address need not ever answer, so it gets less time, at first.
         let mut patience = if reach.certain { HELLO_TIME } else { PROBE_TIME };
         loop {
             for (address, security) in (reach.addresses)()? {

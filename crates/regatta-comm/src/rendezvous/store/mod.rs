@@ -16,9 +16,9 @@ mod protocol;
 mod reach;
 mod server;
 mod state;
-mod strangers;
 #[cfg(test)]
 mod tests;
+mod unidentified;
 
 pub(crate) use client::StoreClient;
 #[cfg(fuzzing)]
@@ -31,7 +31,7 @@ pub(crate) use server::Bare;
 pub use server::{StoreServer, StoreTraffic};
 use std::time::Duration;
 
-/// How long a stranger may take to say who it is.
+/// How long an unknown client may take to say who it is.
 const HELLO_TIME: Duration = Duration::from_secs(5);
 /// How long a rank's host may be silent until it counts as gone, at most.
 const SILENCE: Duration = Duration::from_secs(10);

@@ -77,7 +77,7 @@ pub(crate) enum Request<'a> {
     /// Takes a rank's note back: `Done`.
     Unsay { group: u64, rank: usize },
     /// Whom `rank`, which waits for `peer`, really waits for: `Number`.
-    Culprit { group: u64, rank: usize, peer: usize },
+    ChainEnd { group: u64, rank: usize, peer: usize },
     /// Joins a round after an operation, and tells all ranks: `Number`, of ranks that have joined.
     Join { round: Round, sequence: u32 },
     /// Who has joined: `Ranks`.
@@ -105,7 +105,7 @@ impl<'a> Request<'a> {
                 wire::pack(&[b"N", &group.to_le_bytes(), &note.to_bytes(), &seen.to_le_bytes()])
             }
             Self::Unsay { group, rank } => wire::pack(&[b"U", &group.to_le_bytes(), &short(*rank)]),
-            Self::Culprit { group, rank, peer } => {
+            Self::ChainEnd { group, rank, peer } => {
                 wire::pack(&[b"C", &group.to_le_bytes(), &short(*rank), &short(*peer)])
             }
             Self::Join { round, sequence } => {
@@ -143,7 +143,7 @@ impl<'a> Request<'a> {
             }
             [b"U", group, rank] => Self::Unsay { group: long(group)?, rank: number(rank)? },
             [b"C", group, rank, peer] => {
-                Self::Culprit { group: long(group)?, rank: number(rank)?, peer: number(peer)? }
+                Self::ChainEnd { group: long(group)?, rank: number(rank)?, peer: number(peer)? }
             }
             [b"J", round, sequence] => Self::Join { round: decode_round(round)?, sequence: code(sequence)? },
             [b"R", token] => Self::Joined { token: long(token)? },
@@ -408,7 +408,7 @@ mod tests {
             Request::Gather { prefix: "a/", from: 1, count: 9, wait },
             Request::Say { group, note, seen: 2 },
             Request::Unsay { group, rank: 3 },
-            Request::Culprit { group, rank: 3, peer: 1 },
+            Request::ChainEnd { group, rank: 3, peer: 1 },
             Request::Join { round, sequence },
             Request::Joined { token: 3 },
             Request::Invite { round, sequence, invitation: Invitation::Call(call) },

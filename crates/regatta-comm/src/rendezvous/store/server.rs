@@ -3,12 +3,12 @@
 use super::at_exit::{self, Leaving, Turn};
 use super::protocol::{Answer, CONFIRMED, Farewell, Hello, News, Request, Role, WELCOME};
 use super::state::Shared;
-use super::strangers::Strangers;
+use super::unidentified::Unidentified;
 use super::{HELLO_TIME, PRESENT, SILENCE, TROUBLE};
 use crate::error::{Error, Result};
 use crate::open_files;
 use crate::rendezvous::Security;
-use crate::rendezvous::knocks::Knocks;
+use crate::rendezvous::failed_handshakes::FailedHandshakes;
 use crate::rendezvous::{keepalive, wire};
 use crate::tls::{Identity, Stream};
 use std::io::{self, ErrorKind};
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// Longest time a request waits on the server before the client asks again.
 pub(super) const SLICE: Duration = Duration::from_secs(2);
 /// Connections that have not said yet who they are, beside two for each rank; more throw the oldest out.
-const STRANGERS: usize = 64;
+const MOST_UNIDENTIFIED: usize = 64;
 /// Most bytes of all that ranks leave here, with what it takes to keep it: far more than any job needs.
 pub(super) const MOST: usize = 256 << 20;
 /// Longest reason of a failure that is passed on, in bytes.
@@ -65,8 +65,8 @@ struct Served {
     /// Held while news is told, beside the state: a watcher that takes none must not hold requests up.
     watchers: Mutex<Vec<Arc<Stream>>>,
     closing: AtomicBool,
-    strangers: Mutex<Strangers>,
-    knocks: Knocks,
+    unidentified: Mutex<Unidentified>,
+    failed: FailedHandshakes,
     counters: Counters,
 }
 
@@ -182,8 +182,8 @@ impl Served {
             state: Shared::new(size, most),
             watchers: Mutex::default(),
             closing: AtomicBool::new(false),
-            strangers: Mutex::default(),
-            knocks: Knocks::default(),
+            unidentified: Mutex::default(),
+            failed: FailedHandshakes::default(),
             counters: Counters::default(),
         }
     }
@@ -220,7 +220,7 @@ impl Served {
                     continue;
                 }
             };
-            let number = self.strangers().admit(&stream, STRANGERS + 2 * self.size);
+            let number = self.unidentified().admit(&stream, MOST_UNIDENTIFIED + 2 * self.size);
             let served = self.clone();
             // A connection that no thread can be had for is dropped; its owner tries again.
             let _ = std::thread::Builder::new().spawn(move || served.serve(stream, number.ok()));
@@ -252,16 +252,16 @@ impl Served {
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn strangers(&self) -> MutexGuard<'_, Strangers> {
-        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unidentified(&self) -> MutexGuard<'_, Unidentified> {
+        self.unidentified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One connection, to its end.
     fn serve(&self, stream: TcpStream, number: Option<u64>) {
-        // A stranger's connection ends here, without a word and without harm.
+        // An unknown client's connection ends here, without a word and without harm.
         let admitted = self.admit(stream);
         if let Some(number) = number {
-            self.strangers().known(number);
+            self.unidentified().known(number);
         }
         let Ok(Some((stream, guest))) = admitted else { return };
         let _ = match guest.role {
@@ -285,21 +285,19 @@ impl Served {
     fn admit(&self, stream: TcpStream) -> io::Result<Option<(Arc<Stream>, Guest)>> {
         stream.set_nodelay(true)?;
         let from = stream.peer_addr()?.ip();
-        let knocked = |error: io::Error| {
-            self.knocks.heard(from, self.identity.is_some(), &error, |text| {
+        let note = |error: io::Error| {
+            self.failed.heard(from, self.identity.is_some(), &error, |text| {
                 self.state.lock().set(TROUBLE, text.as_bytes());
             });
             error
         };
         let stream = Arc::new(match &self.identity {
-            Some(identity) => {
-                Stream::accept(stream, identity, Instant::now() + HELLO_TIME).map_err(knocked)?
-            }
+            Some(identity) => Stream::accept(stream, identity, Instant::now() + HELLO_TIME).map_err(note)?,
             None => Stream::plain(stream),
         });
         stream.set_read_timeout(Some(HELLO_TIME));
         let hello = match self.read(&stream) {
-            Err(error) if self.identity.is_none() => return Err(knocked(error)),
+            Err(error) if self.identity.is_none() => return Err(note(error)),
             hello => hello?,
         };
         let guest = match self.greet(&hello) {

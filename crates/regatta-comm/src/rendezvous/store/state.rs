@@ -134,8 +134,8 @@ impl State {
                 self.waits.unsay(group, rank);
                 Answer::Done
             }
-            Request::Culprit { group, rank, peer } => {
-                Answer::Number(self.waits.culprit(group, rank, peer) as u64)
+            Request::ChainEnd { group, rank, peer } => {
+                Answer::Number(self.waits.chain_end(group, rank, peer) as u64)
             }
             Request::Join { round, sequence } => Answer::Number(self.rounds.join(round, sequence) as u64),
             Request::Joined { token } => Answer::Ranks(self.rounds.joined(token)),

@@ -113,7 +113,7 @@ impl Native {
                 !matches!(outcome, Ok(None))
             });
             if !done {
-                // Whoever waits says so, and the chain of those who wait for their neighbours ends at the culprit.
+                // Whoever waits says so, and the chain of those who wait for their neighbours ends at the rank that is late.
                 wait.check((context.rank + 1) % context.size, call)?;
             }
         }

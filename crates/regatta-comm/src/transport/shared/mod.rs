@@ -101,7 +101,7 @@ pub(crate) struct Shared {
     /// Bytes of each of this rank's large slots.
     reserved: usize,
     /// Operations to come for which large slots are wanted.
-    lesson: u32,
+    deep: u32,
     /// All ranks have come to the present operation, so a long wait shows a rank that is kept from its processor.
     inside: bool,
     lateness: Lateness,
@@ -146,7 +146,7 @@ impl Shared {
             slot_bytes: [SLOT; 2],
             next_bytes: SLOT,
             reserved: 0,
-            lesson: 0,
+            deep: 0,
             inside: false,
             lateness: Lateness::new(size),
             lanes: vec![],

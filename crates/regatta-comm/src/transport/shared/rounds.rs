@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::member::call::Call;
 use crate::member::health::SLICE;
 use crate::member::wait::Wait;
-use crate::transport::lateness::LESSON;
+use crate::transport::lateness::DEEP_OPERATIONS;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::Instant;
 
@@ -44,7 +44,7 @@ impl Shared {
     /// been done yet: so all decide alike.
     pub(crate) fn agree(&mut self, round: u32, left: usize) {
         if !std::mem::replace(&mut self.inside, true) {
-            self.lesson = self.lesson.saturating_sub(1);
+            self.deep = self.deep.saturating_sub(1);
             self.lateness.forgive(left);
         }
         let said = |rank: usize| self.stage_of(rank, round).said.load(Ordering::Relaxed);
@@ -57,13 +57,13 @@ impl Shared {
             self.lateness.clear();
         }
         if late {
-            self.lesson = LESSON;
+            self.deep = DEEP_OPERATIONS;
         }
         let wanted = left.min(LARGE);
-        if self.lesson > 0 && wanted > self.reserved.max(SLOT) {
+        if self.deep > 0 && wanted > self.reserved.max(SLOT) {
             self.reserved = self.region.reserve(self.rank, wanted).max(self.reserved);
         }
-        self.next_bytes = if self.lesson > 0 { least.max(SLOT) } else { SLOT };
+        self.next_bytes = if self.deep > 0 { least.max(SLOT) } else { SLOT };
     }
 
     /// Begins the next round: waits until its slot is free, and returns its number.

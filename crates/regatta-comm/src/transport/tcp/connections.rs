@@ -24,8 +24,8 @@ use std::time::Duration;
 const GRACE: Duration = Duration::from_millis(20);
 /// The pause between attempts to dial.
 const AGAIN: Duration = Duration::from_millis(50);
-/// Strangers that are heard at a time; more have to wait in the queue of the system.
-const STRANGERS: usize = 64;
+/// Unknown clients that are heard at a time; more have to wait in the queue of the system.
+const MOST_UNIDENTIFIED: usize = 64;
 
 /// The connections to one peer.
 pub(super) type Pair = Arc<[Arc<Connection>]>;
@@ -70,7 +70,7 @@ struct State {
     generation: u64,
     /// Of all groups.
     wakers: Vec<Weak<Waker>>,
-    /// Strangers that are heard.
+    /// Unknown clients that are heard.
     hearing: usize,
 }
 
@@ -285,7 +285,7 @@ impl Connections {
         state.wakers.iter().filter_map(Weak::upgrade).for_each(|waker| waker.wake());
     }
 
-    /// Hears those who dial this rank, each in a thread of its own, so that a silent stranger holds nobody up.
+    /// Hears those who dial this rank, each in a thread of its own, so that a silent client holds nobody up.
     fn accept(self: &Arc<Self>, listener: &TcpListener, identity: Option<&Identity>, expected: &[u8]) {
         loop {
             let accepted = listener.accept();
@@ -302,15 +302,15 @@ impl Connections {
     }
 
     fn hear(self: &Arc<Self>, socket: TcpStream, identity: Option<Identity>, expected: Vec<u8>) {
-        // Each is heard for a limited time, so a crowd of strangers cannot shut ranks out for long.
-        let most = |state: &State| STRANGERS + state.slots.len() * self.streams;
+        // Each is heard for a limited time, so a crowd of unknown clients cannot shut ranks out for long.
+        let most = |state: &State| MOST_UNIDENTIFIED + state.slots.len() * self.streams;
         let crowded =
             |state: &mut State| state.hearing >= most(state) && !self.closing.load(Ordering::Acquire);
         let waited = self.changed.wait_while(self.lock(), crowded);
         waited.unwrap_or_else(PoisonError::into_inner).hearing += 1;
         let this = self.clone();
         let hearing = std::thread::Builder::new().spawn(move || {
-            // A stranger's connection ends here, without a word and without harm.
+            // An unknown client's connection ends here, without a word and without harm.
             if let Ok(Some((peer, number, stream))) = hear(socket, identity.as_ref(), &expected) {
                 this.admit(peer, number, stream);
             }

@@ -11,7 +11,7 @@ const MAGIC: &[u8; 8] = b"rgtta-p4";
 pub(crate) const SECRET: usize = 16;
 /// Magic and secret; the rank and the number of the connection follow.
 pub(crate) const GREETING: usize = 8 + SECRET;
-/// How long a stranger may take to say who it is.
+/// How long an unknown client may take to say who it is.
 pub(super) const GREETING_TIME: Duration = Duration::from_secs(5);
 /// How long one connection may take.
 const LONGEST_CALL: Duration = Duration::from_secs(3600);
@@ -105,7 +105,7 @@ pub(super) fn call(
     }
 }
 
-/// Hears who calls; none where it is a stranger.
+/// Hears who calls; none where it is an unknown client.
 pub(super) fn hear(
     socket: TcpStream,
     identity: Option<&Identity>,

@@ -51,7 +51,7 @@ pub(crate) use greeting::{Contact, Listening};
 #[cfg(fuzzing)]
 pub(crate) use greeting::{GREETING, recognise};
 
-use super::lateness::{LESSON, Lateness};
+use super::lateness::{DEEP_OPERATIONS, Lateness};
 use super::patience::Patience;
 use super::{Transport, TransportKind};
 use crate::error::{Error, Result};
@@ -433,7 +433,7 @@ impl Transport for TcpTransport {
         self.lateness.add(waited);
         if self.lateness.is_too_late() {
             self.lateness.clear();
-            self.deep = LESSON;
+            self.deep = DEEP_OPERATIONS;
             self.set_depth(true);
         }
     }

@@ -1,4 +1,4 @@
-//! Groups that share connections: over a pair of sockets, step by step, and among strangers.
+//! Groups that share connections: over a pair of sockets, step by step, and among unknown clients.
 
 use super::connection::Connection;
 use super::connections::{Connections, Settings};
@@ -274,7 +274,7 @@ fn whoever_dials_there_is_one_connection() {
 }
 
 #[test]
-fn strangers_are_dropped_and_hold_nobody_up() {
+fn unknown_clients_are_dropped_and_hold_nobody_up() {
     let ranks = two_ranks(1);
     let waker = Arc::new(Waker::new().unwrap());
     ranks[0].enter(&waker, &[1]).unwrap();
@@ -302,7 +302,7 @@ fn strangers_are_dropped_and_hold_nobody_up() {
         assert!(begun.elapsed() < SOON);
     }
     assert_eq!(&came, b"!");
-    // A second rank 1 gets no for an answer, and strangers get none.
+    // A second rank 1 gets no for an answer, and unknown clients get none.
     let mut answer = vec![];
     let mut late = say(&[right, who(1, 0)].concat());
     late.set_read_timeout(Some(SOON)).unwrap();

@@ -6,12 +6,12 @@ use std::net::{Shutdown, TcpStream};
 
 /// In the order in which they have come.
 #[derive(Default)]
-pub(super) struct Strangers {
+pub(super) struct Unidentified {
     next: u64,
     waiting: VecDeque<(u64, TcpStream)>,
 }
 
-impl Strangers {
+impl Unidentified {
     /// Takes note of a connection; when there are more than `most`, the oldest is ended.
     pub(super) fn admit(&mut self, stream: &TcpStream, most: usize) -> io::Result<u64> {
         self.next += 1;

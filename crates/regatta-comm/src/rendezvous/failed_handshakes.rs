@@ -7,11 +7,11 @@ use std::sync::{Mutex, PoisonError};
 /// Most addresses that are named: whoever scans ports shall not fill the terminal.
 const NAMED: usize = 4;
 
-/// Addresses from which somebody knocked in vain.
+/// Addresses from which a handshake has failed.
 #[derive(Default)]
-pub(super) struct Knocks(Mutex<Vec<IpAddr>>);
+pub(super) struct FailedHandshakes(Mutex<Vec<IpAddr>>);
 
-impl Knocks {
+impl FailedHandshakes {
     /// Takes note of a greeting that failed, where the secret is why. Each address is reported once, to standard error
     /// and to `publish`.
     pub(super) fn heard(&self, from: IpAddr, encrypted: bool, error: &io::Error, publish: impl FnOnce(&str)) {
@@ -26,11 +26,11 @@ impl Knocks {
         drop(known);
         let text = match encrypted {
             true => format!(
-                "somebody at {from} knocked at the job's store without the job's secret: if that is a rank of this \
+                "somebody at {from} tried to reach the job's store without the job's secret: if that is a rank of this \
                  job, REGATTA_SECRET differs there"
             ),
             false => format!(
-                "somebody at {from} knocked at the job's store and was not understood: if that is a rank of this job, \
+                "somebody at {from} tried to reach the job's store and was not understood: if that is a rank of this job, \
                  it has a secret (REGATTA_SECRET) and the store has none"
             ),
         };
@@ -45,17 +45,17 @@ mod tests {
 
     #[test]
     fn each_address_is_reported_once() {
-        let knocks = Knocks::default();
+        let failed = FailedHandshakes::default();
         let mut said = vec![];
-        let mut knock = |last: u8, kind: ErrorKind| {
-            knocks.heard(IpAddr::from([10, 0, 0, last]), true, &kind.into(), |text| {
+        let mut attempt = |last: u8, kind: ErrorKind| {
+            failed.heard(IpAddr::from([10, 0, 0, last]), true, &kind.into(), |text| {
                 said.push(text.to_string())
             });
         };
         for last in [1, 1, 2, 3, 4, 5, 6] {
-            knock(last, ErrorKind::PermissionDenied);
+            attempt(last, ErrorKind::PermissionDenied);
         }
-        knock(9, ErrorKind::TimedOut);
+        attempt(9, ErrorKind::TimedOut);
         assert_eq!(said.len(), NAMED);
         assert!(said[0].contains("10.0.0.1") && said[0].contains("REGATTA_SECRET"), "{said:?}");
     }
