@@ -13,6 +13,11 @@ use std::ops::Range;
 pub(crate) struct Spans(Vec<Range<usize>>);
 
 impl Spans {
+    /// One range.
+    pub(crate) fn of(range: Range<usize>) -> Self {
+        Self::from_iter(std::iter::once(range))
+    }
+
     /// Adds what comes next.
     pub(crate) fn push(&mut self, range: Range<usize>) {
         match self.0.last_mut() {
@@ -228,7 +233,7 @@ mod tests {
         assert_eq!((spans.len(), &spans), (7, &Spans(vec![3..6, 10..14])));
         assert_eq!(spans.cut(0..7), spans);
         assert_eq!(spans.cut(2..4), Spans(vec![5..6, 10..11]));
-        assert_eq!((spans.cut(4..99), spans.cut(7..9)), (Spans(vec![11..14]), Spans::default()));
+        assert_eq!((spans.cut(4..99), spans.cut(7..9)), (Spans::of(11..14), Spans::default()));
         let moves = vec![Move { from: 0, to: 3..6 }, Move { from: 3, to: 10..14 }];
         assert_eq!(spans.moves(), moves);
     }

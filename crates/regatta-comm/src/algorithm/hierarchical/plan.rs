@@ -43,7 +43,7 @@ impl Plan {
         let segment = |host, place| {
             let shard = part(len, count, place);
             let segment = part(shard.len(), hosts, host);
-            Spans::from_iter([shard.start + segment.start..shard.start + segment.end])
+            Spans::of(shard.start + segment.start..shard.start + segment.end)
         };
         let of_host = |host| (0..count).map(|place| segment(host, place)).collect();
         Self::new(context, (0..hosts).map(of_host).collect(), pieces(count))
@@ -59,7 +59,7 @@ impl Plan {
         let of_host = |host: &Vec<usize>| {
             let all = Spans::from_iter(host.iter().map(|&rank| parts.get(rank)));
             let shard = |place: usize| match owned {
-                true => Spans::from_iter([parts.get(host[place])]),
+                true => Spans::of(parts.get(host[place])),
                 false => all.cut(part(all.len(), count, place)),
             };
             (0..count).map(shard).collect()
