@@ -22,12 +22,10 @@ struct Job {
 impl Job {
     /// The bits of what each rank has in the end.
     fn run(&self) -> Vec<Vec<u64>> {
-        let options = Options {
-            algorithm: Some(Algorithm::Hierarchical),
-            deadline: Duration::from_secs(30),
-            join: Duration::from_secs(30),
-            ..Options::default()
-        };
+        let options = Options::default()
+            .algorithm(Algorithm::Hierarchical)
+            .deadline(Duration::from_secs(30))
+            .join(Duration::from_secs(30));
         let hosts: Vec<_> = self.hosts.iter().map(|&host| Some(host)).collect();
         run_on(options, TransportKind::Mixed, &hosts, |group| {
             assert_eq!(group.transport(), TransportKind::Mixed);
