@@ -8,9 +8,12 @@ use crate::numbers::kernel;
 use crate::transport::shared::{Counter, PRIVATE, Shared};
 use std::ops::Range;
 
-/// Ranges that count as one, one after the other.
+/// Ranges that count as one, one after the other. Mostly it is one, and takes no memory of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Spans(Vec<Range<usize>>);
+pub(crate) struct Spans {
+    first: Range<usize>,
+    more: Vec<Range<usize>>,
+}
 
 impl Spans {
     /// One range.
@@ -20,26 +23,37 @@ impl Spans {
 
     /// Adds what comes next.
     pub(crate) fn push(&mut self, range: Range<usize>) {
-        match self.0.last_mut() {
-            _ if range.is_empty() => {}
-            Some(last) if last.end == range.start => last.end = range.end,
-            _ => self.0.push(range),
+        if range.is_empty() {
+            return;
+        }
+        let last = self.more.last_mut().unwrap_or(&mut self.first);
+        if Range::is_empty(last) {
+            *last = range;
+        } else if last.end == range.start {
+            last.end = range.end;
+        } else {
+            self.more.push(range);
         }
     }
 
+    fn iter(&self) -> impl Iterator<Item = &Range<usize>> {
+        std::iter::once(&self.first).chain(&self.more)
+    }
+
     /// Adds `more` behind these.
-    pub(crate) fn then(self, more: Self) -> Self {
-        self.0.into_iter().chain(more.0).collect()
+    pub(crate) fn then(mut self, more: &Self) -> Self {
+        more.iter().for_each(|range| self.push(range.clone()));
+        self
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.iter().map(Range::len).sum()
+        self.iter().map(Range::len).sum()
     }
 
     /// The elements `of` of them, as far as they go: where each range begins among these, and the range.
     fn within(&self, of: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
         let mut at = 0;
-        self.0.iter().filter_map(move |range| {
+        self.iter().filter_map(move |range| {
             let (start, end) = (of.start.max(at), of.end.min(at + range.len()));
             let found = start..end;
             let here = range.start + start.saturating_sub(at)..range.start + end.saturating_sub(at);
@@ -230,9 +244,9 @@ mod tests {
     #[test]
     fn spans_are_cut_as_one() {
         let spans = Spans::from_iter([3..5, 5..6, 9..9, 10..14]);
-        assert_eq!((spans.len(), &spans), (7, &Spans(vec![3..6, 10..14])));
+        assert_eq!((spans.len(), &spans), (7, &Spans::from_iter([3..6, 10..14])));
         assert_eq!(spans.cut(0..7), spans);
-        assert_eq!(spans.cut(2..4), Spans(vec![5..6, 10..11]));
+        assert_eq!(spans.cut(2..4), Spans::from_iter([5..6, 10..11]));
         assert_eq!((spans.cut(4..99), spans.cut(7..9)), (Spans::of(11..14), Spans::default()));
         let moves = vec![Move { from: 0, to: 3..6 }, Move { from: 3, to: 10..14 }];
         assert_eq!(spans.moves(), moves);

@@ -38,11 +38,11 @@ fn all_reduce_exactly<T: Element>(session: &mut Session<'_>, data: &mut [T]) -> 
     for kind in [Kind::ReduceScatter, Kind::AllGather] {
         *session.sent += direct::sent(kind, false, plan.here, bytes, plan.carried() * size_of::<T>());
     }
+    let spans: Vec<_> = (0..plan.pieces).map(|index| plan.piece(index)).collect();
     let (shared, mut courier) = split(session, plan.ranks(context))?;
-    let before = |(shared, data): &mut (&mut _, &mut [T]), index, memory| {
-        let spans = plan.piece(index);
-        let mut piece = sized(memory, spans[plan.place].len());
-        reduce_spans(shared, summing(call), &spans, (data, &mut piece))?;
+    let before = |(shared, data): &mut (&mut _, &mut [T]), index: usize, memory| {
+        let mut piece = sized(memory, spans[index][plan.place].len());
+        reduce_spans(shared, summing(call), &spans[index], (data, &mut piece))?;
         Ok(piece)
     };
     let carry = |index, mut piece: Vec<T>| {
@@ -57,8 +57,8 @@ fn all_reduce_exactly<T: Element>(session: &mut Session<'_>, data: &mut [T]) -> 
         }
         Ok(piece)
     };
-    let after = |(shared, data): &mut (&mut _, &mut [T]), index, piece: Vec<T>| {
-        gather_spans(shared, call, &plan.piece(index), (&piece, data))?;
+    let after = |(shared, data): &mut (&mut _, &mut [T]), index: usize, piece: Vec<T>| {
+        gather_spans(shared, call, &spans[index], (&piece, data))?;
         Ok(piece)
     };
     pipeline(plan.pieces, &mut (shared, data), before, carry, after)

@@ -94,7 +94,7 @@ impl Plan {
     pub(super) fn piece(&self, index: usize) -> Vec<Spans> {
         let of_place = |place| {
             let strips = (0..self.shards.len()).map(|host| self.strip(host, place, index));
-            strips.fold(Spans::default(), |all, strip| all.then(strip))
+            strips.fold(Spans::default(), |all, strip| all.then(&strip))
         };
         (0..self.here).map(of_place).collect()
     }
