@@ -117,6 +117,7 @@ impl Stream {
     }
 
     /// Whether something is encrypted but not sent.
+    #[cfg(unix)]
     pub(crate) fn wants_write(&self) -> bool {
         self.tls().is_some_and(|tls| !tls.outgoing.is_empty())
     }

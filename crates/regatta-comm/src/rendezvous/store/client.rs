@@ -126,6 +126,7 @@ impl StoreClient {
     }
 
     /// The value of `key`, which `rank` publishes, waiting for it as long as `timer` allows.
+    #[cfg(any(target_os = "linux", feature = "mpi"))]
     pub(crate) fn get(&self, key: &str, rank: usize, timer: &Timer) -> Result<Vec<u8>> {
         self.await_ranks(&[rank], timer, |until| Ok(self.try_get(key, until)?.ok_or(vec![0])))
     }
