@@ -46,7 +46,7 @@ impl fmt::Display for Late {
 /// ```
 /// # use regatta_comm::{OnLate, Options};
 /// let (sender, reports) = std::sync::mpsc::channel();
-/// let options = Options { on_late: OnLate::new(move |late| drop(sender.send(late.clone()))), ..Options::default() };
+/// let options = Options::default().on_late(OnLate::new(move |late| drop(sender.send(late.clone()))));
 /// # drop((options, reports));
 /// ```
 #[derive(Clone)]
