@@ -7,6 +7,7 @@ use crate::execution::pending::{Pending, Timing};
 use crate::execution::promptness::be_prompt;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -19,6 +20,8 @@ type Work = Box<dyn FnOnce() + Send>;
 pub(crate) struct Queue {
     worker: Mutex<Option<(Sender<Work>, JoinHandle<()>)>>,
     open: Arc<Open>,
+    /// Something has been submitted.
+    used: AtomicBool,
 }
 
 #[derive(Default)]
@@ -71,6 +74,7 @@ impl Queue {
         operation: impl FnOnce() -> Result<B> + Send + 'static,
         failed: impl Fn(&str) -> Error + Send + 'static,
     ) -> Pending<B> {
+        self.used.store(true, Ordering::Release);
         let (pending, completion) = Pending::new();
         let queued = Instant::now();
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,6 +114,9 @@ impl Queue {
 
     /// Waits until everything submitted is done.
     pub(crate) fn drain(&self) {
+        if !self.used.load(Ordering::Acquire) {
+            return;
+        }
         let count = self.open.count.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.open.none.wait_while(count, |count| *count > 0));
     }

@@ -40,7 +40,9 @@ impl Notes {
 
     /// Takes back what this rank has said.
     pub(crate) fn clear(&self) {
+        // A load first: it costs less than a swap, and nearly always there is nothing.
         if let Some(directory) = &self.directory
+            && self.said.load(Ordering::Relaxed)
             && self.said.swap(false, Ordering::Relaxed)
         {
             let _ = directory.unsay(self.group, self.rank);

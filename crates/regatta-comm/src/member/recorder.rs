@@ -42,10 +42,15 @@ pub(crate) struct Whose<'a> {
 impl Recorder {
     /// The latest operation.
     pub(crate) fn begin(&mut self, call: Call, begun: Instant) {
+        let record = Record { call, begun, ended: None };
         if self.records.len() == KEPT {
             self.records.pop_front();
+        } else if self.records.is_empty() {
+            // Written now, so that no later operation waits for memory from the system.
+            self.records.resize(KEPT, record);
+            self.records.clear();
         }
-        self.records.push_back(Record { call, begun, ended: None });
+        self.records.push_back(record);
     }
 
     /// The latest operation is done.

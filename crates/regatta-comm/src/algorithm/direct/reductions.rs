@@ -15,6 +15,8 @@ use std::ops::Range;
 const BLOCK: usize = 16 << 10;
 /// Bytes reduced at a time where the sum is copied at once.
 const COPIED: usize = 32 << 10;
+/// Ranks whose parts of a small reduction are listed on the stack.
+const FEW: usize = 8;
 /// Bytes from which starting threads for the lanes pays.
 const WORTH_LANES: usize = 2 << 20;
 
@@ -95,18 +97,32 @@ fn small<T: Element>(shared: &mut Shared, call: Call, data: &mut [T]) -> Result<
     for peer in peers(shared) {
         shared.await_staged(peer, round, call)?;
     }
-    let parts: Vec<&[T]> = match little {
+    let (size, len) = (shared.size(), data.len());
+    match little {
         true => {
-            let all = shared.little(round).iter();
-            all.map(|words| &bytemuck::cast_slice(words)[..data.len()]).collect()
+            let parts = shared.little(round).iter().map(|words| &bytemuck::cast_slice(words)[..len]);
+            combine(data, size, parts, call);
         }
-        false => (0..shared.size())
-            .map(|rank| bytemuck::cast_slice(&shared.staged(rank, round)[..bytes]))
-            .collect(),
-    };
-    kernel::reduce(data, &parts, call.op);
+        false => {
+            let part = |rank| bytemuck::cast_slice(&shared.staged(rank, round)[..bytes]);
+            combine(data, size, (0..size).map(part), call);
+        }
+    }
     shared.publish(Counter::Done, round);
     Ok(())
+}
+
+/// Reduces the parts of `size` ranks. Few of them are listed on the stack: memory from the heap would take a good part of
+/// the time.
+fn combine<'a, T: Element>(data: &mut [T], size: usize, parts: impl Iterator<Item = &'a [T]>, call: Call) {
+    if size > FEW {
+        return kernel::reduce(data, &parts.collect::<Vec<_>>(), call.op);
+    }
+    let mut few: [&[T]; FEW] = [&[]; FEW];
+    for (place, part) in few.iter_mut().zip(parts) {
+        *place = part;
+    }
+    kernel::reduce(data, &few[..size], call.op);
 }
 
 /// Leaves the reduction of all ranks' `data` in that of the call's root; the others keep theirs.
