@@ -168,6 +168,29 @@ fn parts_of_an_operation_are_no_mismatch() {
 }
 
 #[test]
+fn across_hosts_an_error_has_the_calls_as_they_were_made() {
+    use regatta_comm::{Algorithm, TransportKind};
+    let options = Options::default().algorithm(Algorithm::Hierarchical).join(Duration::from_secs(20));
+    // Two hosts of two ranks: within its host, and among the hosts, rank 3 has other numbers.
+    for other in 0..4 {
+        let errors = common::run_with(options.clone(), TransportKind::Mixed, 4, |group| {
+            let outcome = match group.rank() == other {
+                true => group.broadcast(&mut [0.0f32; 8], 3),
+                false => group.all_gather(&[0.0f32; 8], &mut [0.0; 32]),
+            };
+            // Where nothing is sent to a rank, it may be the next operation that fails.
+            outcome.and_then(|()| group.barrier()).unwrap_err().to_string()
+        });
+        for error in &errors {
+            assert!(
+                error.contains("broadcast #2 f32[8] from 3") && error.contains("all_gather #2 f32[8]"),
+                "{errors:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn the_last_operations_are_written_down() {
     for way in WAYS {
         let folder = tempfile::tempdir().unwrap();

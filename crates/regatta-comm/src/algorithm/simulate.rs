@@ -175,7 +175,8 @@ impl Operation {
             }
             Kind::Broadcast => {
                 let mut data = self.numbers::<T>(rank, len);
-                streams::broadcast(session, algorithm, &mut data)?;
+                let root = session.call.root as usize;
+                streams::broadcast(session, algorithm, root, &mut data)?;
                 data == self.numbers(root, len)
             }
             Kind::Gather => {

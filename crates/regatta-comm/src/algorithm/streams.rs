@@ -230,13 +230,14 @@ pub(crate) fn all_gather<T: Element>(
     session.run(&schedule, Numbers { input: &[], working: output })
 }
 
-/// Copies `data` of the call's root to everyone.
+/// Copies `data` of rank `root` to everyone.
 pub(crate) fn broadcast<T: Element>(
     session: &mut Session<'_>,
     algorithm: Algorithm,
+    root: usize,
     data: &mut [T],
 ) -> Result<()> {
-    let (place, root) = (session.place::<T>(), session.call.root as usize);
+    let place = session.place::<T>();
     let schedule = match algorithm {
         Algorithm::Ring => ring::broadcast(place, root, data.len()),
         _ => tree::broadcast(place, root, data.len()),

@@ -50,7 +50,7 @@ impl Typed for Run<'_, '_, '_> {
             Kind::AllGather => direct::all_gather(shared, registered, call, parts, (input, both.1)),
             Kind::Gather => direct::gather(shared, call, parts, both),
             Kind::Scatter => direct::scatter(shared, call, parts, both),
-            Kind::Broadcast => direct::broadcast(shared, registered, call, both.1),
+            Kind::Broadcast => direct::broadcast(shared, registered, call, call.root as usize, both.1),
             Kind::AllToAll => direct::all_to_all(shared, call, parts.longest(), both),
             Kind::Barrier => direct::barrier(shared, call),
             Kind::Send | Kind::Join => Err(Error::Internal(format!("{call} over shared memory"))),

@@ -54,7 +54,7 @@ impl Typed for Run<'_, '_, '_> {
             Kind::AllGather => streams::all_gather(session, algorithm, parts, output),
             Kind::Gather => streams::gather(session, parts, input, output),
             Kind::Scatter => streams::scatter(session, parts, input, output),
-            Kind::Broadcast => streams::broadcast(session, algorithm, output),
+            Kind::Broadcast => streams::broadcast(session, algorithm, session.call.root as usize, output),
             Kind::AllToAll => {
                 let parts = (&*parts, received.as_ref().unwrap_or(parts));
                 streams::all_to_all(session, algorithm, parts, input, output)

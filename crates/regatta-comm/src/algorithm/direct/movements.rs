@@ -54,14 +54,15 @@ pub(crate) fn all_gather<T: Element>(
     }
 }
 
-/// Copies `data` of the call's root to everyone.
+/// Copies `data` of rank `root` to everyone; `call` is what ranks compare.
 pub(crate) fn broadcast<T: Element>(
     shared: &mut Shared,
     registered: Option<&dyn Registered>,
     call: Call,
+    root: usize,
     data: &mut [T],
 ) -> Result<()> {
-    let (rank, root) = (shared.rank(), call.root as usize);
+    let rank = shared.rank();
     let mut sources = Sources::new(registered, shared, data);
     let mut at = 0;
     loop {

@@ -66,7 +66,7 @@ fn operation(shared: &mut Shared, kind: Kind, len: usize, sequence: u32) {
         }
         Kind::Broadcast => {
             let mut data = numbers(rank, len, seed);
-            broadcast(shared, None, call, &mut data).unwrap();
+            broadcast(shared, None, call, call.root as usize, &mut data).unwrap();
             assert!(data == numbers(root, len, seed), "{call}");
         }
         Kind::Gather => {

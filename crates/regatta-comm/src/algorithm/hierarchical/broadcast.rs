@@ -19,8 +19,9 @@ pub(crate) fn broadcast<T: Element>(session: &mut Session<'_>, data: &mut [T]) -
     *session.sent += direct::sent(Kind::Broadcast, leads, here.len(), size_of_val(data), 0);
     let from = leaders.iter().position(|&rank| rank == root).unwrap_or(0);
     let (shared, mut courier) = split(session, if leads { leaders } else { vec![] })?;
-    courier.across(call.root(from), |session| streams::broadcast(session, Algorithm::Tree, data))?;
+    // What ranks compare is the group's call.
+    courier.across(call, |session| streams::broadcast(session, Algorithm::Tree, from, data))?;
     let from = here.iter().position(|&rank| rank == leader(here)).unwrap_or(0);
     shared.enter();
-    direct::broadcast(shared, None, call.root(from), data)
+    direct::broadcast(shared, None, call, from, data)
 }
