@@ -8,10 +8,12 @@ use super::parts::Parts;
 use super::session::Session;
 use crate::error::Result;
 use crate::member::call::{Call, Kind};
+use crate::member::recorder::Recorder;
 use crate::numbers::element::{DType, Element, ReduceOp};
 use crate::numbers::memory::{Input, Output, Space};
 use crate::transport::TransportKind;
 use crate::transport::registered::Registered;
+use std::cell::Cell;
 
 /// What an operation asks of the algorithm that is to carry it out. It is the same on all ranks.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +55,12 @@ pub(crate) trait Backend: Sync {
 
     /// Carries an operation out that `turn.algorithm` offers, among two ranks or more. The arguments have been checked.
     fn run(&self, turn: &mut Turn<'_>, task: &mut Task<'_>) -> Result<()>;
+
+    /// Whether [`run`](Self::run) puts the beginning of `task` on record itself, with `turn.start`, before it waits for
+    /// another rank. Else it is on record before `run` is called.
+    fn starts_itself(&self, _task: &Task<'_>) -> bool {
+        false
+    }
 }
 
 /// What a backend works with, from operation to operation.
@@ -61,6 +69,28 @@ pub(crate) struct Turn<'a> {
     pub session: Session<'a>,
     pub algorithm: Algorithm,
     pub registered: Option<&'a dyn Registered>,
+    pub start: &'a Start<'a>,
+}
+
+/// Puts the beginning of an operation on record, with its time.
+///
+/// That takes a good part of the time of a small operation, so it may be done a moment later: when peers have been shown
+/// what they wait for, and it is on its way to them.
+pub(crate) struct Start<'a> {
+    pub recorder: &'a Recorder,
+    pub call: Call,
+    pub begun: Cell<Option<u64>>,
+}
+
+impl Start<'_> {
+    /// When the operation has begun, as the recorder has it: now, where that is not on record yet.
+    pub(crate) fn now(&self) -> u64 {
+        self.begun.get().unwrap_or_else(|| {
+            let begun = self.recorder.begin(self.call);
+            self.begun.set(Some(begun));
+            begun
+        })
+    }
 }
 
 /// One operation: what was called, and the memory that it is about. Where it works in place, the input is left out.

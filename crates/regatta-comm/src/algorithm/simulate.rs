@@ -256,7 +256,7 @@ pub(crate) fn context(rank: usize, size: usize) -> Context {
         hosts: Arc::new([]),
         health: Arc::<Health>::default(),
         notes: Arc::new(Notes::new(None, 0, size, rank)),
-        recorder: Arc::new(std::sync::Mutex::new(Recorder::default())),
+        recorder: Arc::new(Recorder::default()),
         joining: Arc::new(Joining::new(0)),
         deadline: Duration::from_secs(600),
         warn: Duration::from_secs(600),

@@ -67,9 +67,14 @@ impl Core {
             // Lengths are agreed upon pair by pair.
             Kind::AllToAll if received.is_some() => call.detail([1]),
             _ => {
+                let call = call.op(reduction.op).root(root);
                 let after = (reduction.after != 1.0).then(|| reduction.after.to_bits());
-                let words = operation.lengths.iter().copied().chain(operation.counts.words());
-                call.op(reduction.op).root(root).detail(after.into_iter().chain(words))
+                if after.is_none() && operation.lengths.is_empty() && !operation.counts.uneven() {
+                    call
+                } else {
+                    let words = operation.lengths.iter().copied().chain(operation.counts.words());
+                    call.detail(after.into_iter().chain(words))
+                }
             }
         };
         let task = Task {

@@ -2,25 +2,26 @@
 //! of the job.
 
 use crate::algorithm::Algorithm;
-use crate::algorithm::backend::{Task, Turn, Wanted};
+use crate::algorithm::backend::{Start, Task, Turn, Wanted};
 use crate::algorithm::select::fallback;
 use crate::algorithm::session::{Pool, Session};
 use crate::error::{Error, Result};
 use crate::execution::promptness::Prompt;
 use crate::execution::queue::message;
-use crate::execution::traffic::Traffic;
+use crate::execution::traffic::{Counted, Traffic};
 use crate::job::Job;
 use crate::job::options::Options;
 use crate::member::call::Call;
 use crate::member::context::Context;
-use crate::member::recorder::{Recorder, Whose};
+use crate::member::recorder::Whose;
 use crate::member::trace_folder;
 use crate::transport::registered::Registered;
 use crate::transport::{Registry, Transport, TransportKind};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Bytes that go on together in a stream: stay in the second-level cache.
 const CHUNK: usize = 256 << 10;
@@ -35,8 +36,8 @@ pub(crate) struct Core {
     /// Nobody has asked for anything but what is usual in shared memory, so there is nothing to look up.
     usual: bool,
     engine: Mutex<Engine>,
-    /// Not in the engine, which an operation keeps as long as it lasts.
-    traffic: Mutex<Traffic>,
+    /// Not in the engine, which an operation keeps as long as it lasts; written by whoever has it.
+    traffic: Counted,
     pub(crate) job: Arc<Job>,
 }
 
@@ -74,17 +75,13 @@ impl Core {
             id,
             usual,
             engine: Mutex::new(engine),
-            traffic: Mutex::default(),
+            traffic: Counted::default(),
             job,
         }
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
-        *self.counted()
-    }
-
-    fn counted(&self) -> MutexGuard<'_, Traffic> {
-        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
+        self.traffic.read()
     }
 
     /// Collective operations so far.
@@ -94,10 +91,6 @@ impl Core {
 
     fn lock(&self) -> MutexGuard<'_, Engine> {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn recorder(&self) -> MutexGuard<'_, Recorder> {
-        self.context.recorder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How what is wanted is carried out with `bytes` of data; none where nothing can do it.
@@ -122,9 +115,8 @@ impl Core {
         };
         *counter = counter.wrapping_add(1);
         let call = Call { group: self.id as u32, sequence: *counter, ..task.call };
-        let begun = Instant::now();
-        self.recorder().begin(call, begun);
         engine.transport.set_patience(patience);
+        let start = Start { recorder: &self.context.recorder, call, begun: Cell::default() };
         let mut sent = 0;
         let mut panicked = None;
         let outcome = self.context.health.check().and_then(|()| {
@@ -144,7 +136,10 @@ impl Core {
                 chunk: CHUNK,
             };
             let registered = self.memory.as_ref().map(|memory| &**memory as &dyn Registered);
-            let mut turn = Turn { session, algorithm, registered };
+            if !algorithm.backend().starts_itself(task) {
+                start.now();
+            }
+            let mut turn = Turn { session, algorithm, registered, start: &start };
             let _prompt = (task.bytes >= WORTH_PROMPTNESS).then(Prompt::new);
             // The peers must hear of a panic, or they would wait; then it goes on as panics do.
             match catch_unwind(AssertUnwindSafe(|| algorithm.backend().run(&mut turn, task))) {
@@ -156,11 +151,12 @@ impl Core {
                 }
             }
         });
+        // What has failed before it began is on record, too.
+        let begun = start.now();
         let Err(error) = outcome else {
-            let ended = Instant::now();
-            self.recorder().end(ended);
+            let ended = self.context.recorder.end();
             self.context.notes.clear();
-            self.counted().count(call.kind, task.bytes as u64, sent, ended - begun);
+            self.traffic.add(call.kind, task.bytes as u64, sent, ended - begun);
             return Ok(());
         };
         let error = self.job.end_by(&call, error);
@@ -183,7 +179,7 @@ impl Core {
             clock_offset_us: self.job.clock_offset_us(),
         };
         let written = trace_folder::prepare(folder, self.job.name()).and_then(|folder| {
-            self.recorder().write(&folder, &whose, &failure.to_string())?;
+            self.context.recorder.write(&folder, &whose, &failure.to_string())?;
             Ok(folder)
         });
         let rank = whose.rank;

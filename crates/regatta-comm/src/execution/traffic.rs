@@ -1,6 +1,7 @@
 //! What a group has carried, counted on each rank where it happens.
 
 use crate::member::call::Kind;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// What a group has done so far on this rank.
@@ -65,15 +66,37 @@ impl Traffic {
             kinds,
         }
     }
+}
 
-    /// One more operation.
-    pub(crate) fn count(&mut self, kind: Kind, bytes: u64, sent: u64, busy: Duration) {
-        self.operations += 1;
-        self.bytes += bytes;
-        self.busy += busy;
-        let volume = &mut self.kinds[kind as usize - 1];
-        volume.operations += 1;
-        volume.bytes += bytes;
-        volume.sent += sent;
+/// Where it is counted: by one thread at a time, which needs no lock for it. What ends while another thread reads may be
+/// there in part.
+#[derive(Debug, Default)]
+pub(crate) struct Counted {
+    /// Nanoseconds.
+    busy: AtomicU64,
+    /// Operations, bytes and bytes sent.
+    kinds: [[AtomicU64; 3]; Kind::ALL.len()],
+}
+
+impl Counted {
+    /// One more operation. Whoever calls this keeps others from doing so.
+    pub(crate) fn add(&self, kind: Kind, bytes: u64, sent: u64, nanoseconds: u64) {
+        let add = |to: &AtomicU64, more: u64| to.store(to.load(Relaxed).wrapping_add(more), Relaxed);
+        add(&self.busy, nanoseconds);
+        let [operations, all, given] = &self.kinds[kind as usize - 1];
+        add(operations, 1);
+        add(all, bytes);
+        add(given, sent);
+    }
+
+    /// All of it.
+    pub(crate) fn read(&self) -> Traffic {
+        let kinds = std::array::from_fn(|kind| {
+            let [operations, bytes, sent] = [0, 1, 2].map(|what| self.kinds[kind][what].load(Relaxed));
+            Volume { operations, bytes, sent }
+        });
+        let sum = |of: fn(&Volume) -> u64| kinds.iter().map(of).sum();
+        let (operations, bytes) = (sum(|volume| volume.operations), sum(|volume| volume.bytes));
+        Traffic { operations, bytes, busy: Duration::from_nanos(self.busy.load(Relaxed)), kinds }
     }
 }

@@ -13,6 +13,7 @@ use crate::job::options::Options;
 use crate::job::shared_memory::HostMemory;
 use crate::job::start::{Reached, gave_up, join_timer, tell};
 use crate::job::{Job, Processes, Ways};
+use crate::member::health::gone_on;
 use crate::member::timer::Timer;
 use crate::rendezvous::store::StoreClient;
 use crate::rendezvous::{World, wire};
@@ -26,12 +27,22 @@ const MEMBERS: &str = "member/";
 /// Where it keeps that a member is ready.
 const READY: &str = "ready/";
 
-/// What a member knows of the job, if it has been in it before, and of itself.
+/// How a member goes to a generation.
 struct Own<'a> {
     rank: usize,
     host: &'a [u8],
-    /// The name of the job, its tuning table, and the memory that ranks of this host shared in the generation before.
-    job: Option<(&'a str, &'a Table, &'a Arc<HostMemory>)>,
+    /// None where it is new.
+    before: Option<Before<'a>>,
+    members: &'a [usize],
+    timer: Timer,
+}
+
+/// What a member knows of the job that has been in it before.
+struct Before<'a> {
+    name: &'a str,
+    tuning: &'a Table,
+    /// What the ranks of its host shared.
+    memory: &'a Arc<HostMemory>,
 }
 
 /// What a member says of itself.
@@ -108,8 +119,7 @@ impl Job {
         match &*self.ways {
             Ways::Solo => {
                 let solo = Self { generation, ..Self::solo() };
-                self.health
-                    .end(None, &format!("this rank has gone on to generation {generation} of the job"));
+                self.health.end(None, &gone_on(generation));
                 Ok(solo)
             }
             Ways::Threads { hub, .. } => {
@@ -133,9 +143,11 @@ impl Job {
                 let own = Own {
                     rank: self.rank,
                     host: self.hosts.get(self.rank).map_or(&[], Vec::as_slice),
-                    job: Some((&self.name, &self.tuning, memory)),
+                    before: Some(Before { name: &self.name, tuning: &self.tuning, memory }),
+                    members,
+                    timer,
                 };
-                meet(&self.ways, &store, &own, members, &timer)
+                meet(&self.ways, &store, &own)
             }
         }
     }
@@ -163,23 +175,17 @@ impl Job {
         });
         let ways = Arc::new(Ways::processes(connections, options, store.clone(), server));
         let store = store.begin(generation, members)?;
-        let own = Own { rank: world.rank, host: world.host.as_bytes(), job: None };
-        meet(&ways, &store, &own, members, &join_timer(options))
+        let (rank, host, timer) = (world.rank, world.host.as_bytes(), join_timer(options));
+        meet(&ways, &store, &Own { rank, host, before: None, members, timer })
     }
 }
 
 /// Waits for the other members; where that fails, all of them hear of it.
-fn meet(
-    ways: &Arc<Ways>,
-    store: &Arc<StoreClient>,
-    own: &Own<'_>,
-    members: &[usize],
-    timer: &Timer,
-) -> Result<Job> {
+fn meet(ways: &Arc<Ways>, store: &Arc<StoreClient>, own: &Own<'_>) -> Result<Job> {
     let Ways::Processes { connections, server, .. } = &**ways else {
         return Err(Error::Internal("only processes meet at a store".into()));
     };
-    let met = exchange(ways, connections, store, own, members, timer);
+    let met = exchange(ways, connections, store, own);
     met.inspect_err(|error| {
         if !matches!(error, Error::Aborted { .. }) {
             tell(own.rank, store, server.as_ref(), &gave_up(own.rank, &error.to_string()));
@@ -192,10 +198,9 @@ fn exchange(
     connections: &Arc<Connections>,
     store: &Arc<StoreClient>,
     own: &Own<'_>,
-    members: &[usize],
-    timer: &Timer,
 ) -> Result<Job> {
     let (generation, health) = (store.generation(), store.health());
+    let Own { before, members, timer, .. } = own;
     let index = members.iter().position(|&member| member == own.rank).unwrap_or(0);
     connections.begin(generation, health);
     let about = About {
@@ -203,9 +208,9 @@ fn exchange(
         contact: connections.own(),
         host: own.host.to_vec(),
         broken: connections.broken(),
-        memory: own.job.map(|(.., memory)| memory.nonce()).unwrap_or_default(),
-        name: own.job.map(|(name, ..)| name.to_string()).unwrap_or_default(),
-        tuning: own.job.map(|(_, tuning, _)| tuning.to_string()).unwrap_or_default(),
+        memory: before.as_ref().map(|before| before.memory.nonce()).unwrap_or_default(),
+        name: before.as_ref().map(|before| before.name.to_string()).unwrap_or_default(),
+        tuning: before.as_ref().map(|before| before.tuning.to_string()).unwrap_or_default(),
     };
     store.set(&format!("{MEMBERS}{index}"), &about.encode())?;
     let all = store.gather(MEMBERS, members, timer)?;
@@ -224,8 +229,8 @@ fn exchange(
     let here = |(_, member): &(usize, &About)| member.host == about.host;
     let here: Vec<(usize, &About)> = members.iter().copied().zip(&all).filter(here).collect();
     let keep = about.memory != 0 && here.iter().all(|(_, member)| member.memory == about.memory);
-    let memory = match own.job.filter(|_| keep) {
-        Some((.., memory)) => memory.clone(),
+    let memory = match before.as_ref().filter(|_| keep) {
+        Some(before) => before.memory.clone(),
         None => Arc::new(HostMemory::new(own.rank, here.iter().map(|(rank, _)| *rank).collect())),
     };
     let ips: Vec<_> =

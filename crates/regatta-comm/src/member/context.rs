@@ -8,7 +8,7 @@ use super::late::OnLate;
 use super::notes::Notes;
 use super::recorder::Recorder;
 use crate::error::{Error, Result};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What an algorithm knows of its group.
@@ -24,7 +24,7 @@ pub(crate) struct Context {
     pub hosts: Arc<[Vec<usize>]>,
     pub health: Arc<Health>,
     pub notes: Arc<Notes>,
-    pub recorder: Arc<Mutex<Recorder>>,
+    pub recorder: Arc<Recorder>,
     pub joining: Arc<Joining>,
     pub deadline: Duration,
     /// When a late rank is reported, and how.
@@ -87,12 +87,12 @@ impl Context {
 
     /// The operation that goes on in the group.
     pub(crate) fn current(&self) -> Option<Call> {
-        self.recorder.lock().unwrap_or_else(PoisonError::into_inner).current()
+        self.recorder.current()
     }
 
     /// The collective operation with this number, as far as it is remembered.
     pub(crate) fn earlier(&self, sequence: u32) -> Option<Call> {
-        self.recorder.lock().unwrap_or_else(PoisonError::into_inner).call(sequence)
+        self.recorder.call(sequence)
     }
 
     /// The ranks on the host of `rank`, in order.
@@ -120,7 +120,9 @@ impl Context {
         }
         let published = self.joining.published(first);
         for sequence in published.saturating_add(1)..=call.sequence {
-            if let Some(call) = self.earlier(sequence) {
+            // The operation itself may not be recorded yet.
+            let earlier = || self.earlier(sequence);
+            if let Some(call) = Some(call).filter(|call| call.sequence == sequence).or_else(earlier) {
                 self.notes.invite(token, sequence, Invitation::Call(call))?;
             }
         }

@@ -16,6 +16,11 @@ pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// store may have to get its turn on a busy host first.
 const WORD: Duration = Duration::from_secs(10);
 
+/// Why a generation has ended for a rank that has begun a later one.
+pub(crate) fn gone_on(generation: u64) -> String {
+    format!("this rank has gone on to generation {generation} of the job")
+}
+
 /// Whether the job still lives, shared by everything in it on this rank.
 #[derive(Debug, Default)]
 pub(crate) struct Health {

@@ -6,26 +6,41 @@
 
 use crate::member::call::Call;
 use crate::member::trace_folder;
-use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Operations kept.
 const KEPT: usize = 256;
+/// When an operation ends that goes on, or has failed.
+const NEVER: u64 = u64::MAX;
 
-#[derive(Debug, Clone, Copy)]
+/// One operation. Times are in nanoseconds since the recorder was made.
+#[derive(Debug, Default)]
 struct Record {
-    call: Call,
-    begun: Instant,
-    /// None: it has failed, or goes on.
-    ended: Option<Instant>,
+    call: [AtomicU64; 4],
+    begun: AtomicU64,
+    ended: AtomicU64,
 }
 
 /// The last operations of one group.
-#[derive(Debug, Default)]
+///
+/// A lock would take a good part of the time of a small operation. There is none: whoever carries an operation out is the
+/// only one to write, and those who read are the threads that work on this operation with it.
+#[derive(Debug)]
 pub(crate) struct Recorder {
-    records: VecDeque<Record>,
+    made: Instant,
+    /// Operations that have begun.
+    count: AtomicU64,
+    records: OnceLock<Box<[Record]>>,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self { made: Instant::now(), count: AtomicU64::new(0), records: OnceLock::new() }
+    }
 }
 
 /// Whose operations they are.
@@ -40,43 +55,64 @@ pub(crate) struct Whose<'a> {
 }
 
 impl Recorder {
-    /// The latest operation.
-    pub(crate) fn begin(&mut self, call: Call, begun: Instant) {
-        let record = Record { call, begun, ended: None };
-        if self.records.len() == KEPT {
-            self.records.pop_front();
-        } else if self.records.is_empty() {
-            // Written now, so that no later operation waits for memory from the system.
-            self.records.resize(KEPT, record);
-            self.records.clear();
-        }
-        self.records.push_back(record);
+    /// Nanoseconds since the recorder was made: enough for 500 years.
+    fn now(&self) -> u64 {
+        let since = self.made.elapsed();
+        since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos())
     }
 
-    /// The latest operation is done.
-    pub(crate) fn end(&mut self, ended: Instant) {
-        if let Some(last) = self.records.back_mut() {
-            last.ended = Some(ended);
+    /// The latest operation begins; when, in nanoseconds since the recorder was made.
+    pub(crate) fn begin(&self, call: Call) -> u64 {
+        let begun = self.now();
+        // Written when they are made, so that no later operation waits for memory from the system.
+        let records = self.records.get_or_init(|| {
+            let never = || Record { ended: NEVER.into(), ..Record::default() };
+            std::iter::repeat_with(never).take(KEPT).collect()
+        });
+        let count = self.count.load(Relaxed);
+        let record = &records[count as usize % KEPT];
+        for (word, value) in record.call.iter().zip(call.encode()) {
+            word.store(value, Relaxed);
         }
+        record.begun.store(begun, Relaxed);
+        record.ended.store(NEVER, Relaxed);
+        self.count.store(count + 1, Relaxed);
+        begun
+    }
+
+    /// The latest operation is done; when.
+    pub(crate) fn end(&self) -> u64 {
+        let ended = self.now();
+        if let Some(last) = self.records().next() {
+            last.ended.store(ended, Relaxed);
+        }
+        ended
+    }
+
+    /// What is kept, the latest first.
+    fn records(&self) -> impl DoubleEndedIterator<Item = &Record> {
+        let records = self.records.get().map_or(&[][..], |records| records);
+        let count = self.count.load(Relaxed);
+        (count.saturating_sub(KEPT as u64)..count).rev().map(|index| &records[index as usize % KEPT])
     }
 
     /// The operation that goes on.
     pub(crate) fn current(&self) -> Option<Call> {
-        self.records.back().filter(|record| record.ended.is_none()).map(|record| record.call)
+        self.records().next().filter(|record| record.ended.load(Relaxed) == NEVER)?.call()
     }
 
     /// The collective operation with this number.
     pub(crate) fn call(&self, sequence: u32) -> Option<Call> {
-        let found = |record: &&Record| record.call.sequence == sequence && record.call.is_collective();
-        self.records.iter().rev().find(found).map(|record| record.call)
+        let mut calls = self.records().filter_map(Record::call);
+        calls.find(|call| call.sequence == sequence && call.is_collective())
     }
 
     /// Writes everything into a file of `folder`; the file's path. `failure` is why.
     pub(crate) fn write(&self, folder: &Path, whose: &Whose<'_>, failure: &str) -> std::io::Result<PathBuf> {
         let (now, clock) = (Instant::now(), SystemTime::now());
         let since_epoch = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
-        let unix_us = |at: Instant| {
-            let age = now.saturating_duration_since(at).as_micros();
+        let unix_us = |at: u64| {
+            let age = now.saturating_duration_since(self.made + Duration::from_nanos(at)).as_micros();
             since_epoch as i128 - age as i128 + i128::from(whose.clock_offset_us)
         };
         let mut text = String::new();
@@ -93,7 +129,9 @@ impl Recorder {
             std::process::id(),
             quote(failure)
         );
-        for Record { call, begun, ended } in &self.records {
+        for record in self.records().rev() {
+            let Some(call) = record.call() else { continue };
+            let (begun, ended) = (record.begun.load(Relaxed), record.ended.load(Relaxed));
             let _ = writeln!(
                 text,
                 "{{\"sequence\":{},\"kind\":{},\"dtype\":\"{}\",\"len\":{},\"op\":\"{}\",\"root\":{},\"call\":{},\
@@ -105,13 +143,19 @@ impl Recorder {
                 call.op,
                 call.root,
                 quote(&call.to_string()),
-                unix_us(*begun),
-                ended.map_or("null".into(), |ended| unix_us(ended).to_string())
+                unix_us(begun),
+                if ended == NEVER { "null".into() } else { unix_us(ended).to_string() }
             );
         }
         let path = folder.join(format!("rank-{}-group-{:x}.jsonl", whose.rank, whose.group));
         trace_folder::write(&path, &text)?;
         Ok(path)
+    }
+}
+
+impl Record {
+    fn call(&self) -> Option<Call> {
+        Call::decode([0, 1, 2, 3].map(|word| self.call[word].load(Relaxed)))
     }
 }
 
@@ -139,12 +183,12 @@ mod tests {
 
     #[test]
     fn keeps_the_last_operations_and_writes_them() {
-        let mut recorder = Recorder::default();
+        let recorder = Recorder::default();
         for sequence in 1..=300 {
             let call = Call { sequence, ..Call::new(Kind::AllReduce, DType::F32, 5) };
-            recorder.begin(call, Instant::now());
+            recorder.begin(call);
             if sequence < 300 {
-                recorder.end(Instant::now());
+                recorder.end();
             }
         }
         assert_eq!(recorder.call(44), None);

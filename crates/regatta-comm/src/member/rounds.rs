@@ -17,20 +17,21 @@ struct Joined {
     invitations: BTreeMap<u32, Invitation>,
     /// The operation that each rank has come to: it needs only later ones.
     at: BTreeMap<usize, u32>,
-    /// Ranks that know of the end.
-    ended: BTreeSet<usize>,
+    /// The number of the operation in which the round ends.
+    end: Option<u32>,
 }
 
 impl Joined {
     fn count(&self) -> usize {
-        self.ranks.len() + self.invitations.len() + self.at.len() + self.ended.len()
+        self.ranks.len() + self.invitations.len() + self.at.len()
     }
 
-    /// Drops the invitations that every rank of the group is past.
+    /// Drops the invitations that every rank of the group is past, and all when every rank knows of the end.
     fn forget(&mut self, size: usize) {
-        if self.at.len() >= size
-            && let Some(&least) = self.at.values().min()
-        {
+        let Some(&least) = self.at.values().min().filter(|_| self.at.len() >= size) else { return };
+        if self.end.is_some_and(|end| end <= least) {
+            *self = Self::default();
+        } else {
             self.invitations = self.invitations.split_off(&least.saturating_add(1));
         }
     }
@@ -78,27 +79,24 @@ impl Rounds {
             joined.invitations.insert(sequence, invitation);
             joined.reach(round.rank, sequence);
             if matches!(invitation, Invitation::End { .. }) {
-                joined.ended.insert(round.rank);
+                joined.end = Some(sequence);
             }
             joined.forget(round.size);
         });
     }
 
-    /// What operation `sequence` is, where somebody has said it, to a rank that needs no earlier one.
+    /// What operation `sequence` is, where somebody has said it, to a rank that needs no earlier one. Adds nothing to
+    /// what is here.
     pub(crate) fn invited(&mut self, round: Round, sequence: u32) -> Option<Invitation> {
         self.change(round.token, |joined| {
             if !joined.ranks.contains(&round.rank) {
                 return None;
             }
-            joined.reach(round.rank, sequence.saturating_sub(1));
-            joined.forget(round.size);
             let invitation = joined.invitations.get(&sequence).copied();
-            if let Some(Invitation::End { .. }) = invitation {
-                joined.ended.insert(round.rank);
-                if joined.ended.len() >= round.size {
-                    *joined = Joined::default();
-                }
-            }
+            // No rank asks for what comes after the end.
+            let ends = matches!(invitation, Some(Invitation::End { .. }));
+            joined.reach(round.rank, if ends { sequence } else { sequence.saturating_sub(1) });
+            joined.forget(round.size);
             invitation
         })
     }
@@ -118,6 +116,24 @@ mod tests {
 
     fn call(sequence: u32) -> Invitation {
         Invitation::Call(Call { sequence, ..Call::new(Kind::Barrier, DType::U8, 0) })
+    }
+
+    #[test]
+    fn a_rank_that_asks_adds_nothing() {
+        let mut rounds = Rounds::default();
+        for rank in 0..SIZE - 1 {
+            rounds.join(place(rank), 0);
+        }
+        rounds.invite(place(0), 1, Invitation::End { rank: 0 });
+        let before = rounds.len();
+        // The last one has not joined: it is told nothing.
+        for (rank, expected) in [(1, true), (1, true), (2, false)] {
+            assert_eq!(rounds.invited(place(rank), 1).is_some(), expected, "rank {rank}");
+            assert_eq!(rounds.len(), before);
+        }
+        rounds.join(place(2), 0);
+        assert_eq!(rounds.invited(place(2), 1), Some(Invitation::End { rank: 0 }));
+        assert_eq!(rounds.len(), 0);
     }
 
     #[test]

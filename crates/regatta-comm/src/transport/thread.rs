@@ -4,7 +4,7 @@ use super::shared::{Region, Shared, Waker};
 use super::{Transport, TransportKind};
 use crate::error::{Error, Result};
 use crate::member::directory::{Directory, Heard, Invitation, Note, Round};
-use crate::member::health::{Health, SLICE};
+use crate::member::health::{Health, SLICE, gone_on};
 use crate::member::rounds::Rounds;
 use crate::member::timer::Timer;
 use crate::member::waits::Waits;
@@ -79,13 +79,12 @@ impl Hub {
         }
         begun.here.insert(rank);
         let health = begun.health.clone();
-        let reason = format!("this rank has gone on to generation {generation} of the job");
         if let Some(earlier) = word.generations.get_mut(&now) {
             // The others of that generation hear what it means for them: this rank makes no more calls there.
             earlier.here.remove(&rank);
             earlier.health.left(rank);
             if earlier.here.is_empty() {
-                earlier.health.end(None, &reason);
+                earlier.health.end(None, &gone_on(generation));
                 word.generations.remove(&now);
             }
         }

@@ -25,6 +25,10 @@ impl Backend for Direct {
     fn run(&self, turn: &mut Turn<'_>, task: &mut Task<'_>) -> Result<()> {
         turn.session.call.dtype.with(Run(turn, task))
     }
+
+    fn starts_itself(&self, task: &Task<'_>) -> bool {
+        matches!(task.call.kind, Kind::AllReduce | Kind::Barrier) && task.bytes <= direct::LITTLE
+    }
 }
 
 struct Run<'a, 'b, 'c>(&'a mut Turn<'b>, &'a mut Task<'c>);
@@ -33,7 +37,8 @@ impl Typed for Run<'_, '_, '_> {
     type Output = Result<()>;
 
     fn call<T: Element>(self) -> Result<()> {
-        let Self(Turn { session, registered, .. }, Task { input, output, parts, bytes, own, .. }) = self;
+        let Self(Turn { session, registered, start, .. }, Task { input, output, parts, bytes, own, .. }) =
+            self;
         let (call, registered) = (session.call, *registered);
         let root = call.root as usize == session.context.rank;
         *session.sent += direct::sent(call.kind, root, session.context.size, *bytes, *own);
@@ -44,6 +49,9 @@ impl Typed for Run<'_, '_, '_> {
         let (input, output) = numbers::<T>(*input, output.as_mut())?;
         let both = (input.unwrap_or_default(), output);
         match call.kind {
+            Kind::AllReduce if *bytes <= direct::LITTLE => {
+                direct::all_reduce_little(shared, start, call, both.1)
+            }
             Kind::AllReduce => direct::all_reduce(shared, registered, call, both.1),
             Kind::Reduce => direct::reduce(shared, call, both.1),
             Kind::ReduceScatter => direct::reduce_scatter(shared, registered, call, parts, both),
@@ -52,7 +60,7 @@ impl Typed for Run<'_, '_, '_> {
             Kind::Scatter => direct::scatter(shared, call, parts, both),
             Kind::Broadcast => direct::broadcast(shared, registered, call, call.root as usize, both.1),
             Kind::AllToAll => direct::all_to_all(shared, call, parts.longest(), both),
-            Kind::Barrier => direct::barrier(shared, call),
+            Kind::Barrier => direct::barrier(shared, start, call),
             Kind::Send | Kind::Join => Err(Error::Internal(format!("{call} over shared memory"))),
         }
     }

@@ -17,10 +17,13 @@ mod tests;
 mod volume;
 
 pub(crate) use movements::{all_gather, all_to_all, broadcast, gather, scatter};
-pub(crate) use reductions::{all_reduce, reduce, reduce_scatter};
+pub(crate) use reductions::{all_reduce, all_reduce_little, reduce, reduce_scatter};
 pub(crate) use spans::{Move, Spans, exchange, gather_slices, gather_spans, reduce_spans};
 pub(crate) use volume::sent;
 
+pub(crate) use crate::transport::shared::LITTLE;
+
+use crate::algorithm::backend::Start;
 use crate::error::{Error, Result};
 use crate::member::call::Call;
 use crate::numbers::element::Element;
@@ -159,9 +162,10 @@ fn no_such_memory() -> Error {
 }
 
 /// Returns when all ranks have called it.
-pub(crate) fn barrier(shared: &mut Shared, call: Call) -> Result<()> {
+pub(crate) fn barrier(shared: &mut Shared, start: &Start<'_>, call: Call) -> Result<()> {
     let round = shared.begin(call)?;
     shared.stage_little(round, call, &[]);
+    start.now();
     for peer in peers(shared) {
         shared.await_staged(peer, round, call)?;
     }

@@ -1,6 +1,7 @@
 //! Reductions over shared memory.
 
 use super::{SMALL, Sources, clip, no_such_memory, peers};
+use crate::algorithm::backend::Start;
 use crate::algorithm::parts::Parts;
 use crate::algorithm::schedule::part;
 use crate::error::{Error, Result};
@@ -8,7 +9,7 @@ use crate::member::call::Call;
 use crate::numbers::element::Element;
 use crate::numbers::kernel;
 use crate::transport::registered::Registered;
-use crate::transport::shared::{Counter, LITTLE, PRIVATE, Shared};
+use crate::transport::shared::{Counter, PRIVATE, Shared};
 use std::ops::Range;
 
 /// Bytes reduced at a time in registered memory: stays in the first-level cache.
@@ -87,27 +88,34 @@ fn in_lanes<T: Element>(
 fn small<T: Element>(shared: &mut Shared, call: Call, data: &mut [T]) -> Result<()> {
     let round = shared.begin(call)?;
     let bytes = size_of_val(data);
-    let little = bytes <= LITTLE;
-    if little {
-        shared.stage_little(round, call, bytemuck::cast_slice(data));
-    } else {
-        shared.staging(round)[..bytes].copy_from_slice(bytemuck::cast_slice(data));
-        shared.stage(round, call, PRIVATE);
-    }
+    shared.staging(round)[..bytes].copy_from_slice(bytemuck::cast_slice(data));
+    shared.stage(round, call, PRIVATE);
     for peer in peers(shared) {
         shared.await_staged(peer, round, call)?;
     }
-    let (size, len) = (shared.size(), data.len());
-    match little {
-        true => {
-            let parts = shared.little(round).iter().map(|words| &bytemuck::cast_slice(words)[..len]);
-            combine(data, size, parts, call);
-        }
-        false => {
-            let part = |rank| bytemuck::cast_slice(&shared.staged(rank, round)[..bytes]);
-            combine(data, size, (0..size).map(part), call);
-        }
+    let size = shared.size();
+    let part = |rank| bytemuck::cast_slice(&shared.staged(rank, round)[..bytes]);
+    combine(data, size, (0..size).map(part), call);
+    shared.publish(Counter::Done, round);
+    Ok(())
+}
+
+/// As [`all_reduce`], of at most [`LITTLE`] bytes: they are shown together with the call.
+pub(crate) fn all_reduce_little<T: Element>(
+    shared: &mut Shared,
+    start: &Start<'_>,
+    call: Call,
+    data: &mut [T],
+) -> Result<()> {
+    let round = shared.begin(call)?;
+    shared.stage_little(round, call, bytemuck::cast_slice(data));
+    start.now();
+    for peer in peers(shared) {
+        shared.await_staged(peer, round, call)?;
     }
+    let (size, bytes) = (shared.size(), size_of_val(data));
+    let part = |rank| bytemuck::cast_slice(shared.little(rank, round, bytes));
+    combine(data, size, (0..size).map(part), call);
     shared.publish(Counter::Done, round);
     Ok(())
 }

@@ -1,15 +1,19 @@
 //! Operations while slots become large and small again: what they leave is the same as ever.
 
 use super::{
-    all_gather, all_reduce, all_to_all, barrier, broadcast, gather, reduce, reduce_scatter, scatter,
+    LITTLE, all_gather, all_reduce, all_reduce_little, all_to_all, barrier, broadcast, gather, reduce,
+    reduce_scatter, scatter,
 };
+use crate::algorithm::backend::Start;
 use crate::algorithm::parts::Parts;
 use crate::member::call::{Call, Kind};
+use crate::member::recorder::Recorder;
 use crate::numbers::element::{DType, ReduceOp};
 use crate::numbers::kernel;
 use crate::transport::shared::{SLOT, Shared};
 use crate::transport::shm::tests::host;
 use proptest::prelude::*;
+use std::cell::Cell;
 
 /// Sums of these depend on their order.
 fn number(rank: usize, index: usize, seed: usize) -> f32 {
@@ -43,7 +47,12 @@ fn operation(shared: &mut Shared, kind: Kind, len: usize, sequence: u32) {
     match kind {
         Kind::AllReduce => {
             let mut data = numbers(rank, len, seed);
-            all_reduce(shared, None, call, &mut data).unwrap();
+            match size_of_val(&data[..]) <= LITTLE {
+                true => {
+                    all_reduce_little(shared, &start(&Recorder::default(), call), call, &mut data).unwrap()
+                }
+                false => all_reduce(shared, None, call, &mut data).unwrap(),
+            }
             assert!(data == sums(size, 0..len, seed), "{call}");
         }
         Kind::Reduce => {
@@ -87,8 +96,12 @@ fn operation(shared: &mut Shared, kind: Kind, len: usize, sequence: u32) {
                 assert!(block == &numbers(peer, each * size, seed)[rank * each..][..each], "{call}");
             }
         }
-        _ => barrier(shared, call).unwrap(),
+        _ => barrier(shared, &start(&Recorder::default(), call), call).unwrap(),
     }
+}
+
+fn start(recorder: &Recorder, call: Call) -> Start<'_> {
+    Start { recorder, call, begun: Cell::default() }
 }
 
 /// Runs `rank` on a thread for each rank of a host.

@@ -8,7 +8,7 @@ use super::server::SLICE;
 use super::state::unix_us;
 use super::{HELLO_TIME, SILENCE};
 use crate::error::{Error, Result};
-use crate::member::health::Health;
+use crate::member::health::{Health, gone_on};
 use crate::rendezvous::reasons::Reasons;
 use crate::rendezvous::{keepalive, wire};
 use crate::tls::Stream;
@@ -157,8 +157,7 @@ impl Connected {
         let earlier = std::mem::replace(&mut news.healths, later);
         let health = news.health(generation).clone();
         drop(news);
-        let reason = format!("this rank has gone on to generation {generation} of the job");
-        earlier.values().for_each(|health| health.end(None, &reason));
+        earlier.values().for_each(|health| health.end(None, &gone_on(generation)));
         health
     }
 

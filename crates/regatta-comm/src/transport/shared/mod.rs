@@ -15,6 +15,7 @@ use crate::member::context::Context;
 use channels::channels_bytes;
 use region::Window;
 use std::cell::Cell;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
@@ -44,8 +45,8 @@ pub(crate) enum Counter {
     Done = 1,
 }
 
-/// What a rank says of a round, with the data where it is little: the reader of a small message gets all of it with the
-/// line that it waits for, or with the neighbour of that line.
+/// What a rank says of a round, with the data where it is little: its first word is in the line of 64 bytes that readers
+/// wait for, the others are in the next one.
 #[repr(C, align(128))]
 struct Stage {
     /// The last round that was staged here.
@@ -80,6 +81,8 @@ struct Control {
 /// One rank's view of the shared memory.
 pub(crate) struct Shared {
     region: Arc<dyn Region>,
+    /// Where the region begins.
+    start: NonNull<u8>,
     rank: usize,
     size: usize,
     /// The ranks that share the memory.
@@ -92,8 +95,6 @@ pub(crate) struct Shared {
     known_done: Vec<u32>,
     /// A round that was staged without a look for sleepers.
     unannounced: Cell<Option<u32>>,
-    /// Little data of all ranks.
-    little: Vec<[u64; LITTLE_WORDS]>,
     /// Bytes of the slots of the last even and of the last odd round.
     slot_bytes: [usize; 2],
     /// Bytes of the slots of rounds to come.
@@ -134,6 +135,7 @@ impl Shared {
         let (rank, size) = (context.rank, context.size);
         assert!(region.bytes() >= Self::bytes(size), "the region is too small for {size} ranks");
         Self {
+            start: region.start(),
             region,
             rank,
             size,
@@ -142,7 +144,6 @@ impl Shared {
             round: 0,
             known_done: vec![0; size],
             unannounced: Cell::new(None),
-            little: vec![[0; LITTLE_WORDS]; size],
             slot_bytes: [SLOT; 2],
             next_bytes: SLOT,
             reserved: 0,
@@ -184,7 +185,7 @@ impl Shared {
     fn at(&self, offset: usize) -> *mut u8 {
         debug_assert!(offset < self.region.bytes());
         // SAFETY: every offset is computed from the layout that `bytes` adds up.
-        unsafe { self.region.start().as_ptr().add(offset) }
+        unsafe { self.start.as_ptr().add(offset) }
     }
 
     fn control(&self, rank: usize) -> &Control {

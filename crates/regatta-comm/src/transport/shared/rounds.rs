@@ -1,6 +1,6 @@
 //! Rounds: what ranks stage, and how they wait for one another.
 
-use super::{Counter, LARGE, LITTLE_WORDS, PRIVATE, SLOT, Shared, Stage};
+use super::{Counter, LARGE, LITTLE, PRIVATE, SLOT, Shared, Stage};
 use crate::error::Result;
 use crate::member::call::Call;
 use crate::member::health::SLICE;
@@ -98,10 +98,14 @@ impl Shared {
     /// Sleepers are woken a moment later: as this rank waits, or is done with the round.
     pub(crate) fn stage_little(&mut self, round: u32, call: Call, data: &[u8]) {
         let stage = self.stage_of(self.rank, round);
-        for (word, bytes) in stage.little.iter().zip(data.chunks(8)) {
-            let mut eight = [0; 8];
-            eight[..bytes.len()].copy_from_slice(bytes);
-            word.store(u64::from_ne_bytes(eight), Ordering::Relaxed);
+        let (words, rest) = data.as_chunks();
+        for (word, &bytes) in stage.little.iter().zip(words) {
+            word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+        }
+        if !rest.is_empty() {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            stage.little[words.len()].store(u64::from_ne_bytes(last), Ordering::Relaxed);
         }
         self.say(round, call, PRIVATE);
     }
@@ -144,14 +148,12 @@ impl Shared {
         Ok(place)
     }
 
-    /// The little data of all ranks in `round`, which all have staged.
-    pub(crate) fn little(&mut self, round: u32) -> &[[u64; LITTLE_WORDS]] {
-        for rank in 0..self.size {
-            let words = &self.stage_of(rank, round).little;
-            let copy = std::array::from_fn(|word| words[word].load(Ordering::Relaxed));
-            self.little[rank] = copy;
-        }
-        &self.little
+    /// `bytes` of little data of `rank` in `round`, which it has staged.
+    pub(crate) fn little(&self, rank: usize, round: u32, bytes: usize) -> &[u8] {
+        assert!(bytes <= LITTLE);
+        let words = self.stage_of(rank, round).little.as_ptr();
+        // SAFETY: the rank does not write them again before this one is done with the round.
+        unsafe { std::slice::from_raw_parts(words.cast(), bytes) }
     }
 
     fn stage_of(&self, rank: usize, round: u32) -> &Stage {
