@@ -20,6 +20,7 @@ pub mod activation;
 pub mod attention;
 pub mod batch_norm;
 pub mod bias;
+pub mod compress;
 pub mod conv;
 pub mod dropout;
 pub mod embedding;

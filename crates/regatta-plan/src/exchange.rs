@@ -1,12 +1,14 @@
 //! How workers combine gradients and store parameters: what a step communicates for each unit of parameters, and how
 //! much of it a rank keeps. The training loop and the estimates of memory and traffic use the same rules.
 
-use crate::{Axis, AxisSet, Load, Plan, ScheduleKind};
+use crate::{Axis, AxisSet, CompressKind, Compressed, Load, Plan, ScheduleKind};
 use std::fmt;
 
 /// If only shards of gradients are kept: units whose full gradients are in buffers at the same time. Two are being
 /// reduced, one is being filled, and one waits for its other uses (a tied embedding).
 const REDUCED_AT_ONCE: usize = 4;
+/// Bytes of an f32.
+const F32: usize = size_of::<f32>();
 
 /// A collective operation of a group of ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub enum Operation {
     ReduceScatter,
     /// All ranks get the parts of all ranks.
     AllGather,
+    /// Each rank gets a part of each rank.
+    AllToAll,
 }
 
 /// What an operation transfers.
@@ -42,19 +46,25 @@ pub struct UnitOperation {
     pub count: usize,
     /// Elements per operation: the larger of input and output.
     pub numbers: usize,
+    /// Bytes of an element.
+    pub width: usize,
     /// What the operations are for, as in `gradients`. For display.
     pub what: &'static str,
 }
 
 /// How a step uses one unit of parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UnitUse {
+pub struct UnitUse<'a> {
     /// Elements of the unit, padding included.
     pub len: usize,
     /// How often a step has new gradients of the unit to reduce, if those of every micro-batch are reduced separately.
     pub flushes: usize,
     /// How often a step needs the unit's full parameters on ranks that keep only a shard.
     pub gathers: usize,
+    /// Rows and columns of the unit's parameters that have two dimensions or more.
+    pub matrices: &'a [[usize; 2]],
+    /// Elements of the others, without padding.
+    pub vectors: usize,
 }
 
 /// Elements that a rank keeps from one step to the next.
@@ -81,7 +91,7 @@ pub trait ExchangePlan: fmt::Debug + Send + Sync {
     }
 
     /// The operations that a step executes for a unit.
-    fn operations(&self, unit: UnitUse) -> Vec<UnitOperation>;
+    fn operations(&self, unit: UnitUse<'_>) -> Vec<UnitOperation>;
 
     /// What a rank keeps of a unit that has `numbers` elements.
     fn kept(&self, numbers: usize) -> Kept;
@@ -95,13 +105,14 @@ pub trait ExchangePlan: fmt::Debug + Send + Sync {
 pub struct Mean;
 
 impl ExchangePlan for Mean {
-    fn operations(&self, unit: UnitUse) -> Vec<UnitOperation> {
+    fn operations(&self, unit: UnitUse<'_>) -> Vec<UnitOperation> {
         vec![UnitOperation {
             content: Content::Gradients,
             over: AxisSet::WORKERS,
             operation: Operation::AllReduce,
             count: 1,
             numbers: unit.len,
+            width: F32,
             what: "gradients",
         }]
     }
@@ -154,7 +165,7 @@ impl ExchangePlan for Sharded {
         self.stage == ZeroStage::Parameters
     }
 
-    fn operations(&self, unit: UnitUse) -> Vec<UnitOperation> {
+    fn operations(&self, unit: UnitUse<'_>) -> Vec<UnitOperation> {
         let scatters = if self.sends_each_micro_batch() { unit.flushes } else { 1 };
         let gathers = if self.gathers_on_use() { unit.gathers } else { 1 };
         let one = |content, over, operation, count, numbers, what| UnitOperation {
@@ -163,6 +174,7 @@ impl ExchangePlan for Sharded {
             operation,
             count,
             numbers,
+            width: F32,
             what,
         };
         let (data, shard) = (AxisSet::from(Axis::Data), unit.len / self.shards);
@@ -229,10 +241,18 @@ fn largest(mut sizes: Vec<usize>, count: usize) -> usize {
 impl Plan {
     /// How the workers of this plan combine gradients and keep parameters.
     pub fn exchange(&self) -> Box<dyn ExchangePlan> {
-        match self.sharded() {
-            None => Box::new(Mean),
-            Some(sharded) => Box::new(sharded),
+        match (self.sharded(), self.compressed()) {
+            (Some(sharded), _) => Box::new(sharded),
+            (None, Some(compressed)) => Box::new(compressed),
+            (None, None) => Box::new(Mean),
         }
+    }
+
+    /// How gradients are encoded; `None` if they are not, or if there is only one worker.
+    pub fn compressed(&self) -> Option<Compressed> {
+        let workers = self.mesh.workers();
+        let compressed = self.compress.kind != CompressKind::None && workers > 1;
+        compressed.then_some(Compressed { compress: self.compress, workers })
     }
 
     /// What is sharded over `data`; `None` if nothing is, or if `data` has only one rank.

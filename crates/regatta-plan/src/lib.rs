@@ -12,6 +12,7 @@
 
 mod axis;
 mod bucket;
+mod compress;
 mod cut;
 mod exchange;
 mod layout;
@@ -24,6 +25,7 @@ mod workers;
 
 pub use axis::{Axis, AxisSet};
 pub use bucket::{bucket_cap, buckets};
+pub use compress::{Compress, CompressKind, Compressed};
 pub use cut::balance;
 pub use exchange::{
     Content, ExchangePlan, Kept, Mean, Operation, Sharded, UnitOperation, UnitUse, ZeroStage,
@@ -116,6 +118,9 @@ pub enum PlanError {
     /// The parts of the model cannot be determined for this plan.
     #[error("the model: {0}")]
     Model(String),
+    /// Gradients cannot be encoded so.
+    #[error("compress: {0}")]
+    Compress(String),
     /// A size is too large to count or to hold in memory.
     #[error("{0}")]
     TooLarge(String),
@@ -188,6 +193,9 @@ pub struct Plan {
     pub sequence: bool,
     /// Which activations forward keeps for backward.
     pub recompute: Recompute,
+    /// How workers encode the gradients that they send each other.
+    #[serde(default)]
+    pub compress: Compress,
 }
 
 impl Plan {
@@ -235,6 +243,7 @@ impl Plan {
             chunks: 1,
             sequence: false,
             recompute: Recompute::None,
+            compress: Compress::default(),
         })
     }
 
@@ -316,6 +325,9 @@ impl fmt::Display for Plan {
         }
         if self.offload {
             write!(f, ", optimizer state in a file")?;
+        }
+        if self.compress.kind != CompressKind::None {
+            write!(f, ", gradients as {}", self.compress)?;
         }
         write!(f, ", buckets of at most {:.1} MiB", self.bucket_bytes as f64 / (1 << 20) as f64)
     }

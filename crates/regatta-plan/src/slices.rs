@@ -61,6 +61,13 @@ impl Piece {
         piece
     }
 
+    /// The same part of the `index`-th of `count` such tensors, one after the other.
+    pub fn stacked(&self, count: usize, index: usize) -> Self {
+        let prepend = |first: Range<usize>| std::iter::once(first).chain(self.ranges.iter().cloned()).collect();
+        let dims = std::iter::once(count).chain(self.dims.iter().copied()).collect();
+        Self { dims, ranges: prepend(index..index + 1), flat: self.flat.clone() }
+    }
+
     /// The elements `flat` of this piece, counted from the piece's first element.
     pub fn narrow(&self, flat: Range<usize>) -> Self {
         let start = self.flat.start;

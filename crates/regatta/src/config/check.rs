@@ -3,9 +3,10 @@
 use super::limits;
 use super::reader::Reader;
 use super::schema::{Config, DataKind, TokenizerKind};
+use crate::autograd::Precision;
 use crate::data::{cifar10, mnist};
 use crate::error::Result;
-use regatta_plan::Mesh;
+use regatta_plan::{CompressKind, Mesh};
 
 /// Tokens of the smallest vocabulary that is trained: the 256 bytes and one merge.
 const SMALLEST_BPE: usize = 257;
@@ -68,6 +69,7 @@ pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
     reader.at_least_one("parallel", &[("threads", parallel.threads.unwrap_or(1))])?;
     reader.within("parallel.bucket_mib", parallel.bucket_mib, 0.001, 65536.0, true)?;
     reader.within("parallel.deadline_s", parallel.deadline_s, 0.1, 1e6, true)?;
+    check_compress(config, reader)?;
     reader.within("parallel.zero", f64::from(parallel.zero), 0.0, 3.0, true)?;
     reader.within("parallel.memory_mib", parallel.memory_mib.unwrap_or(1.0), 1.0, 1e9, true)?;
     reader.at_least_one("parallel", &[("chunks", parallel.chunks.unwrap_or(1))])?;
@@ -80,6 +82,29 @@ pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
         regatta_comm::Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect();
     reader.one_of("parallel.algorithm", parallel.algorithm.as_deref(), &algorithms)?;
     reader.within("sample.temperature", config.sample.temperature, 0.0, 100.0, true)
+}
+
+/// Checks how gradients are encoded.
+fn check_compress(config: &Config, reader: &Reader<'_>) -> Result<()> {
+    let Config { compress, train, optimizer, .. } = config;
+    reader.within("compress.ratio", compress.ratio, 1e-6, 1.0, true)?;
+    reader.within("compress.momentum", compress.momentum, 0.0, 1.0, false)?;
+    reader.at_least_one("compress", &[("rank", compress.rank)])?;
+    if compress.kind == CompressKind::Dgc && optimizer.momentum > 0.0 {
+        let problem = "\"dgc\" adds gradients up with a momentum of its own: use optimizer.momentum = 0 and compress.momentum";
+        return Err(reader.error("compress.kind", problem));
+    }
+    // What was kept under one scale would be added to gradients under another, and a skipped step would lose it.
+    let scaled = train.loss_scale.is_some() || train.precision == Precision::F16;
+    if compress.kind.kept() > 0 && scaled {
+        let problem = format!(
+            "\"{}\" keeps what it has not sent for the next step, which does not go with a loss whose scale changes: use \
+             train.precision = \"bf16\" or \"f32\" without train.loss_scale, or an encoding that keeps nothing",
+            compress.kind
+        );
+        return Err(reader.error("compress.kind", problem));
+    }
+    Ok(())
 }
 
 /// Checks that the data consists of samples of the kind that the model learns from.

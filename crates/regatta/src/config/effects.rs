@@ -2,12 +2,12 @@
 //! the plan does not read is a warning.
 
 use super::schema::{
-    Config, DataConfig, DataKind, OptimizerConfig, OptimizerKind, ParallelConfig, SampleConfig,
+    CompressConfig, Config, DataConfig, DataKind, OptimizerConfig, OptimizerKind, ParallelConfig, SampleConfig,
     TokenizerKind, TrainConfig,
 };
 use super::sources::{Origin, Sources};
 use crate::error::{Error, Result};
-use regatta_plan::{Axis, Plan, ScheduleKind};
+use regatta_plan::{Axis, CompressKind, Plan, ScheduleKind};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use toml::Value;
@@ -48,8 +48,8 @@ pub(super) fn given<'a>(config: &Config, sources: &'a Sources, key: &str) -> Opt
 
 /// The keys of all sections but the model's, with their values.
 pub(super) fn values(config: &Config) -> BTreeMap<String, Value> {
-    let Config { data, train, optimizer, parallel, sample, .. } = config;
-    flat(data, train, optimizer, parallel, sample)
+    let Config { data, train, optimizer, parallel, compress, sample, .. } = config;
+    flat(data, train, optimizer, (parallel, compress), sample)
 }
 
 /// The same keys with their defaults.
@@ -58,7 +58,7 @@ pub(super) fn defaults() -> BTreeMap<String, Value> {
         &DataConfig::default(),
         &TrainConfig::default(),
         &OptimizerConfig::default(),
-        &ParallelConfig::default(),
+        (&ParallelConfig::default(), &CompressConfig::default()),
         &SampleConfig::default(),
     )
 }
@@ -67,7 +67,7 @@ fn flat(
     data: &DataConfig,
     train: &TrainConfig,
     optimizer: &OptimizerConfig,
-    parallel: &ParallelConfig,
+    (parallel, compress): (&ParallelConfig, &CompressConfig),
     sample: &SampleConfig,
 ) -> BTreeMap<String, Value> {
     fn section(name: &str, section: &impl Serialize) -> Vec<(String, Value)> {
@@ -79,6 +79,7 @@ fn flat(
         section("train", train),
         section("optimizer", optimizer),
         section("parallel", parallel),
+        section("compress", compress),
         section("sample", sample),
     ];
     sections.into_iter().flatten().collect()
@@ -88,6 +89,7 @@ fn flat(
 fn without_effect(config: &Config) -> Vec<Unused> {
     let mut all = of_data(config);
     all.extend(of_optimizer(config));
+    all.extend(of_compress(config));
     all.extend(of_sample(config));
     all
 }
@@ -181,6 +183,26 @@ fn of_optimizer(config: &Config) -> Vec<Unused> {
     all
 }
 
+fn of_compress(config: &Config) -> Vec<Unused> {
+    let kind = config.compress.kind;
+    let mut all = vec![];
+    let mut add = |key: &str, of: &str| {
+        let why = format!("compress.kind = \"{kind}\" does not read it; it is for {of}");
+        all.push(unused(key, &["compress.kind"], why));
+    };
+    if !kind.is_sparse() {
+        add("compress.ratio", "\"topk\", \"randomk\" and \"dgc\"");
+    }
+    if kind != CompressKind::Powersgd {
+        add("compress.rank", "\"powersgd\"");
+    }
+    if kind != CompressKind::Dgc {
+        add("compress.momentum", "\"dgc\"");
+        add("compress.warmup", "\"dgc\"");
+    }
+    all
+}
+
 fn of_sample(config: &Config) -> Vec<Unused> {
     let sample = &config.sample;
     if config.model.context().is_none() {
@@ -220,6 +242,9 @@ pub(super) fn under(config: &Config, plan: &Plan) -> Vec<Unused> {
     }
     if plan.stages() == 1 && plan.schedule != ScheduleKind::Interleaved {
         add("parallel.schedule", format!("the mesh {mesh} has one rank along pipe, so there is no pipeline"));
+    }
+    if mesh.workers() == 1 {
+        add("compress.kind", format!("the mesh {mesh} has one worker, which sends no gradients"));
     }
     if plan.world() == 1 {
         for key in ["parallel.transport", "parallel.algorithm"] {

@@ -22,6 +22,8 @@ const SAMPLES: usize = u32::MAX as usize;
 const PATTERNS: usize = 1 << 28;
 /// Blocks whose parameters are gathered ahead, and chunks of a model on a stage.
 const BLOCKS: usize = 1 << 10;
+/// Rank of the matrices that stand for gradients.
+const RANK: usize = 1 << 10;
 /// Threads of a rank.
 const THREADS: usize = 1 << 12;
 /// Forward passes of blocks in a step; each is an entry in a list.
@@ -33,7 +35,7 @@ const ACTIVATIONS: f64 = (1u64 << 50) as f64;
 
 /// Checks all numbers against their upper bounds.
 pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
-    let Config { data, train, optimizer, parallel, sample, .. } = config;
+    let Config { data, train, optimizer, parallel, compress, sample, .. } = config;
     reader.at_most("model", &config.model.limits())?;
     reader.at_most(
         "data",
@@ -66,6 +68,7 @@ pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
             ("threads", parallel.threads.unwrap_or(1), THREADS),
         ],
     )?;
+    reader.at_most("compress", &[("rank", compress.rank, RANK), ("warmup", compress.warmup, STEPS)])?;
     reader.at_most("sample", &[("tokens", sample.tokens, STEPS)])?;
     if let (DataKind::Synthetic, Some([height, width, channels])) =
         (data.kind, config.model.samples().image())

@@ -10,7 +10,7 @@ use regatta_plan::Plan;
 use std::path::{Path, PathBuf};
 use toml::Table;
 
-const SECTIONS: [&str; 6] = ["model", "data", "train", "optimizer", "parallel", "sample"];
+const SECTIONS: [&str; 7] = ["model", "data", "train", "optimizer", "parallel", "compress", "sample"];
 
 impl Config {
     /// Reads `path` and applies `sets`, each `key.path=value` with a TOML value or a bare string.
@@ -63,6 +63,7 @@ impl Config {
             train: reader.section(&table, "train")?,
             optimizer: reader.section(&table, "optimizer")?,
             parallel: reader.section(&table, "parallel")?,
+            compress: reader.section(&table, "compress")?,
             sample: reader.section(&table, "sample")?,
         };
         check(&config, &reader)?;

@@ -5,7 +5,7 @@ use super::schema::Config;
 use crate::autograd::{Backend, Precision};
 use crate::models::ModelConfig;
 use crate::params::Placement;
-use regatta_plan::{Axis, Layout, Mesh, Plan, PlanError, ScheduleKind};
+use regatta_plan::{Axis, Compress, CompressKind, Layout, Mesh, Plan, PlanError, ScheduleKind};
 
 impl Config {
     /// The batch of a step: samples in all or per worker, as the user gave them, and micro-batches.
@@ -40,10 +40,24 @@ impl Config {
             chunks: parallel.chunks.unwrap_or(default_chunks),
             sequence: parallel.sequence && mesh.axis(Axis::Tensor) > 1,
             recompute: parallel.recompute,
+            compress: self.compress(),
             ..Plan::new(mesh, self.batch(), bytes)?
         };
         plan.pipeline()?;
         Ok(plan)
+    }
+
+    /// How gradients are encoded.
+    fn compress(&self) -> Compress {
+        let compress = &self.compress;
+        let millionths = |part: f64| (part * 1e6).round() as u32;
+        Compress {
+            kind: compress.kind,
+            millionths: millionths(compress.ratio).max(1),
+            rank: compress.rank,
+            momentum: millionths(compress.momentum),
+            warm_up: compress.warmup as u64,
+        }
     }
 
     /// Checks that the model supports `plan`; `vocab` is the number of tokens or classes. Nothing is run.
@@ -57,6 +71,13 @@ impl Config {
         let batch = regatta_plan::Batch::per_worker(plan.batch_per_worker, plan.accumulate);
         Plan::new(plan.mesh.clone(), batch, plan.bucket_bytes)?;
         limits::check_step(self, plan, vocab)?;
+        if plan.compress.kind != CompressKind::None && plan.sharded().is_some() {
+            return Err(PlanError::Compress(format!(
+                "under parallel.zero = {} gradients go to the one rank that keeps them, as they are; use parallel.zero = 0, or \
+                 compress.kind = \"none\"",
+                plan.zero
+            )));
+        }
         let tensor = plan.mesh.axis(Axis::Tensor);
         let placement =
             Placement { mesh: plan.mesh.clone(), layout: plan.layout.clone(), ..Placement::whole() };

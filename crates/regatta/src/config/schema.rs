@@ -4,7 +4,7 @@ use super::path_as_text;
 use crate::autograd::{DeviceChoice, Precision};
 use crate::data::sampler::LastBatch;
 use crate::models::ModelConfig;
-use regatta_plan::{Recompute, ScheduleKind};
+use regatta_plan::{CompressKind, Recompute, ScheduleKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,6 +22,9 @@ pub struct Config {
     pub optimizer: OptimizerConfig,
     /// How the work is distributed over ranks.
     pub parallel: ParallelConfig,
+    /// How workers encode the gradients that they send each other.
+    #[serde(default)]
+    pub compress: CompressConfig,
     /// Text generated at the end of a language model's run.
     pub sample: SampleConfig,
 }
@@ -344,6 +347,28 @@ impl Default for ParallelConfig {
             bucket_mib: 25.0,
             deadline_s: 30.0,
         }
+    }
+}
+
+/// The section `[compress]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CompressConfig {
+    /// `none`, `bf16`, `f16`, `int8`, `int4`, `onebit`, `topk`, `randomk`, `dgc` or `powersgd`.
+    pub kind: CompressKind,
+    /// The part of the gradients that `topk`, `randomk` and `dgc` send.
+    pub ratio: f64,
+    /// The rank of the matrices that `powersgd` sends.
+    pub rank: usize,
+    /// The momentum with which `dgc` adds gradients up before it sends them.
+    pub momentum: f64,
+    /// Steps in which the part that `dgc` sends shrinks to `ratio`.
+    pub warmup: usize,
+}
+
+impl Default for CompressConfig {
+    fn default() -> Self {
+        Self { kind: CompressKind::None, ratio: 0.01, rank: 4, momentum: 0.9, warmup: 100 }
     }
 }
 

@@ -59,13 +59,13 @@ impl Gradients {
         })
     }
 
-    /// Begins a step of `micro_batches` micro-batches.
-    pub(crate) fn begin(&mut self, micro_batches: usize, exchange: &mut dyn GradientExchange) {
+    /// Begins a step of `micro_batches` micro-batches, of which `step` have been done before.
+    pub(crate) fn begin(&mut self, step: u64, micro_batches: usize, exchange: &mut dyn GradientExchange) {
         self.statistic_weight = 1.0 / micro_batches.max(1) as f32;
         self.written.fill(false);
         self.remaining.copy_from_slice(&self.expected);
         self.time = CommTime::default();
-        exchange.begin();
+        exchange.begin(step);
     }
 
     /// Adds the gradient of a parameter to its unit's buffer.

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub enum Role {
     /// Workers exchange gradients and parameters.
     Exchange,
+    /// Workers exchange encoded gradients.
+    Encoded,
     /// Ranks that share the work of a layer sum their gradients.
     Partial,
     /// Layers that are split over ranks exchange activations.
@@ -28,7 +30,7 @@ impl Role {
     fn purpose(self, kind: Kind) -> Purpose {
         match self {
             Self::Exchange if kind == Kind::AllGather => Purpose::Parameters,
-            Self::Exchange | Self::Partial => Purpose::Gradients,
+            Self::Exchange | Self::Encoded | Self::Partial => Purpose::Gradients,
             Self::Layers => Purpose::Tensor,
             Self::Norm | Self::Agreement => Purpose::Control,
         }

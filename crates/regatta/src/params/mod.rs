@@ -18,5 +18,5 @@ pub use builder::{Initializer, ParamBuilder};
 pub(crate) use leaves::Leaves;
 pub use placed::{PlacedParam, Placement};
 pub use store::ParamStore;
-pub use units::Units;
+pub use units::{UnitShapes, Units};
 pub(crate) use walk::{ParamVisitor, visit_params};

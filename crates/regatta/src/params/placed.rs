@@ -55,6 +55,22 @@ impl PlacedParam {
         self.ranges.iter().map(Range::len).product()
     }
 
+    /// The rows that the rank holds of a parameter of two dimensions or more, as a matrix of which the last dimension has the
+    /// columns; none of others.
+    pub fn rows(&self) -> Option<usize> {
+        let [rows @ .., _] = &self.spec.shape[..] else { return None };
+        let whole: usize = rows.iter().product();
+        // Named dimensions may be finer than the shape.
+        let (mut of_whole, mut held) = (1, 1);
+        for (dim, range) in self.spec.dims.iter().zip(&self.ranges) {
+            if of_whole >= whole {
+                break;
+            }
+            (of_whole, held) = (of_whole * dim.size, held * range.len());
+        }
+        (!rows.is_empty()).then_some(held)
+    }
+
     /// The axes over which all ranks hold the same elements. Leaves out the pipeline axis, and ignores shards.
     pub fn replicated_over(&self) -> AxisSet {
         AxisSet::ALL.without(self.split_over).without(Axis::Pipe.into())

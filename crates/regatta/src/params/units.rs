@@ -36,6 +36,22 @@ pub struct Units {
     pub shards: usize,
 }
 
+/// Which elements of a unit are matrices, and which are not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UnitShapes {
+    /// The elements of each parameter of two dimensions or more, with rows and columns: its last dimension has the columns.
+    pub matrices: Vec<(Range<usize>, [usize; 2])>,
+    /// The elements of the other parameters, without padding.
+    pub vectors: Vec<Range<usize>>,
+}
+
+impl UnitShapes {
+    /// The number of elements of all matrices.
+    pub fn numbers(&self) -> usize {
+        self.matrices.iter().map(|(range, _)| range.len()).sum()
+    }
+}
+
 impl Units {
     /// Arranges `params` in units. Consecutive blocks of one chunk share a unit as long as it has at most `cap` bytes; with a
     /// cap of 0, each block has its own unit. Parameters that several blocks share have a unit of their own.
@@ -140,6 +156,19 @@ impl Units {
             };
             (from < to).then(segment)
         })
+    }
+
+    /// Which elements of a unit are matrices.
+    pub fn shapes(&self, unit: usize) -> UnitShapes {
+        let mut shapes = UnitShapes::default();
+        for &(param, start) in &self.units[unit].params {
+            let (placed, range) = (&self.params[param], start..start + self.params[param].len());
+            match placed.rows().filter(|&rows| rows > 0 && !placed.statistic) {
+                Some(rows) => shapes.matrices.push((range.clone(), [rows, range.len() / rows])),
+                None => shapes.vectors.push(range),
+            }
+        }
+        shapes
     }
 
     /// The part of a parameter that this rank holds, all shards together.

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::models::ModelConfig;
 use crate::optim::FlatOptimizer;
 use crate::parallel::Engine;
+use crate::parallel::exchange::Combine;
 use crate::params::Placement;
 use regatta_plan::Piece;
 
@@ -33,15 +34,23 @@ pub(crate) fn load(
 ) -> Result<()> {
     let wanted = wanted(checkpoint, engine, optimizer.as_deref());
     checkpoint.check(wanted.iter().map(|part| (part.name.as_str(), &part.piece)))?;
-    for Wanted { unit, name, kind, piece, within } in wanted {
+    for Wanted { unit, name, kind, piece, within, factor } in wanted {
         let Some(kind) = kind else {
             checkpoint.read(&name, &piece, &mut engine.own_mut(unit)[within])?;
             continue;
         };
         let of_optimizer = optimizer.iter_mut().flat_map(|optimizer| optimizer.state_mut());
-        let mut states = of_optimizer.chain(engine.exchange_state()).filter(|(name, _)| *name == kind);
-        if let Some((_, mut values)) = states.next() {
-            checkpoint.read(&name, &piece, &mut values[unit][within])?;
+        let of_exchange = engine.exchange_state().into_iter().map(|state| (state.name, state.units));
+        let mut states = of_optimizer.chain(of_exchange).filter(|(name, _)| *name == kind);
+        let Some((_, mut values)) = states.next() else { continue };
+        let own = &mut values[unit][within];
+        match factor {
+            None => checkpoint.read(&name, &piece, own)?,
+            Some(factor) => {
+                let mut theirs = vec![0.0; own.len()];
+                checkpoint.read(&name, &piece, &mut theirs)?;
+                own.iter_mut().zip(theirs).for_each(|(own, theirs)| *own += factor * theirs);
+            }
         }
     }
     Ok(())
@@ -57,6 +66,8 @@ pub(crate) struct Wanted {
     /// Which part of the tensor.
     pub piece: Piece,
     within: std::ops::Range<usize>,
+    /// What was one worker's of another number of workers is added with this factor.
+    factor: Option<f32>,
 }
 
 /// The parts that [`load`] reads from a checkpoint.
@@ -65,17 +76,24 @@ pub(crate) fn wanted(
     engine: &mut Engine,
     optimizer: Option<&FlatOptimizer>,
 ) -> Vec<Wanted> {
-    let of_exchange: Vec<&'static str> =
-        engine.exchange_state().into_iter().map(|(kind, _)| kind).filter(|_| optimizer.is_some()).collect();
+    let of_exchange: Vec<(&'static str, Option<Combine>)> = engine
+        .exchange_state()
+        .into_iter()
+        .map(|state| (state.name, state.of_worker))
+        .filter(|_| optimizer.is_some())
+        .collect();
     let units = engine.units();
+    let (worker, workers) = (engine.groups().worker(), engine.groups().mesh().workers());
     let kinds: Vec<&'static str> =
         optimizer.iter().flat_map(|optimizer| optimizer.state().map(|(kind, _)| kind)).collect();
     // An imported checkpoint has no updates and no moments: they begin at zero.
     let fresh = checkpoint.state().updates == 0
         && !checkpoint.tensors().keys().any(|name| name.starts_with("first/"));
     let mut kinds = if fresh { vec![] } else { kinds };
-    let stored = |kind: &&str| checkpoint.tensors().keys().any(|name| name.starts_with(&format!("{kind}/")));
-    kinds.extend(of_exchange.into_iter().filter(stored));
+    let stored =
+        |kind: &str| checkpoint.tensors().keys().any(|name| name.starts_with(&format!("{kind}/")));
+    let whole = of_exchange.iter().filter(|(kind, of_worker)| of_worker.is_none() && stored(kind));
+    kinds.extend(whole.map(|(kind, _)| *kind));
     let mut wanted = vec![];
     for unit in 0..units.units.len() {
         for (param, piece, within) in owned(engine, unit) {
@@ -86,9 +104,25 @@ pub(crate) fn wanted(
                 kind,
                 piece: piece.clone(),
                 within: within.clone(),
+                factor: None,
             };
             wanted.push(part(path.clone(), None));
             wanted.extend(kinds.iter().map(|kind| part(format!("{kind}/{path}"), Some(kind))));
+            for (kind, combine) in &of_exchange {
+                let (name, Some(combine)) = (format!("{kind}/{path}"), combine) else { continue };
+                let Some(&[before, ..]) = checkpoint.tensors().get(&name).map(Vec::as_slice) else { continue };
+                let of = |worker: usize, factor: Option<f32>| Wanted {
+                    piece: piece.stacked(before, worker),
+                    factor,
+                    ..part(name.clone(), Some(kind))
+                };
+                if before == workers {
+                    wanted.push(of(worker, None));
+                } else {
+                    let factor = if *combine == Combine::Mean { 1.0 / before as f32 } else { 1.0 };
+                    wanted.extend((0..before).map(|worker| of(worker, Some(factor))));
+                }
+            }
         }
     }
     wanted

@@ -121,7 +121,13 @@ fn differences(state: &State, job: &Job) -> Vec<String> {
     };
     let mut found = vec![];
     for (name, keys) in
-        [("model", None), ("optimizer", None), ("train", Some(&TRAIN[..])), ("data", Some(&DATA[..]))]
+        [
+            ("model", None),
+            ("optimizer", None),
+            ("compress", None),
+            ("train", Some(&TRAIN[..])),
+            ("data", Some(&DATA[..])),
+        ]
     {
         let (Value::Object(before), Value::Object(now)) = (section(before, name), section(now, name)) else {
             continue;

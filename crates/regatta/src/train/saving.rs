@@ -9,6 +9,7 @@ use crate::checkpoint::{
 use crate::error::{Error, Result};
 use crate::optim::FlatOptimizer;
 use crate::parallel::Engine;
+use crate::parallel::exchange::StateOf;
 use crate::setup::{agree_on, owned};
 use regatta_comm::{Group, ReduceOp};
 use std::thread::JoinHandle;
@@ -62,24 +63,31 @@ impl Saving {
         let folder = agree_on(&job.group, || fresh_folder(&self.location, state.step))?;
         let mut parts = vec![];
         // This copies the state of the exchange, which is small or empty.
-        let of_exchange: Vec<(&str, Vec<Vec<f32>>)> = engine
-            .exchange_state()
-            .into_iter()
-            .map(|(kind, values)| (kind, values.iter().map(|values| values.to_vec()).collect()))
-            .collect();
+        let copy = |state: StateOf<'_>| -> (&str, bool, Vec<Vec<f32>>) {
+            let units = state.units.iter().map(|values| values.to_vec()).collect();
+            (state.name, state.of_worker.is_some(), units)
+        };
+        let of_exchange: Vec<_> = engine.exchange_state().into_iter().map(copy).collect();
         let engine = &*engine;
         let units = engine.units();
+        let (worker, workers) = (engine.groups().worker(), engine.groups().mesh().workers());
         for unit in 0..units.units.len() {
             let states = optimizer.state().map(|(kind, values)| (format!("{kind}/"), values[unit]));
-            let of_exchange =
-                of_exchange.iter().map(|(kind, values)| (format!("{kind}/"), values[unit].as_slice()));
-            let all = std::iter::once((String::new(), engine.own(unit))).chain(states).chain(of_exchange);
-            for (kind, values) in all {
+            let states = states.map(|(kind, values)| (kind, false, values));
+            let of_exchange = of_exchange
+                .iter()
+                .map(|(kind, of_worker, values)| (format!("{kind}/"), *of_worker, values[unit].as_slice()));
+            let all = std::iter::once((String::new(), false, engine.own(unit))).chain(states).chain(of_exchange);
+            for (kind, of_worker, values) in all {
                 for (param, piece, within) in owned(engine, unit) {
-                    if engine.writes(unit, param) {
-                        let spec = &units.params[param].spec;
-                        let name = format!("{kind}{}", spec.path);
-                        parts.push(Part { name, shape: spec.shape.clone(), piece, values: &values[within] });
+                    let spec = &units.params[param].spec;
+                    let (name, mut shape) = (format!("{kind}{}", spec.path), spec.shape.clone());
+                    if of_worker && engine.writes_of_worker(unit, param) {
+                        shape.insert(0, workers);
+                        let piece = piece.stacked(workers, worker);
+                        parts.push(Part { name, shape, piece, values: &values[within] });
+                    } else if !of_worker && engine.writes(unit, param) {
+                        parts.push(Part { name, shape, piece, values: &values[within] });
                     }
                 }
             }

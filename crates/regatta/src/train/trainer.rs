@@ -7,7 +7,7 @@ use super::requests::Requests;
 use super::run::train_on;
 use super::summary::Summary;
 use crate::config::{
-    Config, DataConfig, DataKind, OptimizerConfig, ParallelConfig, SampleConfig, TrainConfig,
+    CompressConfig, Config, DataConfig, DataKind, OptimizerConfig, ParallelConfig, SampleConfig, TrainConfig,
 };
 use crate::datasets::{Dataset, Datasets};
 use crate::error::{Error, Result};
@@ -229,6 +229,13 @@ impl Trainer {
                 recompute: plan.recompute,
                 bucket_mib: plan.bucket_bytes as f64 / f64::from(1 << 20),
                 ..ParallelConfig::default()
+            },
+            compress: CompressConfig {
+                kind: plan.compress.kind,
+                ratio: f64::from(plan.compress.millionths) / 1e6,
+                rank: plan.compress.rank,
+                momentum: f64::from(plan.compress.momentum) / 1e6,
+                warmup: plan.compress.warm_up as usize,
             },
             sample: SampleConfig::default(),
         }

@@ -5,7 +5,7 @@ use super::names::{Named, tensors};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::{Location, Part, ShardWriter, State, Which, commit, fresh_folder};
 use crate::config::{
-    Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, SampleConfig, TokenizerKind,
+    CompressConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, SampleConfig, TokenizerKind,
     TrainConfig,
 };
 use crate::data::decode;
@@ -353,6 +353,7 @@ fn state(gpt: &GptConfig, vocab: usize, tokenizer: Option<&Path>) -> Result<Stat
         train: TrainConfig::default(),
         optimizer: OptimizerConfig::default(),
         parallel: ParallelConfig::default(),
+        compress: CompressConfig::default(),
         sample: SampleConfig::default(),
     };
     let plan = Plan::new(Mesh::data(1), Batch::global(1, 1), 25 << 20)

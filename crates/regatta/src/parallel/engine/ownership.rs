@@ -25,6 +25,11 @@ impl Engine {
         first && (first_stage || !set.contains(Axis::Pipe))
     }
 
+    /// Whether this rank writes its worker's own numbers for its part of `param` in `unit` to checkpoints.
+    pub fn writes_of_worker(&self, unit: usize, param: usize) -> bool {
+        self.is_first_owner(unit, param, AxisSet::of(&[Axis::Pipe, Axis::Tensor]))
+    }
+
     /// Whether this rank writes its part of `param` in `unit` to checkpoints.
     pub fn writes(&self, unit: usize, param: usize) -> bool {
         self.is_first_owner(unit, param, AxisSet::ALL)

@@ -14,15 +14,15 @@ use regatta_plan::{Direction, Recompute, Schedule, Task};
 use std::ops::Range;
 
 impl Engine {
-    /// Runs the forward and backward pass of one step's micro-batches. When it returns, the gradients are combined over the
-    /// workers.
+    /// Runs the forward and backward pass of one step's micro-batches, of which `step` have been done before. When it returns,
+    /// the gradients are combined over the workers.
     ///
     /// # Errors
     /// Communication fails.
-    pub fn step(&mut self, micro_batches: &[MicroBatch]) -> Result<StepResult> {
+    pub fn step(&mut self, step: u64, micro_batches: &[MicroBatch]) -> Result<StepResult> {
         let schedule = self.schedule.clone();
         let mut result = StepResult::default();
-        self.gradients.begin(schedule.micro_batches, &mut *self.exchange);
+        self.gradients.begin(step, schedule.micro_batches, &mut *self.exchange);
         self.links.begin(&schedule);
         self.timeline.begin();
         self.uses = uses(&schedule, self.stage, &self.chunks, self.plan.recompute).into();

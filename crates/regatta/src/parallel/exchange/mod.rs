@@ -4,11 +4,13 @@
 //! pushes it. An exchange combines the buffers of the workers, and fetches the parameters that other workers updated. Its
 //! [`ExchangePlan`](regatta_plan::ExchangePlan) predicts what it communicates and keeps.
 
+mod compressed;
 mod gather;
 mod mean;
 mod pool;
 mod sharded;
 
+pub use compressed::CompressedExchange;
 pub use mean::MeanExchange;
 pub use sharded::ShardedExchange;
 
@@ -42,8 +44,35 @@ impl CommTime {
     }
 }
 
-/// State of an exchange for checkpoints: by name, for each unit the part that this rank updates.
-pub type NamedState<'a> = Vec<(&'static str, Vec<&'a mut [f32]>)>;
+/// State of an exchange for checkpoints.
+pub type NamedState<'a> = Vec<StateOf<'a>>;
+
+/// One kind of state.
+pub struct StateOf<'a> {
+    /// Its name in checkpoints.
+    pub name: &'static str,
+    /// Whether every worker has numbers of its own, and what becomes of them when the number of workers changes. None: they
+    /// are the same, or parts of one whole.
+    pub of_worker: Option<Combine>,
+    /// For each unit, numbers for the part that this rank updates.
+    pub units: Vec<&'a mut [f32]>,
+}
+
+/// What workers begin with when they are another number than those that wrote a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Combine {
+    /// The mean of what there was: its mean over the workers stays what it was.
+    Mean,
+    /// The sum.
+    Sum,
+}
+
+impl StateOf<'_> {
+    /// Numbers of this worker alone.
+    pub(crate) fn worker(name: &'static str, combine: Combine) -> Self {
+        Self { name, of_worker: Some(combine), units: vec![] }
+    }
+}
 
 /// Combines the gradients of units over the workers, and distributes the updated parameters. All ranks of a group must make
 /// the same calls in the same order.
@@ -51,8 +80,8 @@ pub type NamedState<'a> = Vec<(&'static str, Vec<&'a mut [f32]>)>;
 /// An exchange need not wait for the other workers: [`combined`](Self::combined) returns none for a unit whose result comes
 /// in a later step, or is applied elsewhere.
 pub trait GradientExchange: Send {
-    /// Begins a step.
-    fn begin(&mut self) {}
+    /// Begins a step, of which `step` have been done before.
+    fn begin(&mut self, _step: u64) {}
 
     /// A buffer for the gradients of `unit`. Padding is 0, the other elements are undefined.
     ///
@@ -133,13 +162,17 @@ pub trait GradientExchange: Send {
 /// Communication fails.
 pub(crate) fn connect(plan: &Plan, store: &ParamStore, groups: &Groups) -> Result<Box<dyn GradientExchange>> {
     let units = store.units();
-    Ok(match plan.sharded() {
-        None => {
+    Ok(match (plan.sharded(), plan.compressed()) {
+        (None, None) => {
             let workers = groups.over(AxisSet::WORKERS, Role::Exchange)?;
             let lens = units.units.iter().map(|unit| unit.len).collect();
             Box::new(MeanExchange::new(workers, lens))
         }
-        Some(sharded) => {
+        (None, Some(compressed)) => {
+            let workers = groups.over(AxisSet::WORKERS, Role::Encoded)?;
+            Box::new(CompressedExchange::new(workers, units, compressed.compress)?)
+        }
+        (Some(sharded), _) => {
             let data = groups.over(Axis::Data.into(), Role::Exchange)?;
             let replica = groups.over_several(Axis::Replica.into(), Role::Exchange)?;
             Box::new(ShardedExchange::new(units.clone(), sharded, data, replica))

@@ -76,7 +76,7 @@ impl ShardedExchange {
 }
 
 impl GradientExchange for ShardedExchange {
-    fn begin(&mut self) {
+    fn begin(&mut self, _step: u64) {
         self.shard.iter_mut().for_each(|shard| shard.fill(0.0));
     }
 

@@ -63,7 +63,7 @@ impl Run<'_> {
         let loss_scale = self.loss_scale.as_ref().map(|scaling| scaling.scale);
         let unscale = 1.0 / loss_scale.unwrap_or(1.0);
         self.engine.loss_scale = loss_scale.unwrap_or(1.0);
-        let result = self.engine.step(&micro_batches)?;
+        let result = self.engine.step(self.done as u64, &micro_batches)?;
         let mut comm = result.comm;
         let owned = self.engine.units().owned();
         let cost = |flops: f64, bytes: f64| Cost { flops: flops * owned as f64, bytes: bytes * owned as f64 };

@@ -225,14 +225,19 @@ impl<'a> Outline<'a> {
                 let over = (Purpose::Gradients, Axis::Tensor.into());
                 gradients.extend(self.collective(over, (Kind::AllReduce, count), (unit.partial, F32), place));
             }
-            for one in exchange.operations(UnitUse { len: unit.len, flushes, gathers: gathers[index] }) {
+            let shapes = rank.units.shapes(index);
+            let matrices: Vec<[usize; 2]> = shapes.matrices.iter().map(|(_, shape)| *shape).collect();
+            let vectors = shapes.vectors.iter().map(Range::len).sum();
+            let unit_use =
+                UnitUse { len: unit.len, flushes, gathers: gathers[index], matrices: &matrices, vectors };
+            for one in exchange.operations(unit_use) {
                 let (purpose, all) = match one.content {
                     Content::Gradients => (Purpose::Gradients, &mut gradients),
                     Content::Parameters => (Purpose::Parameters, &mut parameters),
                 };
                 let place = format!("{name}: {}", one.what);
                 let kind = (kind_of(one.operation), one.count);
-                all.extend(self.collective((purpose, one.over), kind, (one.numbers, F32), place));
+                all.extend(self.collective((purpose, one.over), kind, (one.numbers, one.width), place));
             }
             gradients.extend(self.tie(index, unit.len / rank.units.shards));
         }
@@ -355,6 +360,7 @@ fn kind_of(operation: Operation) -> Kind {
     match operation {
         Operation::ReduceScatter => Kind::ReduceScatter,
         Operation::AllGather => Kind::AllGather,
+        Operation::AllToAll => Kind::AllToAll,
         _ => Kind::AllReduce,
     }
 }

@@ -14,6 +14,8 @@ pub(super) fn sent(kind: Kind, numbers: usize, ranks: usize, place: usize) -> us
         Kind::AllReduce => 2 * numbers - segment(1) - segment(2),
         // All segments except its own, which ends here.
         Kind::ReduceScatter => numbers - segment(0),
+        // All blocks except its own.
+        Kind::AllToAll => numbers - segment(0),
         // All segments except the right neighbour's, which began there.
         Kind::AllGather => numbers - segment(1),
         _ => 0,
