@@ -77,12 +77,18 @@ pub(crate) struct Turn<'a> {
 /// That takes a good part of the time of a small operation, so it may be done a moment later: when peers have been shown
 /// what they wait for, and it is on its way to them.
 pub(crate) struct Start<'a> {
-    pub recorder: &'a Recorder,
-    pub call: Call,
-    pub begun: Cell<Option<u64>>,
+    recorder: &'a Recorder,
+    call: Call,
+    begun: Cell<Option<u64>>,
+    /// The operation found its peers there: it took no longer than such operations take.
+    pub brief: Cell<bool>,
 }
 
-impl Start<'_> {
+impl<'a> Start<'a> {
+    pub(crate) fn new(recorder: &'a Recorder, call: Call) -> Self {
+        Self { recorder, call, begun: Cell::default(), brief: Cell::default() }
+    }
+
     /// When the operation has begun, as the recorder has it: now, where that is not on record yet.
     pub(crate) fn now(&self) -> u64 {
         self.begun.get().unwrap_or_else(|| {

@@ -32,6 +32,7 @@ impl Shape {
 
 impl Core {
     /// The operation with its memory, where that fits it.
+    #[inline(always)]
     pub(crate) fn check<'a>(
         &self,
         operation: &Operation,
@@ -93,6 +94,7 @@ impl Core {
     }
 
     /// Holds the elements `given` to an operation and `taken` from it against what it needs.
+    #[inline(always)]
     fn shape(&self, operation: &Operation, given: Option<usize>, taken: Option<usize>) -> Result<Shape> {
         let (rank, size) = (self.context.rank, self.context.size);
         let Operation { kind, root, counts, received, .. } = operation;
@@ -234,6 +236,7 @@ impl Core {
     }
 
     /// Whether something here can reach the memory.
+    #[inline]
     fn reachable(&self, operation: &Operation, task: &Task<'_>) -> Result<()> {
         let (what, space) = (operation.name(), task.space());
         if task.input.is_some_and(|input| input.space() != space) {
@@ -255,6 +258,7 @@ impl Core {
     }
 }
 
+#[inline]
 fn reducible(kind: Kind, dtype: DType, reduction: Reduction) -> Result<()> {
     let what = kind.name();
     if !reduction.op.suits(dtype) {

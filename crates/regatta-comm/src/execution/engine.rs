@@ -17,7 +17,6 @@ use crate::member::recorder::Whose;
 use crate::member::trace_folder;
 use crate::transport::registered::Registered;
 use crate::transport::{Registry, Transport, TransportKind};
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -116,7 +115,7 @@ impl Core {
         *counter = counter.wrapping_add(1);
         let call = Call { group: self.id as u32, sequence: *counter, ..task.call };
         engine.transport.set_patience(patience);
-        let start = Start { recorder: &self.context.recorder, call, begun: Cell::default() };
+        let start = Start::new(&self.context.recorder, call);
         let mut sent = 0;
         let mut panicked = None;
         let outcome = self.context.health.check().and_then(|()| {
@@ -154,7 +153,7 @@ impl Core {
         // What has failed before it began is on record, too.
         let begun = start.now();
         let Err(error) = outcome else {
-            let ended = self.context.recorder.end();
+            let ended = self.context.recorder.end(begun, start.brief.get());
             self.context.notes.clear();
             self.traffic.add(call.kind, task.bytes as u64, sent, ended - begun);
             return Ok(());

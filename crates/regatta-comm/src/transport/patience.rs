@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// How long to look without giving the processor away: about the time of a small exchange.
 const ALONE: Duration = Duration::from_micros(3);
 /// Looks without a pause: about the time in which what a peer has just written arrives.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 256;
 /// Looks before the first one at the clock.
 const FIRST: usize = 16;
 /// A yield that takes longer than this shows that the processor is wanted by others than our peers.

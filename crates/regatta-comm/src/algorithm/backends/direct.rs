@@ -27,7 +27,7 @@ impl Backend for Direct {
     }
 
     fn starts_itself(&self, task: &Task<'_>) -> bool {
-        matches!(task.call.kind, Kind::AllReduce | Kind::Barrier) && task.bytes <= direct::LITTLE
+        matches!(task.call.kind, Kind::AllReduce | Kind::Barrier) && task.bytes <= direct::SMALL
     }
 }
 
@@ -49,10 +49,7 @@ impl Typed for Run<'_, '_, '_> {
         let (input, output) = numbers::<T>(*input, output.as_mut())?;
         let both = (input.unwrap_or_default(), output);
         match call.kind {
-            Kind::AllReduce if *bytes <= direct::LITTLE => {
-                direct::all_reduce_little(shared, start, call, both.1)
-            }
-            Kind::AllReduce => direct::all_reduce(shared, registered, call, both.1),
+            Kind::AllReduce => direct::all_reduce(shared, registered, start, call, both.1),
             Kind::Reduce => direct::reduce(shared, call, both.1),
             Kind::ReduceScatter => direct::reduce_scatter(shared, registered, call, parts, both),
             Kind::AllGather => direct::all_gather(shared, registered, call, parts, (input, both.1)),

@@ -17,11 +17,9 @@ mod tests;
 mod volume;
 
 pub(crate) use movements::{all_gather, all_to_all, broadcast, gather, scatter};
-pub(crate) use reductions::{all_reduce, all_reduce_little, reduce, reduce_scatter};
+pub(crate) use reductions::{all_reduce, reduce, reduce_scatter};
 pub(crate) use spans::{Move, Spans, exchange, gather_slices, gather_spans, reduce_spans};
 pub(crate) use volume::sent;
-
-pub(crate) use crate::transport::shared::LITTLE;
 
 use crate::algorithm::backend::Start;
 use crate::error::{Error, Result};
@@ -32,12 +30,12 @@ use crate::transport::shared::{Counter, PRIVATE, SLOT, Shared};
 use std::ops::Range;
 
 /// Up to here every rank reduces everything, in bytes: reading n small messages costs less than a second wait.
-const SMALL: usize = 16 << 10;
+pub(crate) const SMALL: usize = 16 << 10;
 
 fn peers(shared: &Shared) -> impl Iterator<Item = usize> + use<> {
     let (rank, size) = (shared.rank(), shared.size());
     // Each rank begins with its right neighbour, so that not all read from the same one at once.
-    (1..size).map(move |distance| (rank + distance) % size)
+    (rank + 1..size).chain(0..rank)
 }
 
 /// The elements `at..at + count` of a part of a whole, as far as it goes.
@@ -170,5 +168,6 @@ pub(crate) fn barrier(shared: &mut Shared, start: &Start<'_>, call: Call) -> Res
         shared.await_staged(peer, round, call)?;
     }
     shared.publish(Counter::Done, round);
+    start.brief.set(!shared.has_waited());
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::member::call::Call;
 use crate::numbers::element::Element;
 use crate::numbers::kernel;
 use crate::transport::registered::Registered;
-use crate::transport::shared::{Counter, PRIVATE, Shared};
+use crate::transport::shared::{Counter, LITTLE, PRIVATE, Shared};
 use std::ops::Range;
 
 /// Bytes reduced at a time in registered memory: stays in the first-level cache.
@@ -25,15 +25,26 @@ const WORTH_LANES: usize = 2 << 20;
 pub(crate) fn all_reduce<T: Element>(
     shared: &mut Shared,
     registered: Option<&dyn Registered>,
+    start: &Start<'_>,
     call: Call,
     data: &mut [T],
 ) -> Result<()> {
     if size_of_val(data) <= SMALL {
-        return small(shared, call, data);
+        return small(shared, start, call, data);
     }
     if !shared.lanes.is_empty() && size_of_val(data) >= WORTH_LANES {
         return in_lanes(shared, registered, call, data);
     }
+    large(shared, registered, call, data)
+}
+
+/// In slices: each rank reduces one.
+fn large<T: Element>(
+    shared: &mut Shared,
+    registered: Option<&dyn Registered>,
+    call: Call,
+    data: &mut [T],
+) -> Result<()> {
     // One round to learn whether everyone's data is registered; every rank sees the same answer.
     let own = registered.and_then(|memory| memory.place(bytemuck::cast_slice(data))).unwrap_or(PRIVATE);
     let round = shared.begin(call)?;
@@ -69,11 +80,11 @@ fn in_lanes<T: Element>(
         for (index, lane) in lanes.iter_mut().enumerate() {
             let (piece, more) = rest.split_at_mut(part(len, all, index + 1).len());
             rest = more;
-            let spawned = std::thread::Builder::new()
-                .spawn_scoped(scope, move || all_reduce(lane, registered, call, piece));
+            let spawned =
+                std::thread::Builder::new().spawn_scoped(scope, move || large(lane, registered, call, piece));
             threads.push(spawned.map_err(Error::system("start a thread for a lane of shared memory"))?);
         }
-        let mut outcome = all_reduce(shared, registered, call, own);
+        let mut outcome = large(shared, registered, call, own);
         for thread in threads {
             // A panic in a lane (of the user's `on_late`, say) is one of the operation.
             let lane = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -85,38 +96,30 @@ fn in_lanes<T: Element>(
     outcome
 }
 
-fn small<T: Element>(shared: &mut Shared, call: Call, data: &mut [T]) -> Result<()> {
+/// Every rank reduces everything.
+fn small<T: Element>(shared: &mut Shared, start: &Start<'_>, call: Call, data: &mut [T]) -> Result<()> {
     let round = shared.begin(call)?;
     let bytes = size_of_val(data);
-    shared.staging(round)[..bytes].copy_from_slice(bytemuck::cast_slice(data));
-    shared.stage(round, call, PRIVATE);
-    for peer in peers(shared) {
-        shared.await_staged(peer, round, call)?;
+    let little = bytes <= LITTLE;
+    if little {
+        shared.stage_little(round, call, bytemuck::cast_slice(data));
+    } else {
+        shared.staging(round)[..bytes].copy_from_slice(bytemuck::cast_slice(data));
+        shared.stage_soon(round, call);
     }
-    let size = shared.size();
-    let part = |rank| bytemuck::cast_slice(&shared.staged(rank, round)[..bytes]);
-    combine(data, size, (0..size).map(part), call);
-    shared.publish(Counter::Done, round);
-    Ok(())
-}
-
-/// As [`all_reduce`], of at most [`LITTLE`] bytes: they are shown together with the call.
-pub(crate) fn all_reduce_little<T: Element>(
-    shared: &mut Shared,
-    start: &Start<'_>,
-    call: Call,
-    data: &mut [T],
-) -> Result<()> {
-    let round = shared.begin(call)?;
-    shared.stage_little(round, call, bytemuck::cast_slice(data));
     start.now();
     for peer in peers(shared) {
         shared.await_staged(peer, round, call)?;
     }
-    let (size, bytes) = (shared.size(), size_of_val(data));
-    let part = |rank| bytemuck::cast_slice(shared.little(rank, round, bytes));
+    let size = shared.size();
+    let part = |rank| {
+        let shown =
+            if little { shared.little(rank, round, bytes) } else { &shared.staged(rank, round)[..bytes] };
+        bytemuck::cast_slice(shown)
+    };
     combine(data, size, (0..size).map(part), call);
     shared.publish(Counter::Done, round);
+    start.brief.set(!shared.has_waited());
     Ok(())
 }
 

@@ -1,8 +1,7 @@
 //! Operations while slots become large and small again: what they leave is the same as ever.
 
 use super::{
-    LITTLE, all_gather, all_reduce, all_reduce_little, all_to_all, barrier, broadcast, gather, reduce,
-    reduce_scatter, scatter,
+    all_gather, all_reduce, all_to_all, barrier, broadcast, gather, reduce, reduce_scatter, scatter,
 };
 use crate::algorithm::backend::Start;
 use crate::algorithm::parts::Parts;
@@ -13,7 +12,6 @@ use crate::numbers::kernel;
 use crate::transport::shared::{SLOT, Shared};
 use crate::transport::shm::tests::host;
 use proptest::prelude::*;
-use std::cell::Cell;
 
 /// Sums of these depend on their order.
 fn number(rank: usize, index: usize, seed: usize) -> f32 {
@@ -47,12 +45,7 @@ fn operation(shared: &mut Shared, kind: Kind, len: usize, sequence: u32) {
     match kind {
         Kind::AllReduce => {
             let mut data = numbers(rank, len, seed);
-            match size_of_val(&data[..]) <= LITTLE {
-                true => {
-                    all_reduce_little(shared, &start(&Recorder::default(), call), call, &mut data).unwrap()
-                }
-                false => all_reduce(shared, None, call, &mut data).unwrap(),
-            }
+            all_reduce(shared, None, &start(&Recorder::default(), call), call, &mut data).unwrap();
             assert!(data == sums(size, 0..len, seed), "{call}");
         }
         Kind::Reduce => {
@@ -101,7 +94,7 @@ fn operation(shared: &mut Shared, kind: Kind, len: usize, sequence: u32) {
 }
 
 fn start(recorder: &Recorder, call: Call) -> Start<'_> {
-    Start { recorder, call, begun: Cell::default() }
+    Start::new(recorder, call)
 }
 
 /// Runs `rank` on a thread for each rank of a host.

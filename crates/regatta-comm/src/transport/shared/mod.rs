@@ -95,6 +95,8 @@ pub(crate) struct Shared {
     known_done: Vec<u32>,
     /// A round that was staged without a look for sleepers.
     unannounced: Cell<Option<u32>>,
+    /// A peer was not there at once in this operation.
+    has_waited: Cell<bool>,
     /// Bytes of the slots of the last even and of the last odd round.
     slot_bytes: [usize; 2],
     /// Bytes of the slots of rounds to come.
@@ -144,6 +146,7 @@ impl Shared {
             round: 0,
             known_done: vec![0; size],
             unannounced: Cell::new(None),
+            has_waited: Cell::new(false),
             slot_bytes: [SLOT; 2],
             next_bytes: SLOT,
             reserved: 0,

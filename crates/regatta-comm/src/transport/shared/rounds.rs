@@ -18,7 +18,13 @@ impl Shared {
     /// An operation begins: its peers may come to it at any time.
     pub(crate) fn enter(&mut self) {
         self.inside = false;
+        self.has_waited.set(false);
         self.lanes.iter_mut().for_each(Self::enter);
+    }
+
+    /// Whether a peer was not there at once in this operation.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.has_waited.get()
     }
 
     /// As if this rank had waited long for a peer.
@@ -94,8 +100,13 @@ impl Shared {
         self.announce();
     }
 
-    /// As [`stage`](Self::stage), with `data` of at most [`LITTLE`] bytes, which peers need not look for in the slot.
-    /// Sleepers are woken a moment later: as this rank waits, or is done with the round.
+    /// As [`stage`](Self::stage), of what is not in registered memory. Sleepers are woken a moment later: as this rank waits,
+    /// or is done with the round.
+    pub(crate) fn stage_soon(&mut self, round: u32, call: Call) {
+        self.say(round, call, PRIVATE);
+    }
+
+    /// As [`stage_soon`](Self::stage_soon), with `data` of at most [`LITTLE`] bytes, which peers need not look for in the slot.
     pub(crate) fn stage_little(&mut self, round: u32, call: Call, data: &[u8]) {
         let stage = self.stage_of(self.rank, round);
         let (words, rest) = data.as_chunks();
@@ -197,6 +208,7 @@ impl Shared {
         if reached() || (0..self.patience.at_once()).any(|_| reached()) {
             return Ok(());
         }
+        self.has_waited.set(true);
         self.announce();
         if self.patience.look(reached) {
             return Ok(());
