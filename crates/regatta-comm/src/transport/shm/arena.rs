@@ -129,8 +129,10 @@ impl Registered for Registry {
 mod tests {
     use super::super::tests::host;
     use super::*;
+    use crate::algorithm::backend::Start;
     use crate::algorithm::direct;
     use crate::member::call::{Call, Kind};
+    use crate::member::recorder::Recorder;
     use crate::numbers::element::DType;
 
     #[test]
@@ -152,7 +154,9 @@ mod tests {
                     assert!(registry.place(bytemuck::cast_slice(data)).unwrap() > u64::from(u32::MAX));
                     data.fill(1.0 + rank as f32);
                     let call = Call::new(Kind::AllReduce, DType::F32, len);
-                    direct::all_reduce(&mut shared, Some(&registry), call, data).unwrap();
+                    let recorder = Recorder::default();
+                    let start = Start::new(&recorder, call);
+                    direct::all_reduce(&mut shared, Some(&registry), &start, call, data).unwrap();
                     assert!(data.iter().all(|&x| x == 3.0));
                 });
             }
