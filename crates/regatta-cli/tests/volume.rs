@@ -85,6 +85,33 @@ fn data_parallelism_sends_what_a_ring_must() {
 }
 
 #[test]
+fn encoded_gradients_take_the_bytes_that_the_plan_tells() {
+    let place = Place::new();
+    let plain = Run::new(&place, "tcp", "data=4", &[]).of(0, Purpose::Gradients, None).2;
+    for (kind, times) in [
+        ("bf16", 1.9),
+        ("f16", 1.9),
+        ("int8", 3.0),
+        ("int4", 5.0),
+        ("onebit", 10.0),
+        ("topk", 5.0),
+        ("randomk", 15.0),
+        ("dgc", 5.0),
+        ("powersgd", 2.0),
+    ] {
+        let kind_set = format!("compress.kind={kind}");
+        // Without warm-up, which is not told.
+        let more: &[&str] = if kind == "dgc" { &["compress.warmup=0"] } else { &[] };
+        let run = Run::new(&place, "tcp", "data=4", &[&[kind_set.as_str()], more].concat());
+        let sent = run.of(0, Purpose::Gradients, None).2;
+        assert!(times * sent as f64 <= plain as f64, "{kind}: {sent} bytes instead of {plain}");
+        assert_eq!(run.of(0, Purpose::Parameters, None), (0, 0, 0), "{kind}");
+    }
+    Run::new(&place, "shm", "replica=2,data=2", &["compress.kind=onebit", "parallel.bucket_mib=0.02"]);
+    Run::new(&place, "shm", "data=2,tensor=2", &["compress.kind=powersgd", "parallel.bucket_mib=0.02"]);
+}
+
+#[test]
 fn zero_sends_as_much_and_with_sharded_parameters_half_more() {
     let place = Place::new();
     // Widths that need no padding, so that units of another size hold as many bytes.

@@ -214,7 +214,8 @@ impl ExchangePlan for Compressed {
                 all.push(one(Operation::AllReduce, numbers, 2, "gradients in 16 bits"));
             }
             CompressKind::Int8 | CompressKind::Int4 | CompressKind::Onebit => {
-                let bytes = if numbers == 0 { 0 } else { workers * compress.coded(compress.part(numbers, workers)) };
+                let bytes =
+                    if numbers == 0 { 0 } else { workers * compress.coded(compress.part(numbers, workers)) };
                 all.push(one(Operation::AllToAll, bytes, 1, "codes, to the owner of a part"));
                 all.push(one(Operation::AllGather, bytes, 1, "codes of the mean"));
             }
@@ -226,7 +227,8 @@ impl ExchangePlan for Compressed {
                 all.push(one(Operation::AllReduce, compress.count(numbers), F32, "some gradients"));
             }
             CompressKind::Powersgd => {
-                let [p, q] = [sum(|shape| shape[0]), sum(|shape| shape[1])].map(|lines| lines * compress.rank);
+                let [p, q] =
+                    [sum(|shape| shape[0]), sum(|shape| shape[1])].map(|lines| lines * compress.rank);
                 all.push(one(Operation::AllReduce, p, F32, "left factors"));
                 all.push(one(Operation::AllReduce, q, F32, "right factors"));
             }
@@ -251,7 +253,8 @@ mod tests {
 
     fn bytes(kind: CompressKind, millionths: u32) -> usize {
         let compress = Compress { kind, millionths, ..Compress::default() };
-        let unit = UnitUse { len: 0, flushes: 1, gathers: 0, matrices: &[[1024, 1024], [2, 3]], vectors: 100 };
+        let unit =
+            UnitUse { len: 0, flushes: 1, gathers: 0, matrices: &[[1024, 1024], [2, 3]], vectors: 100 };
         let operations = Compressed { compress, workers: 4 }.operations(unit);
         operations.iter().map(|one| one.count * one.numbers * one.width).sum()
     }

@@ -63,7 +63,8 @@ impl Piece {
 
     /// The same part of the `index`-th of `count` such tensors, one after the other.
     pub fn stacked(&self, count: usize, index: usize) -> Self {
-        let prepend = |first: Range<usize>| std::iter::once(first).chain(self.ranges.iter().cloned()).collect();
+        let prepend =
+            |first: Range<usize>| std::iter::once(first).chain(self.ranges.iter().cloned()).collect();
         let dims = std::iter::once(count).chain(self.dims.iter().copied()).collect();
         Self { dims, ranges: prepend(index..index + 1), flat: self.flat.clone() }
     }

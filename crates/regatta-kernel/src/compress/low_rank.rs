@@ -36,7 +36,8 @@ pub fn expand(p: &[f32], q: &[f32], rank: usize, out: &mut [f32]) {
 /// column that depends on those before it becomes 0.
 pub fn orthogonalize(matrix: &mut [f32], rank: usize) {
     let rows = matrix.len() / rank;
-    let column = |matrix: &[f32], index: usize| (0..rows).map(|row| f64::from(matrix[row * rank + index])).collect();
+    let column =
+        |matrix: &[f32], index: usize| (0..rows).map(|row| f64::from(matrix[row * rank + index])).collect();
     let mut done: Vec<Vec<f64>> = vec![];
     for index in 0..rank {
         let mut own: Vec<f64> = column(matrix, index);

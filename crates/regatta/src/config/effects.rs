@@ -2,8 +2,8 @@
 //! the plan does not read is a warning.
 
 use super::schema::{
-    CompressConfig, Config, DataConfig, DataKind, OptimizerConfig, OptimizerKind, ParallelConfig, SampleConfig,
-    TokenizerKind, TrainConfig,
+    CompressConfig, Config, DataConfig, DataKind, OptimizerConfig, OptimizerKind, ParallelConfig,
+    SampleConfig, TokenizerKind, TrainConfig,
 };
 use super::sources::{Origin, Sources};
 use crate::error::{Error, Result};

@@ -90,8 +90,7 @@ pub(crate) fn wanted(
     let fresh = checkpoint.state().updates == 0
         && !checkpoint.tensors().keys().any(|name| name.starts_with("first/"));
     let mut kinds = if fresh { vec![] } else { kinds };
-    let stored =
-        |kind: &str| checkpoint.tensors().keys().any(|name| name.starts_with(&format!("{kind}/")));
+    let stored = |kind: &str| checkpoint.tensors().keys().any(|name| name.starts_with(&format!("{kind}/")));
     let whole = of_exchange.iter().filter(|(kind, of_worker)| of_worker.is_none() && stored(kind));
     kinds.extend(whole.map(|(kind, _)| *kind));
     let mut wanted = vec![];
@@ -110,7 +109,9 @@ pub(crate) fn wanted(
             wanted.extend(kinds.iter().map(|kind| part(format!("{kind}/{path}"), Some(kind))));
             for (kind, combine) in &of_exchange {
                 let (name, Some(combine)) = (format!("{kind}/{path}"), combine) else { continue };
-                let Some(&[before, ..]) = checkpoint.tensors().get(&name).map(Vec::as_slice) else { continue };
+                let Some(&[before, ..]) = checkpoint.tensors().get(&name).map(Vec::as_slice) else {
+                    continue;
+                };
                 let of = |worker: usize, factor: Option<f32>| Wanted {
                     piece: piece.stacked(before, worker),
                     factor,

@@ -120,15 +120,13 @@ fn differences(state: &State, job: &Job) -> Vec<String> {
         serde_json::to_value(config).map(|mut all| all[name].take()).unwrap_or_default()
     };
     let mut found = vec![];
-    for (name, keys) in
-        [
-            ("model", None),
-            ("optimizer", None),
-            ("compress", None),
-            ("train", Some(&TRAIN[..])),
-            ("data", Some(&DATA[..])),
-        ]
-    {
+    for (name, keys) in [
+        ("model", None),
+        ("optimizer", None),
+        ("compress", None),
+        ("train", Some(&TRAIN[..])),
+        ("data", Some(&DATA[..])),
+    ] {
         let (Value::Object(before), Value::Object(now)) = (section(before, name), section(now, name)) else {
             continue;
         };

@@ -77,7 +77,8 @@ impl Saving {
             let of_exchange = of_exchange
                 .iter()
                 .map(|(kind, of_worker, values)| (format!("{kind}/"), *of_worker, values[unit].as_slice()));
-            let all = std::iter::once((String::new(), false, engine.own(unit))).chain(states).chain(of_exchange);
+            let all =
+                std::iter::once((String::new(), false, engine.own(unit))).chain(states).chain(of_exchange);
             for (kind, of_worker, values) in all {
                 for (param, piece, within) in owned(engine, unit) {
                     let spec = &units.params[param].spec;

@@ -5,8 +5,8 @@ use super::names::{Named, tensors};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::{Location, Part, ShardWriter, State, Which, commit, fresh_folder};
 use crate::config::{
-    CompressConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, SampleConfig, TokenizerKind,
-    TrainConfig,
+    CompressConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, SampleConfig,
+    TokenizerKind, TrainConfig,
 };
 use crate::data::decode;
 use crate::data::tokenizer::Tokenizer;

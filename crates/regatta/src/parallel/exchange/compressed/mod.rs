@@ -4,15 +4,15 @@
 //! so they have the same bits. What an encoding loses of a worker's gradients is kept and added to those of the next step
 //! (error feedback), and it is part of a checkpoint.
 
-mod codes;
 mod coder;
+mod codes;
 mod low_rank;
 mod sparse;
 
 use super::{Combine, CommTime, GradientExchange, NamedState, StateOf};
 use crate::autograd::waiting;
 use crate::error::{Error, Result};
-use crate::params::{Units, UnitShapes};
+use crate::params::{UnitShapes, Units};
 use coder::Coder;
 use regatta_comm::{Buffer, Group};
 use regatta_plan::{Compress, CompressKind};
@@ -109,7 +109,9 @@ impl Thread {
         };
         let handle = std::thread::Builder::new().name("compress".into()).spawn(run);
         let handle = handle.map_err(|error| {
-            Error::Usage(format!("cannot start the thread that encodes gradients: {error} (`ulimit -u` limits it)"))
+            Error::Usage(format!(
+                "cannot start the thread that encodes gradients: {error} (`ulimit -u` limits it)"
+            ))
         })?;
         Ok(Self { work, done, handle })
     }

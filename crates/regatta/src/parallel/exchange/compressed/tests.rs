@@ -5,7 +5,8 @@ use regatta_kernel::random::Stream;
 use regatta_plan::{AxisSet, Dim, TensorSpec};
 
 fn param(path: &str, shape: &[usize]) -> PlacedParam {
-    let dims = shape.iter().enumerate().map(|(index, &size)| Dim { name: format!("d{index}"), size }).collect();
+    let dims =
+        shape.iter().enumerate().map(|(index, &size)| Dim { name: format!("d{index}"), size }).collect();
     PlacedParam {
         spec: TensorSpec { path: path.into(), dims, shape: shape.to_vec() },
         ranges: shape.iter().map(|&size| 0..size).collect(),
