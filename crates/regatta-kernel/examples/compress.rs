@@ -10,7 +10,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 fn main() {
-    let len: usize = std::env::args().nth(1).map_or(4 << 20, |text| text.parse().expect("a number of numbers"));
+    let len: usize =
+        std::env::args().nth(1).map_or(4 << 20, |text| text.parse().expect("a number of numbers"));
     let numbers = Stream::new(1).normal(len, 1.0);
     let mut out = vec![0.0f32; len];
     let rate = |what: &str, mut pass: Box<dyn FnMut() + '_>| {
@@ -33,8 +34,14 @@ fn main() {
     rate("f16 decode", Box::new(|| half::from_f16(black_box(&narrow), &mut out)));
     for (name, width) in [("int8", blocks::Width::Eight), ("int4", blocks::Width::Four)] {
         let mut codes = vec![0u8; width.bytes(len)];
-        rate(&format!("{name} encode"), Box::new(|| blocks::encode(width, black_box(&numbers), 7, &mut codes)));
-        rate(&format!("{name} decode and add"), Box::new(|| blocks::decode(width, black_box(&codes), 1.0, true, &mut out)));
+        rate(
+            &format!("{name} encode"),
+            Box::new(|| blocks::encode(width, black_box(&numbers), 7, &mut codes)),
+        );
+        rate(
+            &format!("{name} decode and add"),
+            Box::new(|| blocks::decode(width, black_box(&codes), 1.0, true, &mut out)),
+        );
     }
     let mut signs = vec![0u8; sign::bytes(len)];
     rate("onebit encode", Box::new(|| sign::encode(black_box(&numbers), &mut signs)));

@@ -104,6 +104,13 @@ fn uniform(seed: u32, index: u32) -> f32 {
     ((x ^ (x >> 16)) >> 8) as f32 * (1.0 / (1u32 << 24) as f32)
 }
 
+/// The low byte of a whole number of a few bits. Added to 1.5 * 2^23, it stands in the low bits of the sum: a conversion to
+/// an integer, which looks for numbers that are not, would keep loops from being vectorised.
+#[inline(always)]
+fn low_byte(x: f32) -> u8 {
+    (x + 12_582_912.0).to_bits() as u8
+}
+
 vectorized! {
     /// The largest absolute value; not finite where one of them is not.
     pub(super) fn largest(values: &[f32]) -> f32 {
@@ -126,23 +133,20 @@ vectorized! {
     fn encode8(values: &[f32], inverse: f32, seed: u32, codes: &mut [u8]) {
         for (index, (x, code)) in values.iter().zip(codes).enumerate() {
             let rounded = (x * inverse + uniform(seed, index as u32)).floor();
-            *code = rounded.clamp(-127.0, 127.0) as i32 as u8;
+            *code = low_byte(rounded.clamp(-127.0, 127.0));
         }
     }
 }
 
 vectorized! {
     fn encode4(values: &[f32], inverse: f32, seed: u32, codes: &mut [u8]) {
-        let code = |x: f32, index: usize| {
+        let mut single = [0u8; BLOCK];
+        for (index, (x, code)) in values.iter().zip(&mut single).enumerate() {
             let rounded = (x * inverse + uniform(seed, index as u32)).floor();
-            (rounded.clamp(-7.0, 7.0) as i32 as u8) & 15
-        };
-        let (pairs, last) = values.as_chunks::<2>();
-        for (index, ([low, high], out)) in pairs.iter().zip(&mut *codes).enumerate() {
-            *out = code(*low, 2 * index) | code(*high, 2 * index + 1) << 4;
+            *code = low_byte(rounded.clamp(-7.0, 7.0)) & 15;
         }
-        if let [last] = last {
-            codes[pairs.len()] = code(*last, values.len() - 1);
+        for ([low, high], out) in single.as_chunks::<2>().0.iter().zip(codes) {
+            *out = low | high << 4;
         }
     }
 }

@@ -37,8 +37,13 @@ impl<'a> Sparse<'a> {
     /// All workers send the numbers at the same places. Replaces `numbers` by their mean, and `unsent` by the others.
     pub(super) fn random(&self, turn: Turn, numbers: &mut [f32], unsent: &mut [f32]) -> Result<()> {
         let places = sparse::random(numbers.len(), self.compress.count(numbers.len()), turn.random());
+        let is_finite = numbers.iter().all(|x| x.is_finite());
         let mut some: Vec<f32> =
             places.iter().map(|&place| std::mem::take(&mut numbers[place as usize])).collect();
+        if let (false, Some(first)) = (is_finite, some.first_mut()) {
+            // The others hear of it now, and not when its place comes up.
+            *first = f32::NAN;
+        }
         unsent.copy_from_slice(numbers);
         self.workers.all_reduce(&mut some, ReduceOp::Mean)?;
         numbers.fill(0.0);
