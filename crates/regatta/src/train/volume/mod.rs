@@ -40,7 +40,7 @@ pub struct Collective {
     pub count: usize,
     /// Bytes of each; of input and output, the larger one counts.
     pub bytes: usize,
-    /// Bytes that this rank sends to others in each, if the algorithm is a ring.
+    /// Bytes that this rank sends to others in each, if the algorithm is a ring, or pairwise for what goes from all to all.
     pub sent: usize,
     /// The place in the step, as in `layer 3: attention out, forward`.
     pub place: String,

@@ -192,9 +192,9 @@ fn descent_reaches_the_minimum_of_a_convex_problem() {
         });
         let begun = distance(&mean, &vec![0.0; len]);
         let [middle, end] = [steps as usize / 2, steps as usize - 1].map(|step| outcomes[0][step] / begun);
-        // Rounding at random has a floor, which falls with the number of bits.
+        // Rounding has a floor, which falls with the number of bits.
         let bound = match kind {
-            CompressKind::Int4 => 0.1,
+            CompressKind::Int4 | CompressKind::Onebit => 0.1,
             CompressKind::Bf16 | CompressKind::F16 | CompressKind::Int8 => 0.01,
             _ => 0.05,
         };
