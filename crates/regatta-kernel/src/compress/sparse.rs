@@ -112,7 +112,7 @@ pub fn random(len: usize, k: usize, stream: Stream) -> Vec<u32> {
 /// If `out` does not have [`BYTES`] for each place, or a place is none of `values`.
 pub fn take(values: &mut [f32], places: &[u32], out: &mut [u8]) {
     assert_eq!(out.len(), BYTES * places.len(), "the length of encoded numbers");
-    let (heads, numbers) = out.split_at_mut(size_of::<u32>() * places.len());
+    let (heads, numbers) = out.split_at_mut(size_of_val(places));
     let out = heads.as_chunks_mut().0.iter_mut().zip(numbers.as_chunks_mut().0);
     for ((head, number), &place) in out.zip(places) {
         *head = place.to_le_bytes();

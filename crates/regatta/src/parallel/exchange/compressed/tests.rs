@@ -21,7 +21,12 @@ fn param(path: &str, shape: &[usize]) -> PlacedParam {
 fn units() -> Units {
     let shapes: [&[usize]; 5] = [&[40, 24], &[40], &[3, 3, 8, 16], &[5], &[2, 3]];
     let params = shapes.iter().enumerate().map(|(index, shape)| param(&format!("p{index}"), shape)).collect();
-    Units::new(params, &[0..1], 1 << 20, 1)
+    in_one_unit(params)
+}
+
+fn in_one_unit(params: Vec<PlacedParam>) -> Units {
+    let chunks: Vec<_> = std::iter::once(0..1).collect();
+    Units::new(params, &chunks, 1 << 20, 1)
 }
 
 fn compress(kind: CompressKind) -> Compress {
@@ -164,13 +169,14 @@ fn what_is_kept_is_all_that_is_needed_to_go_on() {
     }
 }
 
-/// Gradient descent on a mean of quadratics, one a worker, whose minimum none of them has: with error feedback it converges
-/// to that minimum at the rate of the problem, only later (Stich & Karimireddy 2020, "The Error-Feedback Framework").
+/// Gradient descent on a mean of quadratics, one a worker, whose minimum none of them has. With error feedback it converges at
+/// the rate of the problem to a neighbourhood of the minimum that is proportional to the step (Stich & Karimireddy 2020, "The
+/// Error-Feedback Framework"); rounding that keeps no error has one, too.
 #[test]
-fn descent_reaches_the_minimum_of_a_convex_problem() {
+fn descent_comes_as_near_to_the_minimum_as_its_step() {
     let units = units();
     let len = units.units[0].len;
-    let (workers, steps) = (3, 600);
+    let (workers, steps) = (3, 1000);
     let minimum = |worker: usize| gradient(&units, worker, 99);
     let mut mean = vec![0.0; len];
     for worker in 0..workers {
@@ -185,20 +191,19 @@ fn descent_reaches_the_minimum_of_a_convex_problem() {
             for step in 0..steps {
                 let gradient: Vec<f32> = x.iter().zip(&own).map(|(x, own)| x - own).collect();
                 let direction = exchange_one(&mut exchange, step, &gradient);
-                x.iter_mut().zip(direction).for_each(|(x, g)| *x -= 0.04 * g);
+                let rate = if step < steps / 2 { 0.04 } else { 0.008 };
+                x.iter_mut().zip(direction).for_each(|(x, g)| *x -= rate * g);
                 distances.push(distance(&x, &mean));
             }
             distances
         });
         let begun = distance(&mean, &vec![0.0; len]);
-        let [middle, end] = [steps as usize / 2, steps as usize - 1].map(|step| outcomes[0][step] / begun);
-        // Rounding has a floor, which falls with the number of bits.
-        let bound = match kind {
-            CompressKind::Int4 | CompressKind::Onebit => 0.1,
-            CompressKind::Bf16 | CompressKind::F16 | CompressKind::Int8 => 0.01,
-            _ => 0.05,
-        };
-        assert!(end < bound && end <= 1.1 * middle, "{kind}: {middle} of the way is left, then {end}");
+        let [middle, end] =
+            [steps as usize / 2 - 1, steps as usize - 1].map(|step| outcomes[0][step] / begun);
+        assert!(middle < 0.3, "{kind}: {middle} of the way is left");
+        // A fifth of the step; what rounds the mean to 16 bits has a floor of its own.
+        let floor = if kind.kept() == 0 { 0.003 } else { 1e-4 };
+        assert!(end < 0.5 * middle + floor, "{kind}: {middle} of the way is left, then {end}");
     }
 }
 
@@ -231,7 +236,7 @@ proptest! {
         millionths in 1u32..1_000_000,
     ) {
         let params = shapes.iter().enumerate().map(|(index, shape)| param(&format!("p{index}"), shape)).collect();
-        let units = Units::new(params, &[0..1], 1 << 20, 1);
+        let units = in_one_unit(params);
         let compress = Compress { kind, rank, millionths, ..compress(kind) };
         let means = on_all(workers, |group| {
             let worker = group.rank();
