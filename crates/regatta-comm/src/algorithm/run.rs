@@ -41,6 +41,9 @@ struct Lane {
     got: usize,
     /// The next receive waits for an earlier step and not for the peer.
     held: bool,
+    /// The last attempt found less than it asked for. The next one is left out: a peer needs longer than that, and over
+    /// sockets an attempt in vain is a call of the system.
+    dry: bool,
     /// What was received to be reduced.
     beside: Vec<u64>,
 }
@@ -152,6 +155,7 @@ fn execute<T: Element>(
                     theirs: [0; ENCODED],
                     got: 0,
                     held: false,
+                    dry: false,
                     beside: session.pool.pop().unwrap_or_default(),
                 });
                 let last = lanes.len() - 1;
@@ -228,6 +232,7 @@ impl<T: Element> Runner<'_, T> {
             if let Some(begun) = begun {
                 self.transport.has_waited(begun.elapsed());
             }
+            lanes.iter_mut().for_each(|lane| lane.dry = false);
         }
     }
 
@@ -282,6 +287,9 @@ impl<T: Element> Runner<'_, T> {
     /// Receives what is there; whether anything moved.
     fn pull(&mut self, lane: &mut Lane, calls: &dyn Fn(usize) -> (Call, Call)) -> Result<bool> {
         let mut moved = false;
+        if std::mem::take(&mut lane.dry) {
+            return Ok(false);
+        }
         while let Some(&index) = lane.receives.get(lane.received) {
             let step = &self.schedule.steps[index as usize];
             let (range, what, ready) = (step.range.clone(), step.what, self.ready(index));
@@ -296,11 +304,13 @@ impl<T: Element> Runner<'_, T> {
                     _ => &mut bytemuck::cast_slice_mut::<u64, u8>(&mut lane.beside)[..width],
                 };
                 let target = target.get_mut(lane.got..).unwrap_or_default();
-                let count = match missing + target.len() {
+                let wanted = missing + target.len();
+                let count = match wanted {
                     0 => 0,
                     _ => self.transport.try_recv(lane.peer, [header, target])?,
                 };
                 moved |= count > 0;
+                lane.dry = count < wanted;
                 let headed = count.min(missing);
                 lane.header_in += headed;
                 lane.got += count - headed;
