@@ -270,7 +270,8 @@ pub(crate) fn context(rank: usize, size: usize) -> Context {
 pub(crate) fn simulate(bytes: &[u8]) {
     let mut bytes = Bytes(bytes);
     let size = 2 + bytes.next() % 4;
-    let (chunk, capacity) = (1 + bytes.next(), 1 + bytes.next());
+    // Up to four KiB on their way: where a queue holds little, ranks take turns a thousand times.
+    let (chunk, capacity) = (1 + bytes.next(), 1 + bytes.next().pow(2) / 16);
     let mode = bytes.next();
     let mut calls: Vec<Vec<Operation>> = vec![vec![]; size];
     for _ in 0..1 + mode % 3 {

@@ -95,10 +95,12 @@ impl Network {
     }
 
     /// Gives the turn to the next rank that has not ended.
-    fn pass(&self, state: &mut State) {
+    fn pass(&self, mut state: MutexGuard<'_, State>) {
         let next = (1..=self.size).map(|step| (state.turn + step) % self.size);
         if let Some(next) = next.into_iter().find(|&rank| !state.ended[rank]) {
             state.turn = next;
+            // Whoever is woken need not wait for the lock.
+            drop(state);
             self.turns[next].notify_one();
         }
     }
@@ -109,8 +111,8 @@ impl Network {
         let Some(word) = state.script.pop_front() else { return (wanted, state) };
         state.idle = 0;
         if word & 0x80 != 0 {
-            self.pass(&mut state);
-            state = self.turn(state, rank);
+            self.pass(state);
+            state = self.turn(self.lock(), rank);
         }
         (wanted.min((word & 0x7f).into()), state)
     }
@@ -127,7 +129,7 @@ impl Drop for Simulated {
         let mut state = self.network.lock();
         state.ended[self.rank] = true;
         state.idle = 0;
-        self.network.pass(&mut state);
+        self.network.pass(state);
     }
 }
 
@@ -175,8 +177,8 @@ impl Transport for Simulated {
         state.idle += 1;
         state.stuck |= state.idle > PATIENCE * self.network.size;
         if !state.stuck {
-            self.network.pass(&mut state);
-            state = self.network.turn(state, self.rank);
+            self.network.pass(state);
+            state = self.network.turn(self.network.lock(), self.rank);
         }
         match state.stuck {
             true => Err(Error::Internal("no rank can go on".into())),
