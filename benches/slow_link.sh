@@ -1,71 +1,63 @@
 #!/usr/bin/env bash
-# Encodings of gradients over a slow link: nanoGPT's CPU preset on two hosts (network namespaces, one worker with one thread
-# in each) that are joined by 100 Mbit/s with 1 ms from host to host. Speed, bytes a step and validation loss of each.
-# usage: benches/slow_link.sh TEXT_FILE [STEPS] [KIND[,key=value...]]...   (root; after cargo build --release)
-# The speed of one that takes long is measured in PLAIN_STEPS steps (default 100) beside a run on one host for the loss.
+# Ways to exchange over a slow link: nanoGPT's CPU preset on two hosts (network namespaces, one worker with one thread in
+# each) that are joined by 100 Mbit/s with 1 ms from host to host. Speed, bytes a step and validation loss of each way.
+# usage: benches/slow_link.sh TEXT_FILE [STEPS] [WAY]...   (root; after cargo build --release --workspace --examples)
+# A way is keys with commas between them, as compress.kind=powersgd or local.every=16, or `plain`. The speed is that of
+# LINK_STEPS steps over the link (default 200), and the loss that of STEPS steps (2000) on this host, where the same bits
+# take less time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-text=$(realpath "${1:?a text file to train on}") steps=${2:-2000}
+if [ -z "${HOST_0:-}" ]; then
+  exec target/release/examples/on_hosts 2 "${MBIT:-100}" "${DELAY_US:-1000}" "$0" "$@"
+fi
+text=$(realpath "${1:?a text file to train on}") steps=${2:-2000} link=${LINK_STEPS:-200}
 shift; shift || true
-kinds=("$@")
-[ ${#kinds[@]} -gt 0 ] || kinds=(none bf16 int8 int4 onebit topk dgc,compress.ratio=0.001 randomk powersgd)
-rate=${RATE:-100mbit} delay=${DELAY:-500us} plain=${PLAIN_STEPS:-100}
-a=regatta-a-$$ b=regatta-b-$$
+ways=("$@")
+[ ${#ways[@]} -gt 0 ] || ways=(
+  plain compress.kind={bf16,int8,int4,onebit,topk,randomk,powersgd} compress.kind=dgc,compress.ratio=0.001
+  local.every=16 local.every=100,local.outer=diloco
+  local.every=100,local.outer=diloco,local.fragments=4,local.overlap=5,compress.kind=int4
+  local.every=16,local.outer=gossip
+)
 out=$(mktemp -d)
-cleanup() { ip netns del "$a" 2>/dev/null || true; ip netns del "$b" 2>/dev/null || true; rm -rf "$out"; }
-trap cleanup EXIT
-ip netns add "$a"; ip netns add "$b"
-ip link add "va$$" netns "$a" type veth peer name "vb$$" netns "$b"
-ip -n "$a" addr add 10.213.1.1/24 dev "va$$"; ip -n "$b" addr add 10.213.1.2/24 dev "vb$$"
-for side in "$a va$$" "$b vb$$"; do
-  set -- $side
-  ip -n "$1" link set lo up; ip -n "$1" link set "$2" up
-  # Each side delays by half of a way, and sends at the rate.
-  parent=root
-  if ip netns exec "$1" tc qdisc add dev "$2" root handle 1: netem delay "$delay" limit 100000 2>/dev/null; then
-    parent="parent 1:"
-  else
-    echo "this kernel has no netem: the link has no delay"
-  fi
-  ip netns exec "$1" tc qdisc add dev "$2" $parent handle 2: tbf rate "$rate" burst 32kb latency 200ms
-done
+trap 'rm -rf "$out"' EXIT
+common=(configs/gpt-shakespeare-cpu.toml --set "data.path=$text" --set "data.cache=\"$out/data\"" --set sample.prompt=)
 
 # Trains on both hosts.
-run() {
+on_link() {
   local name=$1; shift
-  local common="WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR=10.213.1.1 MASTER_PORT=29511 REGATTA_TLS=off REGATTA_TRANSPORT=tcp RAYON_NUM_THREADS=1"
-  local args=(target/release/regatta train configs/gpt-shakespeare-cpu.toml --set "data.path=$text"
-    --set "data.cache=\"$out/data\"" --set parallel.threads=1 --set sample.prompt= --out "$out/$name" "$@")
-  ip netns exec "$b" env $common RANK=1 taskset -c 1 "${args[@]}" >/dev/null 2>&1 &
+  local environment="WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR=$ADDRESS_0 MASTER_PORT=29511 REGATTA_TLS=off
+    REGATTA_TRANSPORT=tcp RAYON_NUM_THREADS=1"
+  local program=(target/release/regatta train "${common[@]}" --set parallel.threads=1 --steps "$link"
+    --set train.eval_every=0 --set train.eval_batches=1 --out "$out/$name" "$@")
+  # A core for each, as two hosts would have.
+  ip netns exec "$HOST_1" env $environment REGATTA_IFACE_ADDR="$ADDRESS_1" RANK=1 taskset -c 1 "${program[@]}" >/dev/null 2>&1 &
   local other=$!
-  ip netns exec "$a" env $common RANK=0 taskset -c 0 "${args[@]}" >"$out/$name.log" 2>&1 || { cat "$out/$name.log"; exit 1; }
+  ip netns exec "$HOST_0" env $environment REGATTA_IFACE_ADDR="$ADDRESS_0" RANK=0 taskset -c 0 "${program[@]}" \
+    >"$out/$name.log" 2>&1 || { cat "$out/$name.log"; exit 1; }
   wait "$other"
 }
-target/release/regatta data prepare configs/gpt-shakespeare-cpu.toml --set "data.path=$text" --set "data.cache=\"$out/data\"" >/dev/null 2>&1 || true
-for kind in "${kinds[@]}"; do
-  IFS=, read -r -a parts <<<"$kind"
-  sets=(--set "compress.kind=${parts[0]}")
-  for set in "${parts[@]:1}"; do sets+=(--set "$set"); done
-  name=${kind//[^a-z0-9]/-}
-  case ${parts[0]} in
-    none | bf16 | f16)
-      run "$name" --set "train.steps=$plain" --set train.eval_every=0 --set train.eval_batches=1 "${sets[@]}"
-      target/release/regatta train configs/gpt-shakespeare-cpu.toml --set "data.path=$text" --set "data.cache=\"$out/data\"" \
-        --workers 2 --set "train.steps=$steps" --set sample.prompt= --out "$out/$name-loss" "${sets[@]}" >/dev/null 2>&1
-      ;;
-    *) run "$name" --set "train.steps=$steps" "${sets[@]}" ;;
-  esac
-  python3 - "$out" "$name" "$kind" <<'P'
+for way in "${ways[@]}"; do
+  sets=()
+  IFS=, read -r -a parts <<<"${way/#plain/}"
+  for set in "${parts[@]}"; do sets+=(--set "$set"); done
+  name=${way//[^a-z0-9]/-}
+  on_link "$name" "${sets[@]}"
+  target/release/regatta train "${common[@]}" --workers 2 --steps "$steps" --out "$out/$name-loss" "${sets[@]}" \
+    >"$out/$name.log" 2>&1 || { cat "$out/$name.log"; exit 1; }
+  target/release/regatta plan show "${common[@]}" --workers 2 --set "train.steps=$steps" "${sets[@]}" >"$out/$name.plan"
+  python3 - "$out" "$name" "$way" <<'P'
 import json, os, sys
-out, name, kind = sys.argv[1:]
+out, name, way = sys.argv[1:]
 speed = json.load(open(f"{out}/{name}/summary.json"))
-loss = json.load(open(f"{out}/{name}-loss/summary.json")) if os.path.exists(f"{out}/{name}-loss") else speed
-sent = sum(one["sent"] for one in speed["communication"][0] if one["purpose"] == "gradients")
-plain = f"{out}/plain"
+loss = json.load(open(f"{out}/{name}-loss/summary.json"))
+# The last line of rank 0's sums: bytes sent in a step.
+sent = next(int(line.split()[-1]) for line in open(f"{out}/{name}.plan") if line.split()[:1] == ["all"])
+plain = f"{out}/plain.first"
 if not os.path.exists(plain):
     open(plain, "w").write(f"{speed['tokens_per_s']} {loss['val_loss']} {sent}")
 first = [float(x) for x in open(plain).read().split()]
-print(f"{kind:28} {speed['tokens_per_s']:8.0f} tokens/s ({speed['tokens_per_s'] / first[0]:5.2f} x), {sent:9} bytes a step "
-      f"({first[2] / sent:6.1f} x fewer), validation loss {loss['val_loss']:.4f} ({loss['val_loss'] - first[1]:+.4f})", flush=True)
+print(f"{way:84} {speed['tokens_per_s']:7.0f} tokens/s ({speed['tokens_per_s'] / first[0]:5.2f} x) {sent:9} bytes a step "
+      f"({first[2] / sent:6.1f} x fewer) loss {loss['val_loss']:.4f} ({loss['val_loss'] - first[1]:+.4f})", flush=True)
 P
 done

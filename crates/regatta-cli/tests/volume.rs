@@ -119,6 +119,21 @@ fn encoded_gradients_take_the_bytes_that_the_plan_tells() {
 }
 
 #[test]
+fn islands_send_what_the_plan_tells() {
+    let place = Place::new();
+    for (mesh, more) in [
+        ("replica=3", &["train.batch=12"][..]),
+        ("replica=2,data=2", &["parallel.zero=1"]),
+        ("replica=2,data=2", &["local.outer=diloco", "parallel.zero=3"]),
+        ("replica=2,tensor=2", &["local.outer=diloco", "compress.kind=int8"]),
+        ("replica=2", &["compress.kind=powersgd", "parallel.bucket_mib=0.02"]),
+    ] {
+        let run = Run::new(&place, "tcp", mesh, &[&["local.every=1"], more].concat());
+        assert!(run.of(0, Purpose::Gradients, None).2 > 0);
+    }
+}
+
+#[test]
 fn zero_sends_as_much_and_with_sharded_parameters_half_more() {
     let place = Place::new();
     // Widths that need no padding, so that units of another size hold as many bytes.

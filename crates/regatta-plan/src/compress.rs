@@ -196,6 +196,7 @@ impl ExchangePlan for Compressed {
             over: AxisSet::WORKERS,
             operation,
             count: usize::from(numbers > 0),
+            every: 1,
             numbers,
             width,
             what,

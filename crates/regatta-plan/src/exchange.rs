@@ -1,7 +1,7 @@
 //! How workers combine gradients and store parameters: what a step communicates for each unit of parameters, and how
 //! much of it a rank keeps. The training loop and the estimates of memory and traffic use the same rules.
 
-use crate::{Axis, AxisSet, CompressKind, Compressed, Load, Plan, ScheduleKind};
+use crate::{Axis, AxisSet, Load, Plan, ScheduleKind};
 use std::fmt;
 
 /// If only shards of gradients are kept: units whose full gradients are in buffers at the same time. Two are being
@@ -22,6 +22,8 @@ pub enum Operation {
     AllGather,
     /// Each rank gets a part of each rank.
     AllToAll,
+    /// Each rank sends the same to the ranks before and after it, in a ring.
+    Neighbours,
 }
 
 /// What an operation transfers.
@@ -44,6 +46,8 @@ pub struct UnitOperation {
     pub operation: Operation,
     /// How many operations a step executes.
     pub count: usize,
+    /// Steps from one that executes them to the next.
+    pub every: u64,
     /// Elements per operation: the larger of input and output.
     pub numbers: usize,
     /// Bytes of an element.
@@ -111,6 +115,7 @@ impl ExchangePlan for Mean {
             over: AxisSet::WORKERS,
             operation: Operation::AllReduce,
             count: 1,
+            every: 1,
             numbers: unit.len,
             width: F32,
             what: "gradients",
@@ -173,6 +178,7 @@ impl ExchangePlan for Sharded {
             over,
             operation,
             count,
+            every: 1,
             numbers,
             width: F32,
             what,
@@ -236,34 +242,4 @@ impl ExchangePlan for Sharded {
 fn largest(mut sizes: Vec<usize>, count: usize) -> usize {
     sizes.sort_unstable_by_key(|&size| std::cmp::Reverse(size));
     sizes.iter().take(count).sum()
-}
-
-impl Plan {
-    /// How the workers of this plan combine gradients and keep parameters.
-    pub fn exchange(&self) -> Box<dyn ExchangePlan> {
-        match (self.sharded(), self.compressed()) {
-            (Some(sharded), _) => Box::new(sharded),
-            (None, Some(compressed)) => Box::new(compressed),
-            (None, None) => Box::new(Mean),
-        }
-    }
-
-    /// How gradients are encoded; `None` if they are not, or if there is only one worker.
-    pub fn compressed(&self) -> Option<Compressed> {
-        let workers = self.mesh.workers();
-        let compressed = self.compress.kind != CompressKind::None && workers > 1;
-        compressed.then_some(Compressed { compress: self.compress, workers })
-    }
-
-    /// What is sharded over `data`; `None` if nothing is, or if `data` has only one rank.
-    pub fn sharded(&self) -> Option<Sharded> {
-        let stage = match self.zero {
-            0 => return None,
-            1 => ZeroStage::Optimizer,
-            2 => ZeroStage::Gradients,
-            _ => ZeroStage::Parameters,
-        };
-        let shards = self.mesh.axis(Axis::Data);
-        (shards > 1).then_some(Sharded { stage, shards })
-    }
 }

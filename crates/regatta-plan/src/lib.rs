@@ -12,10 +12,12 @@
 
 mod axis;
 mod bucket;
+mod chosen;
 mod compress;
 mod cut;
 mod exchange;
 mod layout;
+mod local;
 mod memory;
 mod mesh;
 mod schedule;
@@ -31,6 +33,7 @@ pub use exchange::{
     Content, ExchangePlan, Kept, Mean, Operation, Sharded, UnitOperation, UnitUse, ZeroStage,
 };
 pub use layout::{Dim, Layout, SPLITTABLE_DIMS, TensorSpec, part};
+pub use local::{Islands, Local, Outer};
 pub use memory::{BlockLoad, Footprint, Load, mebibytes};
 pub use mesh::{MAX_RANKS, Mesh};
 pub use schedule::{Direction, Schedule, ScheduleKind, Task};
@@ -121,6 +124,9 @@ pub enum PlanError {
     /// Gradients cannot be encoded so.
     #[error("compress: {0}")]
     Compress(String),
+    /// Islands cannot train like this.
+    #[error("local: {0}")]
+    Local(String),
     /// A size is too large to count or to hold in memory.
     #[error("{0}")]
     TooLarge(String),
@@ -196,6 +202,9 @@ pub struct Plan {
     /// How workers encode the gradients that they send each other.
     #[serde(default)]
     pub compress: Compress,
+    /// When islands, the indices along the axis `replica`, come together.
+    #[serde(default)]
+    pub local: Local,
 }
 
 impl Plan {
@@ -244,6 +253,7 @@ impl Plan {
             sequence: false,
             recompute: Recompute::None,
             compress: Compress::default(),
+            local: Local::default(),
         })
     }
 
@@ -326,8 +336,12 @@ impl fmt::Display for Plan {
         if self.offload {
             write!(f, ", optimizer state in a file")?;
         }
+        if let Some(local) = self.local() {
+            write!(f, ", {local}")?;
+        }
         if self.compress.kind != CompressKind::None {
-            write!(f, ", gradients as {}", self.compress)?;
+            let what = if self.local().is_some() { "differences" } else { "gradients" };
+            write!(f, ", {what} as {}", self.compress)?;
         }
         write!(f, ", buckets of at most {:.1} MiB", self.bucket_bytes as f64 / (1 << 20) as f64)
     }

@@ -152,24 +152,34 @@ fn communication(collectives: &[Collective]) -> String {
     ])];
     rows.extend(collectives.iter().map(|one| {
         let kind = one.kind.name();
-        row([&one.purpose, &kind, &one.over, &one.ranks, &one.count, &one.bytes, &one.sent, &one.place])
+        let place = match one.every {
+            1 => one.place.clone(),
+            every => format!("{}; every {every} steps", one.place),
+        };
+        row([&one.purpose, &kind, &one.over, &one.ranks, &one.count, &one.bytes, &one.sent, &place])
     }));
     table(&rows, &[3, 4, 5, 6], 4)
 }
 
-/// Sums by axes.
+/// Sums by axes, in the mean over steps.
 fn totals(collectives: &[Collective]) -> String {
-    let mut sums: BTreeMap<&str, [u64; 3]> = BTreeMap::new();
+    let mut sums: BTreeMap<&str, [f64; 3]> = BTreeMap::new();
     for one in collectives {
         let volume = one.volume();
         let sum = sums.entry(&one.over).or_default();
         for (sum, more) in sum.iter_mut().zip([volume.operations, volume.bytes, volume.sent]) {
-            *sum += more;
+            *sum += more as f64 / one.every as f64;
         }
     }
     let mut rows = vec![row([&"over", &"operations", &"bytes", &"sent"])];
-    let all = sums.values().fold([0; 3], |all, sum| [0, 1, 2].map(|i| all[i] + sum[i]));
-    rows.extend(sums.iter().map(|(over, [count, bytes, sent])| row([over, count, bytes, sent])));
-    rows.push(row([&"all", &all[0], &all[1], &all[2]]));
+    let all = sums.values().fold([0.0; 3], |all, sum| [0, 1, 2].map(|i| all[i] + sum[i]));
+    let mut add = |over: &str, [operations, bytes, sent]: [f64; 3]| {
+        // Some take place in few steps.
+        let digits = if operations.fract() == 0.0 { 0 } else { 2 };
+        let operations = format!("{operations:.digits$}");
+        rows.push(row([&over, &operations, &format!("{bytes:.0}"), &format!("{sent:.0}")]));
+    };
+    sums.iter().for_each(|(over, sum)| add(over, *sum));
+    add("all", all);
     table(&rows, &[1, 2, 3], 4)
 }

@@ -6,7 +6,7 @@ use super::schema::{Config, DataKind, TokenizerKind};
 use crate::autograd::Precision;
 use crate::data::{cifar10, mnist};
 use crate::error::Result;
-use regatta_plan::{CompressKind, Mesh};
+use regatta_plan::{CompressKind, Mesh, Outer};
 
 /// Tokens of the smallest vocabulary that is trained: the 256 bytes and one merge.
 const SMALLEST_BPE: usize = 257;
@@ -70,6 +70,7 @@ pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
     reader.within("parallel.bucket_mib", parallel.bucket_mib, 0.001, 65536.0, true)?;
     reader.within("parallel.deadline_s", parallel.deadline_s, 0.1, 1e6, true)?;
     check_compress(config, reader)?;
+    check_local(config, reader)?;
     reader.within("parallel.zero", f64::from(parallel.zero), 0.0, 3.0, true)?;
     reader.within("parallel.memory_mib", parallel.memory_mib.unwrap_or(1.0), 1.0, 1e9, true)?;
     reader.at_least_one("parallel", &[("chunks", parallel.chunks.unwrap_or(1))])?;
@@ -103,6 +104,58 @@ fn check_compress(config: &Config, reader: &Reader<'_>) -> Result<()> {
             compress.kind
         );
         return Err(reader.error("compress.kind", problem));
+    }
+    Ok(())
+}
+
+/// Checks how islands come together.
+fn check_local(config: &Config, reader: &Reader<'_>) -> Result<()> {
+    let Config { local, compress, train, .. } = config;
+    reader.within("local.lr", local.lr, 0.0, 1000.0, true)?;
+    reader.within("local.momentum", local.momentum, 0.0, 1.0, false)?;
+    reader.within("local.mixing", local.mixing, 0.0, 1.0, true)?;
+    reader.at_least_one("local", &[("fragments", local.fragments)])?;
+    if local.every == 0 {
+        return Ok(());
+    }
+    if !local.every.is_multiple_of(local.fragments) {
+        let problem = format!(
+            "{} steps are not a multiple of local.fragments = {}: the parts come together one after another, at equal \
+             distances",
+            local.every, local.fragments
+        );
+        return Err(reader.error("local.every", problem));
+    }
+    if local.overlap >= local.every / local.fragments {
+        let problem = format!(
+            "{} steps under way are as many as from one part to the next, which is local.every / local.fragments = {}: use \
+             fewer",
+            local.overlap,
+            local.every / local.fragments
+        );
+        return Err(reader.error("local.overlap", problem));
+    }
+    if local.outer == Outer::Gossip {
+        for (key, set) in [
+            ("local.fragments", local.fragments > 1),
+            ("local.overlap", local.overlap > 0),
+            ("compress.kind", compress.kind != CompressKind::None),
+        ] {
+            if set {
+                let problem = "does not go with local.outer = \"gossip\", which sends neighbours all parameters as they are";
+                return Err(reader.error(key, problem));
+            }
+        }
+    }
+    if compress.kind == CompressKind::Dgc {
+        let problem = "\"dgc\" adds up with a momentum, and islands send what they have moved by: use \"topk\", and \
+                       local.momentum with local.outer = \"diloco\"";
+        return Err(reader.error("compress.kind", problem));
+    }
+    if train.loss_scale.is_some() || train.precision == Precision::F16 {
+        let problem = "islands may not skip a step each for itself, as they would with a loss whose scale changes: use \
+                       train.precision = \"bf16\" or \"f32\" without train.loss_scale";
+        return Err(reader.error("local.every", problem));
     }
     Ok(())
 }

@@ -2,12 +2,12 @@
 //! the plan does not read is a warning.
 
 use super::schema::{
-    CompressConfig, Config, DataConfig, DataKind, OptimizerConfig, OptimizerKind, ParallelConfig,
-    SampleConfig, TokenizerKind, TrainConfig,
+    CompressConfig, Config, DataConfig, DataKind, LocalConfig, OptimizerConfig, OptimizerKind,
+    ParallelConfig, SampleConfig, TokenizerKind, TrainConfig,
 };
 use super::sources::{Origin, Sources};
 use crate::error::{Error, Result};
-use regatta_plan::{Axis, CompressKind, Plan, ScheduleKind};
+use regatta_plan::{Axis, CompressKind, Outer, Plan, ScheduleKind};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use toml::Value;
@@ -48,8 +48,8 @@ pub(super) fn given<'a>(config: &Config, sources: &'a Sources, key: &str) -> Opt
 
 /// The keys of all sections but the model's, with their values.
 pub(super) fn values(config: &Config) -> BTreeMap<String, Value> {
-    let Config { data, train, optimizer, parallel, compress, sample, .. } = config;
-    flat(data, train, optimizer, (parallel, compress), sample)
+    let Config { data, train, optimizer, parallel, compress, local, sample, .. } = config;
+    flat(data, train, optimizer, (parallel, compress, local), sample)
 }
 
 /// The same keys with their defaults.
@@ -58,7 +58,7 @@ pub(super) fn defaults() -> BTreeMap<String, Value> {
         &DataConfig::default(),
         &TrainConfig::default(),
         &OptimizerConfig::default(),
-        (&ParallelConfig::default(), &CompressConfig::default()),
+        (&ParallelConfig::default(), &CompressConfig::default(), &LocalConfig::default()),
         &SampleConfig::default(),
     )
 }
@@ -67,7 +67,7 @@ fn flat(
     data: &DataConfig,
     train: &TrainConfig,
     optimizer: &OptimizerConfig,
-    (parallel, compress): (&ParallelConfig, &CompressConfig),
+    (parallel, compress, local): (&ParallelConfig, &CompressConfig, &LocalConfig),
     sample: &SampleConfig,
 ) -> BTreeMap<String, Value> {
     fn section(name: &str, section: &impl Serialize) -> Vec<(String, Value)> {
@@ -80,6 +80,7 @@ fn flat(
         section("optimizer", optimizer),
         section("parallel", parallel),
         section("compress", compress),
+        section("local", local),
         section("sample", sample),
     ];
     sections.into_iter().flatten().collect()
@@ -90,6 +91,7 @@ fn without_effect(config: &Config) -> Vec<Unused> {
     let mut all = of_data(config);
     all.extend(of_optimizer(config));
     all.extend(of_compress(config));
+    all.extend(of_local(config));
     all.extend(of_sample(config));
     all
 }
@@ -203,6 +205,28 @@ fn of_compress(config: &Config) -> Vec<Unused> {
     all
 }
 
+fn of_local(config: &Config) -> Vec<Unused> {
+    let local = &config.local;
+    if local.every == 0 {
+        let keys = ["outer", "start", "lr", "momentum", "fragments", "overlap", "mixing"];
+        let why = "islands exchange gradients in every step with local.every = 0; set local.every too";
+        return keys.map(|key| unused(&format!("local.{key}"), &["local.every"], why)).into();
+    }
+    let mut all = vec![];
+    if local.outer != Outer::Diloco {
+        for key in ["local.lr", "local.momentum"] {
+            let why =
+                format!("local.outer = \"{}\" has no outer optimizer; it is for \"diloco\"", local.outer);
+            all.push(unused(key, &["local.outer"], why));
+        }
+    }
+    if local.overlap == 0 {
+        let why = "no step goes on while islands come together; it is for local.overlap from 1 up";
+        all.push(unused("local.mixing", &["local.overlap"], why));
+    }
+    all
+}
+
 fn of_sample(config: &Config) -> Vec<Unused> {
     let sample = &config.sample;
     if config.model.context().is_none() {
@@ -245,6 +269,9 @@ pub(super) fn under(config: &Config, plan: &Plan) -> Vec<Unused> {
     }
     if mesh.workers() == 1 {
         add("compress.kind", format!("the mesh {mesh} has one worker, which sends no gradients"));
+    }
+    if mesh.axis(Axis::Replica) == 1 {
+        add("local.every", format!("the mesh {mesh} has one rank along replica, so there is one island"));
     }
     if plan.world() == 1 {
         for key in ["parallel.transport", "parallel.algorithm"] {

@@ -35,7 +35,7 @@ const ACTIVATIONS: f64 = (1u64 << 50) as f64;
 
 /// Checks all numbers against their upper bounds.
 pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
-    let Config { data, train, optimizer, parallel, compress, sample, .. } = config;
+    let Config { data, train, optimizer, parallel, compress, local, sample, .. } = config;
     reader.at_most("model", &config.model.limits())?;
     reader.at_most(
         "data",
@@ -69,6 +69,15 @@ pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
         ],
     )?;
     reader.at_most("compress", &[("rank", compress.rank, RANK), ("warmup", compress.warmup, STEPS)])?;
+    reader.at_most(
+        "local",
+        &[
+            ("every", local.every, STEPS),
+            ("start", local.start, STEPS),
+            ("fragments", local.fragments, STEPS),
+            ("overlap", local.overlap, STEPS),
+        ],
+    )?;
     reader.at_most("sample", &[("tokens", sample.tokens, STEPS)])?;
     if let (DataKind::Synthetic, Some([height, width, channels])) =
         (data.kind, config.model.samples().image())

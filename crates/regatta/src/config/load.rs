@@ -10,7 +10,8 @@ use regatta_plan::Plan;
 use std::path::{Path, PathBuf};
 use toml::Table;
 
-const SECTIONS: [&str; 7] = ["model", "data", "train", "optimizer", "parallel", "compress", "sample"];
+const SECTIONS: [&str; 8] =
+    ["model", "data", "train", "optimizer", "parallel", "compress", "local", "sample"];
 
 impl Config {
     /// Reads `path` and applies `sets`, each `key.path=value` with a TOML value or a bare string.
@@ -64,6 +65,7 @@ impl Config {
             optimizer: reader.section(&table, "optimizer")?,
             parallel: reader.section(&table, "parallel")?,
             compress: reader.section(&table, "compress")?,
+            local: reader.section(&table, "local")?,
             sample: reader.section(&table, "sample")?,
         };
         check(&config, &reader)?;

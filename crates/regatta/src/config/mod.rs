@@ -15,7 +15,7 @@ pub use crate::data::sampler::LastBatch;
 pub use crate::models::ModelConfig;
 pub use load::Loaded;
 pub use schema::{
-    CompressConfig, Config, DataConfig, DataKind, OnUserSignal, OptimizerConfig, OptimizerKind,
+    CompressConfig, Config, DataConfig, DataKind, LocalConfig, OnUserSignal, OptimizerConfig, OptimizerKind,
     ParallelConfig, SampleConfig, TokenizerKind, TrainConfig,
 };
 pub use sources::{Origin, Override, Sources, VARIABLES};

@@ -5,7 +5,12 @@ use super::schema::Config;
 use crate::autograd::{Backend, Precision};
 use crate::models::ModelConfig;
 use crate::params::Placement;
-use regatta_plan::{Axis, Compress, CompressKind, Layout, Mesh, Plan, PlanError, ScheduleKind};
+use regatta_plan::{Axis, Compress, CompressKind, Layout, Local, Mesh, Plan, PlanError, ScheduleKind};
+
+/// A number of the configuration as plans have it, which are compared.
+fn millionths(number: f64) -> u32 {
+    (number * 1e6).round() as u32
+}
 
 impl Config {
     /// The batch of a step: samples in all or per worker, as the user gave them, and micro-batches.
@@ -25,6 +30,8 @@ impl Config {
         let parallel = &self.parallel;
         let mesh = match &parallel.mesh {
             Some(mesh) => mesh.parse()?,
+            // Without a mesh every rank is an island of its own.
+            None if self.local.every > 0 => Mesh::new(&[(Axis::Replica, world)])?,
             None => Mesh::data(world),
         };
         mesh.check_world(world)?;
@@ -41,6 +48,7 @@ impl Config {
             sequence: parallel.sequence && mesh.axis(Axis::Tensor) > 1,
             recompute: parallel.recompute,
             compress: self.compress(),
+            local: self.local(),
             ..Plan::new(mesh, self.batch(), bytes)?
         };
         plan.pipeline()?;
@@ -50,13 +58,29 @@ impl Config {
     /// How gradients are encoded.
     fn compress(&self) -> Compress {
         let compress = &self.compress;
-        let millionths = |part: f64| (part * 1e6).round() as u32;
         Compress {
             kind: compress.kind,
             millionths: millionths(compress.ratio).max(1),
             rank: compress.rank,
             momentum: millionths(compress.momentum),
             warm_up: compress.warmup as u64,
+        }
+    }
+
+    /// When islands come together.
+    fn local(&self) -> Local {
+        let local = &self.local;
+        Local {
+            every: local.every as u64,
+            outer: local.outer,
+            start: local.start as u64,
+            lr: millionths(local.lr),
+            momentum: millionths(local.momentum),
+            fragments: local.fragments as u64,
+            overlap: local.overlap as u64,
+            mixing: millionths(local.mixing),
+            // Where it is off, plans with other numbers of steps are the same.
+            steps: if local.every > 0 { self.train.steps as u64 } else { 0 },
         }
     }
 
@@ -71,6 +95,13 @@ impl Config {
         let batch = regatta_plan::Batch::per_worker(plan.batch_per_worker, plan.accumulate);
         Plan::new(plan.mesh.clone(), batch, plan.bucket_bytes)?;
         limits::check_step(self, plan, vocab)?;
+        if plan.local.every > 0 && plan.mesh.axis(Axis::Replica) == 1 && plan.world() > 1 {
+            return Err(PlanError::Local(format!(
+                "islands are the ranks along replica, and the mesh {} has one: use --mesh replica={},..., or local.every = 0",
+                plan.mesh,
+                plan.mesh.workers().max(2)
+            )));
+        }
         if plan.compress.kind != CompressKind::None && plan.sharded().is_some() {
             return Err(PlanError::Compress(format!(
                 "under parallel.zero = {} gradients go to the one rank that keeps them, as they are; use parallel.zero = 0, or \

@@ -4,7 +4,7 @@ use super::path_as_text;
 use crate::autograd::{DeviceChoice, Precision};
 use crate::data::sampler::LastBatch;
 use crate::models::ModelConfig;
-use regatta_plan::{CompressKind, Recompute, ScheduleKind};
+use regatta_plan::{CompressKind, Outer, Recompute, ScheduleKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,6 +25,9 @@ pub struct Config {
     /// How workers encode the gradients that they send each other.
     #[serde(default)]
     pub compress: CompressConfig,
+    /// When islands come together.
+    #[serde(default)]
+    pub local: LocalConfig,
     /// Text generated at the end of a language model's run.
     pub sample: SampleConfig,
 }
@@ -369,6 +372,36 @@ pub struct CompressConfig {
 impl Default for CompressConfig {
     fn default() -> Self {
         Self { kind: CompressKind::None, ratio: 0.01, rank: 4, momentum: 0.9, warmup: 100 }
+    }
+}
+
+/// The section `[local]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LocalConfig {
+    /// Steps from one time that islands come together to the next; 0: they exchange gradients in every step.
+    pub every: usize,
+    /// How they combine: `average`, `diloco` or `gossip`.
+    pub outer: Outer,
+    /// Steps before, in which islands exchange gradients.
+    pub start: usize,
+    /// The learning rate of `diloco`'s outer optimizer.
+    pub lr: f64,
+    /// The momentum of `diloco`'s outer optimizer.
+    pub momentum: f64,
+    /// Parts of the model, of which one comes together at a time.
+    pub fragments: usize,
+    /// Steps that go on while a part is on its way.
+    pub overlap: usize,
+    /// How much of its own parameters an island keeps where steps went on meanwhile.
+    pub mixing: f64,
+}
+
+impl Default for LocalConfig {
+    fn default() -> Self {
+        let outer = Outer::Average;
+        let (lr, momentum, mixing) = (0.7, 0.9, 0.5);
+        Self { every: 0, outer, start: 0, lr, momentum, fragments: 1, overlap: 0, mixing }
     }
 }
 

@@ -16,6 +16,8 @@ pub enum Role {
     Exchange,
     /// Workers exchange encoded gradients.
     Encoded,
+    /// Islands exchange what they have moved by, or their parameters.
+    Islands,
     /// Ranks that share the work of a layer sum their gradients.
     Partial,
     /// Layers that are split over ranks exchange activations.
@@ -30,7 +32,8 @@ impl Role {
     fn purpose(self, kind: Kind) -> Purpose {
         match self {
             Self::Exchange if kind == Kind::AllGather => Purpose::Parameters,
-            Self::Exchange | Self::Encoded | Self::Partial => Purpose::Gradients,
+            Self::Islands if kind == Kind::Send => Purpose::Parameters,
+            Self::Exchange | Self::Encoded | Self::Islands | Self::Partial => Purpose::Gradients,
             Self::Layers => Purpose::Tensor,
             Self::Norm | Self::Agreement => Purpose::Control,
         }
@@ -69,6 +72,9 @@ impl Groups {
         groups.over(Axis::Tensor.into(), Role::Partial)?;
         groups.over(groups.model_axes, Role::Norm)?;
         groups.over(AxisSet::ALL, Role::Agreement)?;
+        if plan.local().is_some() {
+            groups.island()?;
+        }
         Ok(groups)
     }
 
@@ -126,6 +132,14 @@ impl Groups {
     /// As [`over`](Self::over).
     pub fn agreement(&self) -> Result<Group> {
         self.over(AxisSet::ALL, Role::Agreement)
+    }
+
+    /// The group of the ranks of this rank's island for their agreement.
+    ///
+    /// # Errors
+    /// As [`over`](Self::over).
+    pub fn island(&self) -> Result<Group> {
+        self.over(AxisSet::ALL.without(Axis::Replica.into()), Role::Agreement)
     }
 
     /// This rank's index along an axis.

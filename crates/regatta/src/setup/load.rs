@@ -5,9 +5,12 @@ use crate::error::{Error, Result};
 use crate::models::ModelConfig;
 use crate::optim::FlatOptimizer;
 use crate::parallel::Engine;
-use crate::parallel::exchange::Combine;
+use crate::parallel::exchange::{Combine, Whose};
 use crate::params::Placement;
-use regatta_plan::Piece;
+use regatta_plan::{Axis, Piece};
+
+/// The folder of what each island has for itself.
+pub(crate) const ISLAND: &str = "island";
 
 /// The parts of a unit's parameters that this rank owns: the parameter's index, the piece of the whole tensor, and the
 /// elements of the rank's memory for the unit.
@@ -36,24 +39,41 @@ pub(crate) fn load(
     checkpoint.check(wanted.iter().map(|part| (part.name.as_str(), &part.piece)))?;
     for Wanted { unit, name, kind, piece, within, factor } in wanted {
         let Some(kind) = kind else {
-            checkpoint.read(&name, &piece, &mut engine.own_mut(unit)[within])?;
+            read(checkpoint, (&name, &piece), &mut engine.own_mut(unit)[within], factor)?;
             continue;
         };
         let of_optimizer = optimizer.iter_mut().flat_map(|optimizer| optimizer.state_mut());
         let of_exchange = engine.exchange_state().into_iter().map(|state| (state.name, state.units));
         let mut states = of_optimizer.chain(of_exchange).filter(|(name, _)| *name == kind);
         let Some((_, mut values)) = states.next() else { continue };
-        let own = &mut values[unit][within];
-        match factor {
-            None => checkpoint.read(&name, &piece, own)?,
-            Some(factor) => {
-                let mut theirs = vec![0.0; own.len()];
-                checkpoint.read(&name, &piece, &mut theirs)?;
-                own.iter_mut().zip(theirs).for_each(|(own, theirs)| *own += factor * theirs);
-            }
-        }
+        read(checkpoint, (&name, &piece), &mut values[unit][within], factor)?;
     }
     Ok(())
+}
+
+/// Reads a part of a tensor into `own`, or adds it with a factor.
+fn read(
+    checkpoint: &Checkpoint,
+    (name, piece): (&str, &Piece),
+    own: &mut [f32],
+    factor: Option<Factor>,
+) -> Result<()> {
+    let Some(Factor { factor, first }) = factor else { return checkpoint.read(name, piece, own) };
+    let mut theirs = vec![0.0; own.len()];
+    checkpoint.read(name, piece, &mut theirs)?;
+    if first {
+        own.fill(0.0);
+    }
+    own.iter_mut().zip(theirs).for_each(|(own, theirs)| *own += factor * theirs);
+    Ok(())
+}
+
+/// With which factor a part of a sum is added.
+#[derive(Clone, Copy)]
+pub(crate) struct Factor {
+    factor: f32,
+    /// What was there before does not count.
+    first: bool,
 }
 
 /// A part of a tensor that a rank reads.
@@ -66,8 +86,8 @@ pub(crate) struct Wanted {
     /// Which part of the tensor.
     pub piece: Piece,
     within: std::ops::Range<usize>,
-    /// What was one worker's of another number of workers is added with this factor.
-    factor: Option<f32>,
+    /// What was one worker's, or one island's, of another number of them is added.
+    factor: Option<Factor>,
 }
 
 /// The parts that [`load`] reads from a checkpoint.
@@ -76,14 +96,19 @@ pub(crate) fn wanted(
     engine: &mut Engine,
     optimizer: Option<&FlatOptimizer>,
 ) -> Vec<Wanted> {
-    let of_exchange: Vec<(&'static str, Option<Combine>)> = engine
+    let of_exchange: Vec<(&'static str, Whose)> = engine
         .exchange_state()
         .into_iter()
-        .map(|state| (state.name, state.of_worker))
+        .map(|state| (state.name, state.whose))
         .filter(|_| optimizer.is_some())
         .collect();
     let units = engine.units();
     let (worker, workers) = (engine.groups().worker(), engine.groups().mesh().workers());
+    // Where islands do not train on their own, there is none to compare with.
+    let islands = match engine.has_islands() {
+        true => (engine.groups().coordinate(Axis::Replica), engine.groups().mesh().axis(Axis::Replica)),
+        false => (0, 0),
+    };
     let kinds: Vec<&'static str> =
         optimizer.iter().flat_map(|optimizer| optimizer.state().map(|(kind, _)| kind)).collect();
     // An imported checkpoint has no updates and no moments: they begin at zero.
@@ -91,7 +116,8 @@ pub(crate) fn wanted(
         && !checkpoint.tensors().keys().any(|name| name.starts_with("first/"));
     let mut kinds = if fresh { vec![] } else { kinds };
     let stored = |kind: &str| checkpoint.tensors().keys().any(|name| name.starts_with(&format!("{kind}/")));
-    let whole = of_exchange.iter().filter(|(kind, of_worker)| of_worker.is_none() && stored(kind));
+    let of_optimizer = kinds.clone();
+    let whole = of_exchange.iter().filter(|(kind, whose)| *whose == Whose::All && stored(kind));
     kinds.extend(whole.map(|(kind, _)| *kind));
     let mut wanted = vec![];
     for unit in 0..units.units.len() {
@@ -105,24 +131,40 @@ pub(crate) fn wanted(
                 within: within.clone(),
                 factor: None,
             };
-            wanted.push(part(path.clone(), None));
-            wanted.extend(kinds.iter().map(|kind| part(format!("{kind}/{path}"), Some(kind))));
-            for (kind, combine) in &of_exchange {
-                let (name, Some(combine)) = (format!("{kind}/{path}"), combine) else { continue };
-                let Some(&[before, ..]) = checkpoint.tensors().get(&name).map(Vec::as_slice) else {
-                    continue;
-                };
-                let of = |worker: usize, factor: Option<f32>| Wanted {
-                    piece: piece.stacked(before, worker),
+            // Where each of several has its own: this one's, or, of another number of them, a sum.
+            let stacked = |name: &str, kind, (own, count): (usize, usize), combine: Combine| {
+                let &[before, ..] = checkpoint.tensors().get(name)?.as_slice() else { return None };
+                let of = |index: usize, factor: Option<Factor>| Wanted {
+                    piece: piece.stacked(before, index),
                     factor,
-                    ..part(name.clone(), Some(kind))
+                    ..part(name.to_string(), kind)
                 };
-                if before == workers {
-                    wanted.push(of(worker, None));
-                } else {
-                    let factor = if *combine == Combine::Mean { 1.0 / before as f32 } else { 1.0 };
-                    wanted.extend((0..before).map(|worker| of(worker, Some(factor))));
+                if before == count {
+                    return Some(vec![of(own, None)]);
                 }
+                let factor = if combine == Combine::Mean { 1.0 / before as f32 } else { 1.0 };
+                Some((0..before).map(|index| of(index, Some(Factor { factor, first: index == 0 }))).collect())
+            };
+            let of_island = |kind: Option<&'static str>, folder: &str| {
+                let name = format!("{ISLAND}/{folder}{path}");
+                let stacked = optimizer.and_then(|_| stacked(&name, kind, islands, Combine::Mean));
+                stacked.unwrap_or_else(|| vec![part(format!("{folder}{path}"), kind)])
+            };
+            wanted.extend(of_island(None, ""));
+            for kind in &kinds {
+                match of_optimizer.contains(kind) {
+                    true => wanted.extend(of_island(Some(kind), &format!("{kind}/"))),
+                    false => wanted.push(part(format!("{kind}/{path}"), Some(kind))),
+                }
+            }
+            for (kind, whose) in &of_exchange {
+                let (of, combine) = match whose {
+                    Whose::All => continue,
+                    Whose::Worker(combine) => ((worker, workers), *combine),
+                    Whose::Island => (islands, Combine::Mean),
+                };
+                wanted
+                    .extend(stacked(&format!("{kind}/{path}"), Some(kind), of, combine).unwrap_or_default());
             }
         }
     }

@@ -9,6 +9,6 @@ mod rank;
 
 pub(crate) use agree::agree_on;
 pub use agreement::agree;
-pub(crate) use load::{check_model, load, owned, wanted};
+pub(crate) use load::{ISLAND, check_model, load, owned, wanted};
 pub(crate) use open::{open_intact, open_to_read};
 pub(crate) use rank::engine;

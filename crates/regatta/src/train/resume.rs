@@ -124,6 +124,7 @@ fn differences(state: &State, job: &Job) -> Vec<String> {
         ("model", None),
         ("optimizer", None),
         ("compress", None),
+        ("local", None),
         ("train", Some(&TRAIN[..])),
         ("data", Some(&DATA[..])),
     ] {

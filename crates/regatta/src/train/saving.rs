@@ -9,9 +9,10 @@ use crate::checkpoint::{
 use crate::error::{Error, Result};
 use crate::optim::FlatOptimizer;
 use crate::parallel::Engine;
-use crate::parallel::exchange::StateOf;
-use crate::setup::{agree_on, owned};
+use crate::parallel::exchange::{StateOf, Whose};
+use crate::setup::{ISLAND, agree_on, owned};
 use regatta_comm::{Group, ReduceOp};
+use regatta_plan::Axis;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -63,33 +64,50 @@ impl Saving {
         let folder = agree_on(&job.group, || fresh_folder(&self.location, state.step))?;
         let mut parts = vec![];
         // This copies the state of the exchange, which is small or empty.
-        let copy = |state: StateOf<'_>| -> (&str, bool, Vec<Vec<f32>>) {
+        let copy = |state: StateOf<'_>| -> (&str, Whose, Vec<Vec<f32>>) {
             let units = state.units.iter().map(|values| values.to_vec()).collect();
-            (state.name, state.of_worker.is_some(), units)
+            (state.name, state.whose, units)
         };
+        engine.before_save()?;
         let of_exchange: Vec<_> = engine.exchange_state().into_iter().map(copy).collect();
         let engine = &*engine;
         let units = engine.units();
         let (worker, workers) = (engine.groups().worker(), engine.groups().mesh().workers());
+        let (island, islands) =
+            (engine.groups().coordinate(Axis::Replica), engine.groups().mesh().axis(Axis::Replica));
         for unit in 0..units.units.len() {
             let states = optimizer.state().map(|(kind, values)| (format!("{kind}/"), values[unit]));
-            let states = states.map(|(kind, values)| (kind, false, values));
+            let trained: Vec<(String, &[f32])> =
+                std::iter::once((String::new(), engine.own(unit))).chain(states).collect();
             let of_exchange = of_exchange
                 .iter()
-                .map(|(kind, of_worker, values)| (format!("{kind}/"), *of_worker, values[unit].as_slice()));
-            let all =
-                std::iter::once((String::new(), false, engine.own(unit))).chain(states).chain(of_exchange);
-            for (kind, of_worker, values) in all {
+                .map(|(kind, whose, values)| (format!("{kind}/"), *whose, values[unit].as_slice()));
+            let mut all: Vec<(String, Whose, &[f32])> = vec![];
+            for (kind, values) in &trained {
+                all.push((kind.clone(), Whose::All, values));
+                if job.plan.local().is_some() {
+                    // What the first island has stands for all where nobody asks for islands.
+                    all.push((format!("{ISLAND}/{kind}"), Whose::Island, values));
+                }
+            }
+            all.extend(of_exchange);
+            for (kind, whose, values) in all {
                 for (param, piece, within) in owned(engine, unit) {
                     let spec = &units.params[param].spec;
                     let (name, mut shape) = (format!("{kind}{}", spec.path), spec.shape.clone());
-                    if of_worker && engine.writes_of_worker(unit, param) {
-                        shape.insert(0, workers);
-                        let piece = piece.stacked(workers, worker);
-                        parts.push(Part { name, shape, piece, values: &values[within] });
-                    } else if !of_worker && engine.writes(unit, param) {
-                        parts.push(Part { name, shape, piece, values: &values[within] });
+                    let (writes, stack) = match whose {
+                        Whose::All => (engine.writes(unit, param), None),
+                        Whose::Worker(_) => (engine.writes_of_worker(unit, param), Some((workers, worker))),
+                        Whose::Island => (engine.writes_of_island(unit, param), Some((islands, island))),
+                    };
+                    if !writes {
+                        continue;
                     }
+                    let piece = stack.map_or(piece.clone(), |(count, own)| piece.stacked(count, own));
+                    if let Some((count, _)) = stack {
+                        shape.insert(0, count);
+                    }
+                    parts.push(Part { name, shape, piece, values: &values[within] });
                 }
             }
         }

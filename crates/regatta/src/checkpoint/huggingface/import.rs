@@ -5,8 +5,8 @@ use super::names::{Named, tensors};
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::{Location, Part, ShardWriter, State, Which, commit, fresh_folder};
 use crate::config::{
-    CompressConfig, Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, SampleConfig,
-    TokenizerKind, TrainConfig,
+    CompressConfig, Config, DataConfig, LocalConfig, ModelConfig, OptimizerConfig, ParallelConfig,
+    SampleConfig, TokenizerKind, TrainConfig,
 };
 use crate::data::decode;
 use crate::data::tokenizer::Tokenizer;
@@ -354,6 +354,7 @@ fn state(gpt: &GptConfig, vocab: usize, tokenizer: Option<&Path>) -> Result<Stat
         optimizer: OptimizerConfig::default(),
         parallel: ParallelConfig::default(),
         compress: CompressConfig::default(),
+        local: LocalConfig::default(),
         sample: SampleConfig::default(),
     };
     let plan = Plan::new(Mesh::data(1), Batch::global(1, 1), 25 << 20)

@@ -129,6 +129,11 @@ impl Engine {
         &*self.evaluator
     }
 
+    /// Whether islands train on their own.
+    pub fn has_islands(&self) -> bool {
+        self.plan.local().is_some()
+    }
+
     /// Whether this rank computes the loss.
     pub fn is_last(&self) -> bool {
         self.stage + 1 == self.schedule.stages
@@ -154,6 +159,14 @@ impl Engine {
     /// The state of the exchange for checkpoints: by name, for each unit the part that this rank updates.
     pub(crate) fn exchange_state(&mut self) -> NamedState<'_> {
         self.exchange.state()
+    }
+
+    /// Makes the state of the exchange ready to be copied. All ranks call it.
+    ///
+    /// # Errors
+    /// Communication fails.
+    pub(crate) fn before_save(&mut self) -> Result<()> {
+        self.exchange.before_save()
     }
 
     /// Broadcasts the parameters of rank 0 to all ranks, which hold the same parameters.
@@ -187,15 +200,17 @@ impl Engine {
     /// fetched while the next step begins.
     ///
     /// # Errors
-    /// Memory runs out.
+    /// Memory runs out, or communication fails.
     pub fn update(&mut self, optimizer: &mut FlatOptimizer, lr: f64, scale: f64) -> Result<()> {
         optimizer.begin();
+        self.exchange.before_update(&self.store);
         for unit in 0..self.units.units.len() {
             if let Some(gradients) = self.exchange.combined(unit) {
                 optimizer.update(unit, self.store.own_mut(unit), gradients, lr, scale);
             }
             self.exchange.updated(unit);
         }
+        self.exchange.after_update(&mut self.store)?;
         if self.exchange.gathers_on_use() {
             return Ok(());
         }

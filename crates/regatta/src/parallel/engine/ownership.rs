@@ -30,6 +30,11 @@ impl Engine {
         self.is_first_owner(unit, param, AxisSet::of(&[Axis::Pipe, Axis::Tensor]))
     }
 
+    /// Whether this rank writes its island's own numbers for its part of `param` in `unit` to checkpoints.
+    pub fn writes_of_island(&self, unit: usize, param: usize) -> bool {
+        self.is_first_owner(unit, param, AxisSet::ALL.without(Axis::Replica.into()))
+    }
+
     /// Whether this rank writes its part of `param` in `unit` to checkpoints.
     pub fn writes(&self, unit: usize, param: usize) -> bool {
         self.is_first_owner(unit, param, AxisSet::ALL)
@@ -71,6 +76,8 @@ impl Engine {
             (0..self.units.units.len()).flat_map(|unit| self.store.own(unit)).map(|x| u64::from(x.to_bits()));
         let mine = bits.fold(FNV_OFFSET, fold);
         let same = if self.units.shards > 1 { Axis::Replica.into() } else { AxisSet::WORKERS };
+        let parted = if self.exchange.has_parted() { Axis::Replica.into() } else { AxisSet::NONE };
+        let same = same.without(parted);
         if let Some(same) = self.groups.over_several(same, Role::Exchange)? {
             let mut hashes = vec![0i64; same.size()];
             same.all_gather(&[mine.cast_signed()], &mut hashes)?;

@@ -6,11 +6,13 @@
 
 mod compressed;
 mod gather;
+mod islands;
 mod mean;
 mod pool;
 mod sharded;
 
 pub use compressed::CompressedExchange;
+pub use islands::IslandsExchange;
 pub use mean::MeanExchange;
 pub use sharded::ShardedExchange;
 
@@ -51,11 +53,21 @@ pub type NamedState<'a> = Vec<StateOf<'a>>;
 pub struct StateOf<'a> {
     /// Its name in checkpoints.
     pub name: &'static str,
-    /// Whether every worker has numbers of its own, and what becomes of them when the number of workers changes. None: they
-    /// are the same, or parts of one whole.
-    pub of_worker: Option<Combine>,
+    /// Whose numbers they are.
+    pub whose: Whose,
     /// For each unit, numbers for the part that this rank updates.
     pub units: Vec<&'a mut [f32]>,
+}
+
+/// Whose numbers a kind of state has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// All workers have the same, or parts of one whole.
+    All,
+    /// Every worker has numbers of its own.
+    Worker(Combine),
+    /// Every island has numbers of its own, and their mean is what another number of islands begins with.
+    Island,
 }
 
 /// What workers begin with when they are another number than those that wrote a checkpoint.
@@ -70,7 +82,7 @@ pub enum Combine {
 impl StateOf<'_> {
     /// Numbers of this worker alone.
     pub(crate) fn worker(name: &'static str, combine: Combine) -> Self {
-        Self { name, of_worker: Some(combine), units: vec![] }
+        Self { name, whose: Whose::Worker(combine), units: vec![] }
     }
 }
 
@@ -112,6 +124,22 @@ pub trait GradientExchange: Send {
     /// Called after this rank has updated its part of `unit`.
     fn updated(&mut self, _unit: usize) {}
 
+    /// Called before this rank updates its parts of all units.
+    fn before_update(&mut self, _store: &ParamStore) {}
+
+    /// Called after this rank has updated its parts of all units.
+    ///
+    /// # Errors
+    /// Communication fails.
+    fn after_update(&mut self, _store: &mut ParamStore) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether ranks with the same coordinates but along the axis `replica` may have different parameters now.
+    fn has_parted(&self) -> bool {
+        false
+    }
+
     /// Starts to fetch the parameters of `unit`, if they are missing or out of date.
     ///
     /// # Errors
@@ -144,6 +172,14 @@ pub trait GradientExchange: Send {
         Ok(())
     }
 
+    /// Called before the state is copied into a checkpoint.
+    ///
+    /// # Errors
+    /// Communication fails.
+    fn before_save(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// The state that a checkpoint must contain besides the optimizer's. It is zero if a checkpoint does not contain it.
     fn state(&mut self) -> NamedState<'_> {
         vec![]
@@ -162,20 +198,28 @@ pub trait GradientExchange: Send {
 /// Communication fails.
 pub(crate) fn connect(plan: &Plan, store: &ParamStore, groups: &Groups) -> Result<Box<dyn GradientExchange>> {
     let units = store.units();
-    Ok(match (plan.sharded(), plan.compressed()) {
+    let local = plan.local();
+    let workers = if local.is_some() { Axis::Data.into() } else { AxisSet::WORKERS };
+    let compressed = plan.compressed().filter(|_| local.is_none());
+    let inner: Box<dyn GradientExchange> = match (plan.sharded(), compressed) {
         (None, None) => {
-            let workers = groups.over(AxisSet::WORKERS, Role::Exchange)?;
+            let workers = groups.over(workers, Role::Exchange)?;
             let lens = units.units.iter().map(|unit| unit.len).collect();
             Box::new(MeanExchange::new(workers, lens))
         }
         (None, Some(compressed)) => {
-            let workers = groups.over(AxisSet::WORKERS, Role::Encoded)?;
+            let workers = groups.over(workers, Role::Encoded)?;
             Box::new(CompressedExchange::new(workers, units, compressed.compress)?)
         }
         (Some(sharded), _) => {
             let data = groups.over(Axis::Data.into(), Role::Exchange)?;
             let replica = groups.over_several(Axis::Replica.into(), Role::Exchange)?;
+            let replica = replica.filter(|_| local.is_none());
             Box::new(ShardedExchange::new(units.clone(), sharded, data, replica))
         }
-    })
+    };
+    let Some(local) = local else { return Ok(inner) };
+    let islands = groups.over(Axis::Replica.into(), Role::Islands)?;
+    let outer = (local, plan.compress);
+    Ok(Box::new(IslandsExchange::new(inner, islands, units.clone(), store.shard(), outer)?))
 }

@@ -56,6 +56,8 @@ impl Run<'_> {
         let begun = Instant::now();
         let wait = Cost::default();
         let (host, position) = measured("wait for data", Phase::Update, wait, || batches.next())?;
+        let together = plan.local().is_none_or(|local| local.agrees(self.done as u64 + 1));
+        let workers = if together { plan.mesh.workers() } else { plan.mesh.axis(Axis::Data) };
         let tokens = host.tokens() * plan.mesh.workers();
         let targets = host.targets();
         let counted = host.counted();
@@ -78,10 +80,10 @@ impl Run<'_> {
         }
         let loss = result.loss_sum / plan.accumulate as f64;
         let Agreed { loss, counted, requested } = measured("agree on the loss", Phase::Update, wait, || {
-            self.agree(loss, counted, &mut comm, callback)
+            self.agree(loss, counted, (together, workers), &mut comm, callback)
         })?;
         // Gradients and loss are means over all targets. This factor makes them means over those that count.
-        let all = (targets * plan.mesh.workers()) as f64;
+        let all = (targets * workers) as f64;
         let reweight = if counted > 0.0 { all / counted } else { 0.0 };
         let (loss, norm) = (loss * reweight, norm * unscale * reweight);
         let clip = job.config.optimizer.clip;
@@ -185,11 +187,12 @@ impl Run<'_> {
     }
 
     /// Combines the loss, the number of targets that count, and the requests of all ranks. If all ranks have written
-    /// their part of a checkpoint, completes it.
+    /// their part of a checkpoint, completes it. Where islands are not together, combines the loss of this island's workers.
     fn agree(
         &mut self,
         loss: f64,
         counted: usize,
+        (together, workers): (bool, usize),
         comm: &mut CommTime,
         callback: &mut dyn Callback,
     ) -> Result<Agreed> {
@@ -198,8 +201,7 @@ impl Run<'_> {
         let save = self.requested_saves.wanted(&job.requests);
         // One rank of each worker adds the worker's values.
         let reports = self.engine.is_last() && self.engine.groups().coordinate(Axis::Tensor) == 0;
-        let (loss, counted) =
-            if reports { (loss / job.plan.mesh.workers() as f64, counted as f64) } else { (0.0, 0.0) };
+        let (loss, counted) = if reports { (loss / workers as f64, counted as f64) } else { (0.0, 0.0) };
         let written = self.saving.written();
         // Rank 0's clock decides when a checkpoint is due.
         let minutes = job.config.train.checkpoint_minutes;
@@ -208,9 +210,15 @@ impl Run<'_> {
         let mut values = [loss, flag(stop), flag(written), flag(save || due), counted];
         if job.group.size() > 1 {
             let begun = Instant::now();
-            self.engine.groups().agreement()?.all_reduce(&mut values, ReduceOp::Sum)?;
+            let groups = self.engine.groups();
+            let group = if together { groups.agreement()? } else { groups.island()? };
+            group.all_reduce(&mut values, ReduceOp::Sum)?;
             comm.busy += begun.elapsed();
             comm.exposed += begun.elapsed();
+        }
+        if !together {
+            // Requests wait until all islands hear of them.
+            return Ok(Agreed { loss: values[0], counted: values[4], requested: Requested::Nothing });
         }
         if values[2] == job.group.size() as f64 {
             let failed = self.saving.finish(job, false)?;

@@ -14,7 +14,10 @@ use crate::models::{BlockCost, Border, Crossing};
 use crate::parallel::{Carried, Purpose, RankPlan, model_axes};
 use crate::params::{PlacedParam, Placement};
 use regatta_comm::{Kind, Volume};
-use regatta_plan::{Axis, AxisSet, Content, Direction, Operation, Plan, PlanError, Recompute, Task, UnitUse};
+use regatta_plan::{
+    Axis, AxisSet, Content, Direction, Local, Operation, Plan, PlanError, Recompute, Task, UnitOperation,
+    UnitUse,
+};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -38,6 +41,8 @@ pub struct Collective {
     pub kind: Kind,
     /// Number of operations.
     pub count: usize,
+    /// Steps from one in which they take place to the next.
+    pub every: u64,
     /// Bytes of each; of input and output, the larger one counts.
     pub bytes: usize,
     /// Bytes that this rank sends to others in each, if the algorithm is a ring, or pairwise for what goes from all to all.
@@ -47,14 +52,14 @@ pub struct Collective {
 }
 
 impl Collective {
-    /// The sums over all these operations.
+    /// The sums over all these operations, in a step in which they take place.
     pub fn volume(&self) -> Volume {
         let all = |bytes: usize| (self.count * bytes) as u64;
         Volume { operations: self.count as u64, bytes: all(self.bytes), sent: all(self.sent) }
     }
 }
 
-/// Sums by purpose and kind, to compare with the ranks' own counts.
+/// Sums by purpose and kind of a step in which everything takes place, to compare with the ranks' own counts.
 pub fn total(collectives: &[Collective]) -> Carried {
     let mut carried = Carried::default();
     collectives.iter().for_each(|one| carried.add(one.purpose, one.kind, one.volume()));
@@ -167,7 +172,7 @@ impl<'a> Outline<'a> {
     fn collective(
         &self,
         (purpose, over): (Purpose, AxisSet),
-        (kind, count): (Kind, usize),
+        (kind, count, every): (Kind, usize, u64),
         (numbers, width): (usize, usize),
         place: String,
     ) -> Option<Collective> {
@@ -182,6 +187,7 @@ impl<'a> Outline<'a> {
             ranks,
             kind,
             count,
+            every,
             bytes,
             sent,
             place,
@@ -223,7 +229,12 @@ impl<'a> Outline<'a> {
                 let count = if exchange.sends_each_micro_batch() { flushes } else { 1 };
                 let place = format!("{name}: gradients of parts of the sequence");
                 let over = (Purpose::Gradients, Axis::Tensor.into());
-                gradients.extend(self.collective(over, (Kind::AllReduce, count), (unit.partial, F32), place));
+                gradients.extend(self.collective(
+                    over,
+                    (Kind::AllReduce, count, 1),
+                    (unit.partial, F32),
+                    place,
+                ));
             }
             let shapes = rank.units.shapes(index);
             let matrices: Vec<[usize; 2]> = shapes.matrices.iter().map(|(_, shape)| *shape).collect();
@@ -236,12 +247,32 @@ impl<'a> Outline<'a> {
                     Content::Parameters => (Purpose::Parameters, &mut parameters),
                 };
                 let place = format!("{name}: {}", one.what);
-                let kind = (kind_of(one.operation), one.count);
+                if one.operation == Operation::Neighbours {
+                    all.extend(self.to_neighbours(&one, &place));
+                    continue;
+                }
+                let kind = (kind_of(one.operation), one.count, one.every);
                 all.extend(self.collective((purpose, one.over), kind, (one.numbers, one.width), place));
             }
             gradients.extend(self.tie(index, unit.len / rank.units.shards));
         }
         [gradients, parameters].concat()
+    }
+
+    /// What islands send their neighbours, and receive from them.
+    fn to_neighbours(&self, one: &UnitOperation, place: &str) -> [Collective; 2] {
+        let (bytes, ranks) = (one.numbers * one.width, self.plan.mesh.axis(Axis::Replica));
+        [("", bytes), (", received", 0)].map(|(way, sent)| Collective {
+            purpose: Purpose::Parameters,
+            over: Axis::Replica.to_string(),
+            ranks,
+            kind: Kind::Send,
+            count: (ranks - 1).min(2) * one.count,
+            every: one.every,
+            bytes,
+            sent,
+            place: format!("{place}{way}"),
+        })
     }
 
     /// The sum of a unit's gradients over the stages that share it.
@@ -254,6 +285,7 @@ impl<'a> Outline<'a> {
             ranks: stages.len(),
             kind: Kind::AllReduce,
             count: 1,
+            every: 1,
             bytes: numbers * F32,
             sent: ring::sent(Kind::AllReduce, numbers, stages.len(), own) * F32,
             place: format!("{}: gradients of all stages", self.unit_name(unit)),
@@ -280,7 +312,12 @@ impl<'a> Outline<'a> {
                 let mut add = |kind, times: usize, way: &str| {
                     let place = format!("{}: {}, {way}", self.name(block), border.what);
                     let over = (Purpose::Tensor, Axis::Tensor.into());
-                    all.extend(self.collective(over, (kind, times * micro_batches), (numbers, F32), place));
+                    all.extend(self.collective(
+                        over,
+                        (kind, times * micro_batches, 1),
+                        (numbers, F32),
+                        place,
+                    ));
                 };
                 let (forward, backward) = operations(&border, plan.sequence);
                 if let Some(forward) = forward {
@@ -333,6 +370,7 @@ impl<'a> Outline<'a> {
                 ranks: 2,
                 kind: Kind::Send,
                 count,
+                every: 1,
                 bytes,
                 sent: if sends { bytes } else { 0 },
                 place: format!("{what}{of}, {way} stage {peer}"),
@@ -344,15 +382,17 @@ impl<'a> Outline<'a> {
     /// The operations at the end of a step: the gradient's norm, and the values in [`VALUES_AT_END`].
     fn agreement(&self) -> Vec<Collective> {
         let model = model_axes(self.plan);
-        let once = (Kind::AllReduce, 1);
+        let once = (Kind::AllReduce, 1, 1);
         let norm = self.collective((Purpose::Control, model), once, (1, F64), "norm of the gradient".into());
-        let loss = self.collective(
-            (Purpose::Control, AxisSet::ALL),
-            once,
-            (VALUES_AT_END, F64),
-            "loss and end".into(),
-        );
-        norm.into_iter().chain(loss).collect()
+        let values = (VALUES_AT_END, F64);
+        let distance = self.plan.local().map_or(1, Local::agreement);
+        let all = (Kind::AllReduce, 1, distance);
+        let loss = self.collective((Purpose::Control, AxisSet::ALL), all, values, "loss and end".into());
+        let island = AxisSet::ALL.without(Axis::Replica.into());
+        let loss_of_island = (distance > 1)
+            .then(|| self.collective((Purpose::Control, island), once, values, "loss of the island".into()))
+            .flatten();
+        [norm, loss, loss_of_island].into_iter().flatten().collect()
     }
 }
 
