@@ -4,7 +4,8 @@
 # usage: benches/slow_link.sh TEXT_FILE [STEPS] [WAY]...   (root; after cargo build --release --workspace --examples)
 # A way is keys with commas between them, as compress.kind=powersgd or local.every=16, or `plain`. The speed is that of
 # LINK_STEPS steps over the link (default 200), and the loss that of STEPS steps (2000) on this host, where the same bits
-# take less time.
+# take less time. With PYTHON=an interpreter that has torch, the same of PyTorch's DDP on gloo with its hooks: PEERS (none bf16
+# powersgd).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -z "${HOST_0:-}" ]; then
@@ -59,5 +60,22 @@ if not os.path.exists(plain):
 first = [float(x) for x in open(plain).read().split()]
 print(f"{way:84} {speed['tokens_per_s']:7.0f} tokens/s ({speed['tokens_per_s'] / first[0]:5.2f} x) {sent:9} bytes a step "
       f"({first[2] / sent:6.1f} x fewer) loss {loss['val_loss']:.4f} ({loss['val_loss'] - first[1]:+.4f})", flush=True)
+P
+done
+[ -n "${PYTHON:-}" ] || exit 0
+for hook in ${PEERS:-none bf16 powersgd}; do
+  script=(taskset -c 0,1 "$PYTHON" benches/peers/torch_gpt.py nanogpt --text "$text" --hook "$hook")
+  environment="WORLD_SIZE=2 MASTER_ADDR=$ADDRESS_0 MASTER_PORT=29513 GLOO_SOCKET_IFNAME=eth0"
+  ip netns exec "$HOST_1" env $environment RANK=1 taskset -c 1 "${script[@]:3}" --steps "$link" >/dev/null 2>&1 &
+  other=$!
+  ip netns exec "$HOST_0" env $environment RANK=0 taskset -c 0 "${script[@]:3}" --steps "$link" >"$out/torch.json" 2>"$out/torch.log" \
+    || { cat "$out/torch.log"; exit 1; }
+  wait "$other"
+  "${script[@]}" --world 2 --steps "$steps" --judge >"$out/torch-loss.json" 2>"$out/torch.log" || { cat "$out/torch.log"; exit 1; }
+  python3 - "$out" "$hook" <<'P'
+import json, sys
+out, hook = sys.argv[1:]
+speed, loss = json.load(open(f"{out}/torch.json")), json.load(open(f"{out}/torch-loss.json"))
+print(f"PyTorch DDP, hook {hook:67} {speed['tokens_per_s']:7.0f} tokens/s, loss {loss['val_loss']:.4f}", flush=True)
 P
 done

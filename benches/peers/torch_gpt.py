@@ -1,10 +1,12 @@
 """A GPT with nanoGPT's architecture under PyTorch, as one process or with DistributedDataParallel over gloo.
 
-usage: python benches/peers/torch_gpt.py base|nanogpt --text FILE [--world N] [--threads N] [--steps N]
+usage: python benches/peers/torch_gpt.py base|nanogpt --text FILE [--world N] [--threads N] [--steps N] [--hook HOOK] [--judge]
 
 `base` is configs/gpt-base.toml, `nanogpt` is configs/gpt-shakespeare-cpu.toml: the same sizes, batches, optimizer, clipping
 and learning rate. Prints one line of JSON: the median duration of a step in ms from its batch to its update, tokens a
-second over all ranks, and the most resident memory of any rank in MiB.
+second over all ranks, and the most resident memory of any rank in MiB; with --judge also the loss on the last tenth of the
+text. --hook is one of DDP's for its gradients. With RANK and WORLD_SIZE in the environment, as under torchrun, it is that
+rank of a job.
 """
 import argparse
 import json
@@ -70,20 +72,44 @@ def learning_rate(step, steps):
     return 1e-4 + 0.5 * (1 + math.cos(math.pi * (step - 100) / max(1, steps - 100))) * 9e-4
 
 
+def hooked(model, hook):
+    """The model with one of DDP's hooks, in its best settings here."""
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+
+    if hook == "bf16":
+        model.register_comm_hook(None, default_hooks.bf16_compress_hook)
+    elif hook == "powersgd":
+        # By default the first thousand steps are not compressed.
+        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=10)
+        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+    return model
+
+
+def judged(model, data, context):
+    """The mean loss over all parts of `data`."""
+    parts = data[: (len(data) - 1) // context * context + 1]
+    ids, targets = parts[:-1].view(-1, context), parts[1:].view(-1, context)
+    with torch.no_grad():
+        losses = [model(a, b).item() * len(a) for a, b in zip(ids.split(64), targets.split(64))]
+    return sum(losses) / len(ids)
+
+
 def run(rank, args, port, results):
     torch.set_num_threads(args.threads)
     if args.world > 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        if port:
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         dist.init_process_group("gloo", rank=rank, world_size=args.world)
     with open(args.text, encoding="utf-8") as file:
         text = file.read()
     index = {char: i for i, char in enumerate(sorted(set(text)))}
-    data = torch.tensor([index[char] for char in text])[: int(0.9 * len(text))]
+    whole = torch.tensor([index[char] for char in text])
+    data, rest = whole[: int(0.9 * len(text))], whole[int(0.9 * len(text)) :]
     layers, heads, width, context, batch, each = SIZES[args.model]
     rows = batch if each else batch // args.world
     torch.manual_seed(1)
     model = Gpt(len(index), layers, heads, width, context)
-    wrapped = nn.parallel.DistributedDataParallel(model) if args.world > 1 else model
+    wrapped = hooked(nn.parallel.DistributedDataParallel(model), args.hook) if args.world > 1 else model
     groups = [
         {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -105,7 +131,10 @@ def run(rank, args, port, results):
         optimizer.step()
         loss.item()
         times.append(time.perf_counter() - begun)
-    results.put((rank, statistics.median(times[5:] or times), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    loss = judged(model, rest, context) if args.judge and rank == 0 else None
+    # With PowerSGD the first steps are not compressed.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    results.put((rank, statistics.median(times[len(times) // 4 :]), peak, loss))
     if args.world > 1:
         dist.destroy_process_group()
 
@@ -117,7 +146,15 @@ def main():
     parser.add_argument("--world", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--hook", choices=["none", "bf16", "powersgd"], default="none")
+    parser.add_argument("--judge", action="store_true")
     args = parser.parse_args()
+    if "RANK" in os.environ:
+        import queue
+
+        args.world, results = int(os.environ["WORLD_SIZE"]), queue.Queue()
+        run(int(os.environ["RANK"]), args, None, results)
+        return told(args, [results.get()])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -129,13 +166,17 @@ def main():
     else:
         results = mp.get_context("spawn").SimpleQueue()
         mp.spawn(run, args=(args, port, results), nprocs=args.world)
-    found = sorted(results.get() for _ in range(args.world))
+    told(args, sorted(results.get() for _ in range(args.world)))
+
+
+def told(args, found):
     context, batch, each = SIZES[args.model][3:]
     tokens = context * batch * (args.world if each else 1)
     print(json.dumps({
         "step_ms": found[0][1] * 1e3,
         "tokens_per_s": tokens / found[0][1],
-        "peak_rss_mib": max(rss for _, _, rss in found),
+        "peak_rss_mib": max(one[2] for one in found),
+        **({"val_loss": found[0][3]} if args.judge else {}),
     }))
 
 

@@ -374,6 +374,9 @@ fn report(summary: &Summary, out: &Path) {
     } else {
         show!("no step was left to do");
     }
+    if let Some(link) = summary.link.as_ref().filter(|link| !link.faster.is_empty()) {
+        show!("{link}");
+    }
     if summary.interrupted {
         show!("stopped after step {}; go on with --resume --out {}", summary.steps, out.display());
     }

@@ -10,7 +10,7 @@ const KINDS: [(&str, &[&str], f64); 9] = [
     ("f16", &[], 0.02),
     ("int8", &[], 0.05),
     ("int4", &[], 0.15),
-    ("onebit", &[], 0.5),
+    ("onebit", &["compress.warmup=10"], 0.5),
     ("topk", &["compress.ratio=0.1"], 0.5),
     ("randomk", &["compress.ratio=0.2"], 0.7),
     ("dgc", &["compress.ratio=0.1", "compress.warmup=10"], 0.7),
@@ -84,11 +84,49 @@ fn another_number_of_workers_goes_on_with_what_was_not_sent() {
 fn plans_of_all_kinds_have_encodings() {
     let place = Place::new();
     for mesh in ["data=2,tensor=2", "replica=2,data=2", "data=2,pipe=2"] {
-        for kind in ["int8", "onebit", "topk", "powersgd"] {
+        for (kind, more) in [
+            ("int8", None),
+            ("onebit", Some("compress.warmup=1")),
+            ("topk", Some("compress.ratio=0.1")),
+            ("powersgd", None),
+        ] {
             let mesh_set = format!("parallel.mesh={mesh}");
-            let sets = sets(kind, &["compress.ratio=0.1", &mesh_set][usize::from(kind != "topk")..]);
+            let more: Vec<&str> = more.into_iter().chain([mesh_set.as_str()]).collect();
+            let sets = sets(kind, &more);
             let out = format!("{kind}-{}", mesh.replace([',', '='], "-"));
             succeed(&mut train(&place, &out, &sets, &["--steps", "4", "--set", "train.check_every=1"]));
+        }
+    }
+}
+
+#[test]
+fn activations_travel_in_fewer_bytes() {
+    let place = Place::new();
+    for schedule in ["1f1b", "zero-bubble", "interleaved"] {
+        for mesh in ["pipe=2", "pipe=2,tensor=2"] {
+            let (schedule_set, mesh_set) =
+                (format!("parallel.schedule={schedule}"), format!("parallel.mesh={mesh}"));
+            let run = |kind: &str, bound: f64, before: Option<&[f64]>| {
+                let kind_set = format!("compress.pipeline={kind}");
+                let common = [schedule_set.as_str(), &mesh_set, "train.accumulate=4", "train.check_every=1"];
+                let sets: Vec<String> = common
+                    .iter()
+                    .copied()
+                    .chain((kind != "none").then_some(kind_set.as_str()))
+                    .flat_map(|set| ["--set".to_string(), set.to_string()])
+                    .collect();
+                let out = format!("{kind}-{schedule}-{}", mesh.replace([',', '='], "-"));
+                succeed(&mut train(&place, &out, &sets, &["--steps", "12"]));
+                let own = losses(&place.summary(&out));
+                if let Some(before) = before {
+                    let far = difference(&own, before);
+                    assert!(far > 0.0 && far < bound, "{out}: {far}");
+                }
+                own
+            };
+            let plain = run("none", 0.0, None);
+            run("bf16", 0.02, Some(&plain));
+            run("int8", 0.1, Some(&plain));
         }
     }
 }
@@ -102,6 +140,7 @@ fn what_cannot_be_is_refused_with_its_reason() {
     };
     for (sets, reason) in [
         (&["compress.kind=gzip"][..], "bf16"),
+        (&["compress.pipeline=topk", "parallel.mesh=pipe=2"], "activations do not travel as \"topk\""),
         (&["compress.kind=topk", "compress.ratio=0"], "compress.ratio"),
         (&["compress.kind=topk", "compress.ratio=1.5"], "compress.ratio"),
         (&["compress.kind=powersgd", "compress.rank=0"], "compress.rank"),

@@ -108,14 +108,33 @@ fn encoded_gradients_take_the_bytes_that_the_plan_tells() {
     ] {
         let kind_set = format!("compress.kind={kind}");
         // Without warm-up, which is not told.
-        let more: &[&str] = if kind == "dgc" { &["compress.warmup=0"] } else { &[] };
+        let warms_up = matches!(kind, "dgc" | "onebit");
+        let more: &[&str] = if warms_up { &["compress.warmup=0"] } else { &[] };
         let run = Run::new(&place, "tcp", "data=4", &[&[kind_set.as_str()], more].concat());
         let sent = run.of(0, Purpose::Gradients, None).2;
         assert!(times * sent as f64 <= plain as f64, "{kind}: {sent} bytes instead of {plain}");
         assert_eq!(run.of(0, Purpose::Parameters, None), (0, 0, 0), "{kind}");
     }
-    Run::new(&place, "shm", "replica=2,data=2", &["compress.kind=onebit", "parallel.bucket_mib=0.02"]);
+    Run::new(
+        &place,
+        "shm",
+        "replica=2,data=2",
+        &["compress.kind=onebit", "compress.warmup=0", "parallel.bucket_mib=0.02"],
+    );
     Run::new(&place, "shm", "data=2,tensor=2", &["compress.kind=powersgd", "parallel.bucket_mib=0.02"]);
+}
+
+#[test]
+fn encoded_activations_take_the_bytes_that_the_plan_tells() {
+    let place = Place::new();
+    let sent = |more: &[&str]| {
+        let sets = [&["train.accumulate=2"][..], more].concat();
+        Run::new(&place, "tcp", "pipe=2", &sets).of(0, Purpose::Pipeline, None).2 as f64
+    };
+    let plain = sent(&[]);
+    assert_eq!(sent(&["compress.pipeline=bf16"]), plain / 2.0);
+    // A scale for each 256 numbers.
+    assert!((sent(&["compress.pipeline=int8"]) / (plain / 4.0 * 260.0 / 256.0) - 1.0).abs() < 0.01);
 }
 
 #[test]

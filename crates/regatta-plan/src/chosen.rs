@@ -33,6 +33,13 @@ impl Plan {
         compressed.then_some(Compressed { compress: self.compress, workers })
     }
 
+    /// Updates after which an optimizer leaves its second moments as they are, because gradients then have no size; `None` if it
+    /// never does.
+    pub fn learns_scale_for(&self) -> Option<u64> {
+        let compress = self.compressed().filter(|_| self.local().is_none())?.compress;
+        (compress.kind == CompressKind::Onebit && compress.warm_up > 0).then_some(compress.warm_up)
+    }
+
     /// When islands come together; `None` if they exchange gradients in every step, or if there is only one.
     pub fn local(&self) -> Option<Local> {
         (self.local.every > 0 && self.mesh.axis(Axis::Replica) > 1).then_some(self.local)

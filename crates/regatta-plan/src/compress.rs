@@ -118,13 +118,16 @@ pub struct Compress {
     pub rank: usize,
     /// The momentum with which `dgc` adds gradients up before it sends them, in millionths.
     pub momentum: u32,
-    /// Steps in which the part that `dgc` sends shrinks to what it is later.
+    /// Steps in which the part that `dgc` sends shrinks to what it is later, or in which `onebit` sends gradients as they are.
     pub warm_up: u64,
+    /// The encoding of activations and their gradients from stage to stage: none, bf16 or int8.
+    pub pipeline: CompressKind,
 }
 
 impl Default for Compress {
     fn default() -> Self {
-        Self { kind: CompressKind::None, millionths: 10_000, rank: 4, momentum: 900_000, warm_up: 100 }
+        let (kind, pipeline) = (CompressKind::None, CompressKind::None);
+        Self { kind, millionths: 10_000, rank: 4, momentum: 900_000, warm_up: 100, pipeline }
     }
 }
 
@@ -138,6 +141,15 @@ impl Compress {
     /// Whether a matrix of this shape takes fewer numbers as two thin ones.
     pub fn factors(self, [rows, columns]: [usize; 2]) -> bool {
         self.kind == CompressKind::Powersgd && self.rank * (rows + columns) < rows * columns
+    }
+
+    /// Bytes of a message of `len` activations, or of their gradients, from stage to stage.
+    pub fn message(self, len: usize) -> usize {
+        match self.pipeline {
+            CompressKind::Bf16 => 2 * len,
+            CompressKind::Int8 => Self { kind: CompressKind::Int8, ..self }.coded(len),
+            _ => F32 * len,
+        }
     }
 
     /// Numbers in a block of the encoding: parts of the whole are divided between blocks.

@@ -343,6 +343,9 @@ impl fmt::Display for Plan {
             let what = if self.local().is_some() { "differences" } else { "gradients" };
             write!(f, ", {what} as {}", self.compress)?;
         }
+        if self.compress.pipeline != CompressKind::None && self.stages() > 1 {
+            write!(f, ", activations as {}", self.compress.pipeline)?;
+        }
         write!(f, ", buckets of at most {:.1} MiB", self.bucket_bytes as f64 / (1 << 20) as f64)
     }
 }

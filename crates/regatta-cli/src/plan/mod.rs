@@ -9,6 +9,7 @@ use crate::out;
 use clap::{Args, Subcommand};
 use regatta::datasets::Datasets;
 use std::process::ExitCode;
+use std::time::Duration;
 
 #[derive(Args)]
 pub struct PlanArgs {
@@ -29,6 +30,10 @@ struct ShowArgs {
     /// Show only this rank; default: all ranks.
     #[arg(long)]
     rank: Option<usize>,
+    /// How long a step takes where nothing waits for communication, as a run tells it, in milliseconds: also says over which
+    /// links another encoding would be faster.
+    #[arg(long, value_name = "MS")]
+    step_ms: Option<f64>,
 }
 
 pub fn run(args: &PlanArgs) -> Result<ExitCode> {
@@ -51,8 +56,15 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     for warning in loaded.warnings(&plan) {
         out::say!("warning: {warning}");
     }
+    let compute = match args.step_ms {
+        Some(ms) if ms.is_finite() && ms > 0.0 && ms < 1e9 => Some(Duration::from_secs_f64(ms / 1e3)),
+        None => None,
+        Some(ms) => {
+            return Err(format!("--step-ms: {ms} is no duration of a step: give a number above 0").into());
+        }
+    };
     // Written rank by rank: the text of a large mesh is long.
-    out::write(format_args!("{}", show::head(config, &plan, vocab)?));
+    out::write(format_args!("{}", show::head(config, &plan, vocab, compute)?));
     for rank in ranks {
         out::write(format_args!("{}", show::rank(config, &plan, vocab, rank)?));
         if out::closed() {

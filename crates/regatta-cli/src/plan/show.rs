@@ -4,16 +4,20 @@ use super::table::{row, table};
 use crate::error::Result;
 use regatta::config::Config;
 use regatta::plan::{Axis, Plan};
-use regatta::train::{Collective, Outline};
+use regatta::train::{Collective, LinkUse, Outline};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::time::Duration;
 
-/// The plan, its stages, and the memory of their ranks.
-pub fn head(config: &Config, plan: &Plan, vocab: usize) -> Result<String> {
+/// The plan, its stages, the memory of their ranks, and what goes between workers.
+pub fn head(config: &Config, plan: &Plan, vocab: usize, compute: Option<Duration>) -> Result<String> {
     let mut text = format!("{plan}\nlayout: {}\n", plan.layout);
     text.push_str(&stages(config, plan, vocab)?);
     text.push_str(&memory(config, plan, vocab)?);
+    if plan.mesh.workers() > 1 {
+        writeln!(text, "\n{}", LinkUse::of(config, plan, vocab, compute)?)?;
+    }
     Ok(text)
 }
 

@@ -91,6 +91,13 @@ fn check_compress(config: &Config, reader: &Reader<'_>) -> Result<()> {
     reader.within("compress.ratio", compress.ratio, 1e-6, 1.0, true)?;
     reader.within("compress.momentum", compress.momentum, 0.0, 1.0, false)?;
     reader.at_least_one("compress", &[("rank", compress.rank)])?;
+    if !matches!(compress.pipeline, CompressKind::None | CompressKind::Bf16 | CompressKind::Int8) {
+        let problem = format!(
+            "activations do not travel as \"{}\": use \"none\", \"bf16\" or \"int8\"",
+            compress.pipeline
+        );
+        return Err(reader.error("compress.pipeline", problem));
+    }
     if compress.kind == CompressKind::Dgc && optimizer.momentum > 0.0 {
         let problem = "\"dgc\" adds gradients up with a momentum of its own: use optimizer.momentum = 0 and compress.momentum";
         return Err(reader.error("compress.kind", problem));

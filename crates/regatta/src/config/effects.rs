@@ -200,7 +200,9 @@ fn of_compress(config: &Config) -> Vec<Unused> {
     }
     if kind != CompressKind::Dgc {
         add("compress.momentum", "\"dgc\"");
-        add("compress.warmup", "\"dgc\"");
+    }
+    if !matches!(kind, CompressKind::Dgc | CompressKind::Onebit) {
+        add("compress.warmup", "\"dgc\" and \"onebit\"");
     }
     all
 }
@@ -266,6 +268,9 @@ pub(super) fn under(config: &Config, plan: &Plan) -> Vec<Unused> {
     }
     if plan.stages() == 1 && plan.schedule != ScheduleKind::Interleaved {
         add("parallel.schedule", format!("the mesh {mesh} has one rank along pipe, so there is no pipeline"));
+    }
+    if plan.stages() == 1 {
+        add("compress.pipeline", format!("the mesh {mesh} has one rank along pipe, so there is no pipeline"));
     }
     if mesh.workers() == 1 {
         add("compress.kind", format!("the mesh {mesh} has one worker, which sends no gradients"));

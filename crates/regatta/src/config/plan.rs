@@ -64,6 +64,7 @@ impl Config {
             rank: compress.rank,
             momentum: millionths(compress.momentum),
             warm_up: compress.warmup as u64,
+            pipeline: compress.pipeline,
         }
     }
 

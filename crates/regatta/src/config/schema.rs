@@ -365,13 +365,16 @@ pub struct CompressConfig {
     pub rank: usize,
     /// The momentum with which `dgc` adds gradients up before it sends them.
     pub momentum: f64,
-    /// Steps in which the part that `dgc` sends shrinks to `ratio`.
+    /// Steps in which the part that `dgc` sends shrinks to `ratio`, or in which `onebit` sends gradients as they are.
     pub warmup: usize,
+    /// How the stages of a pipeline encode activations and their gradients: `none`, `bf16` or `int8`.
+    pub pipeline: CompressKind,
 }
 
 impl Default for CompressConfig {
     fn default() -> Self {
-        Self { kind: CompressKind::None, ratio: 0.01, rank: 4, momentum: 0.9, warmup: 100 }
+        let (kind, pipeline) = (CompressKind::None, CompressKind::None);
+        Self { kind, ratio: 0.01, rank: 4, momentum: 0.9, warmup: 100, pipeline }
     }
 }
 

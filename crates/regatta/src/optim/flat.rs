@@ -28,6 +28,8 @@ pub struct FlatOptimizer {
     second: Vec<Moments>,
     /// The number of updates so far, for the bias correction.
     updates: u64,
+    /// Updates after which the second moments stay as they are.
+    learns_scale_for: u64,
 }
 
 /// Moments in memory or in a file.
@@ -105,7 +107,14 @@ impl FlatOptimizer {
         };
         let adam = config.kind == OptimizerKind::AdamW;
         let (first, second) = (zeros(adam || config.momentum > 0.0, "first")?, zeros(adam, "second")?);
-        Ok(Self { config: config.clone(), first, second, updates: 0, units, shard })
+        let learns_scale_for = u64::MAX;
+        Ok(Self { config: config.clone(), first, second, updates: 0, learns_scale_for, units, shard })
+    }
+
+    /// After so many updates the second moment of AdamW stays as it is: gradients of which only signs arrive say nothing of
+    /// their size (Tang et al. 2021, "1-bit Adam", algorithm 1).
+    pub fn learn_scale_for(&mut self, updates: u64) {
+        self.learns_scale_for = updates;
     }
 
     /// Begins an update of all units.
@@ -117,8 +126,11 @@ impl FlatOptimizer {
     /// for clipping. Running statistics become the moving average of `gradients`.
     pub fn update(&mut self, unit: usize, parameters: &mut [f32], gradients: &[f32], lr: f64, scale: f64) {
         let config = &self.config;
-        let correction = |beta: f64| 1.0 - beta.powi(self.updates.min(i32::MAX as u64) as i32);
-        let (correction1, correction2) = (correction(config.beta1), correction(config.beta2));
+        let correction = |beta: f64, updates: u64| 1.0 - beta.powi(updates.min(i32::MAX as u64) as i32);
+        let learned = self.updates.min(self.learns_scale_for);
+        let beta2 = if learned < self.updates { 1.0 } else { config.beta2 };
+        let correction1 = correction(config.beta1, self.updates);
+        let correction2 = correction(config.beta2, learned);
         let mut first = self.first.get_mut(unit);
         let mut second = self.second.get_mut(unit);
         for segment in self.units.segments(unit, self.units.shard(unit, self.shard)) {
@@ -142,7 +154,7 @@ impl FlatOptimizer {
                         scale: scale as f32,
                         decay,
                         beta1: config.beta1 as f32,
-                        beta2: config.beta2 as f32,
+                        beta2: beta2 as f32,
                         step: (lr / correction1) as f32,
                         root: (1.0 / correction2.sqrt()) as f32,
                         eps: config.eps as f32,

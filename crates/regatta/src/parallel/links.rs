@@ -2,11 +2,15 @@
 //! and the receiver receives ahead of use.
 
 use super::groups::Groups;
+use super::wire::{Numbers, Pass};
 use crate::error::{Error, Result};
-use regatta_comm::{Buffer, Group, Pending};
-use regatta_plan::{Axis, Direction, Schedule};
+use regatta_comm::Group;
+use regatta_kernel::random::Stream;
+use regatta_plan::{Axis, CompressKind, Direction, Schedule};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+/// Begins the random numbers that decide how activations are rounded.
+const SEED: u64 = 0x6163_7469_7661_7465;
 /// Most messages of a link that are received ahead of use.
 const RECEIVE_AHEAD: usize = 2;
 
@@ -17,11 +21,17 @@ pub(crate) struct Links {
     groups: BTreeMap<(usize, usize, Direction), Group>,
     /// The messages of this step to this stage, by sending stage and direction.
     incoming: HashMap<(usize, Direction), Incoming>,
-    sending: VecDeque<Pending<Buffer<f32>>>,
+    sending: VecDeque<Pass>,
+    /// How numbers go in training.
+    coding: CompressKind,
+    /// How they go in this step.
+    now: CompressKind,
+    /// The step, and messages that have been sent in it.
+    sent: (u64, u64),
 }
 
-/// A message that is being received: its chunk and micro-batch, and its data.
-type Receiving = ((usize, usize), Pending<Buffer<f32>>);
+/// A message that is being received: its chunk and micro-batch, and its data, so many numbers.
+type Receiving = ((usize, usize), Pass, usize);
 
 /// The messages of one link in a step, identified by chunk and micro-batch.
 struct Incoming {
@@ -29,7 +39,7 @@ struct Incoming {
     expected: VecDeque<(usize, usize)>,
     receiving: VecDeque<Receiving>,
     /// Messages that arrived before they were needed.
-    received: HashMap<(usize, usize), Buffer<f32>>,
+    received: HashMap<(usize, usize), Numbers>,
 }
 
 impl Links {
@@ -37,7 +47,7 @@ impl Links {
     ///
     /// # Errors
     /// A failure of communication.
-    pub(crate) fn new(groups: &Groups, schedules: &[&Schedule]) -> Result<Self> {
+    pub(crate) fn new(groups: &Groups, schedules: &[&Schedule], coding: CompressKind) -> Result<Self> {
         let stage = groups.coordinate(Axis::Pipe);
         let mut wanted: Vec<_> = schedules.iter().flat_map(|schedule| schedule.links()).collect();
         wanted.sort_unstable();
@@ -49,11 +59,21 @@ impl Links {
                 links.insert((from, to, direction), groups.stages(&[from, to])?);
             }
         }
-        Ok(Self { stage, groups: links, incoming: HashMap::new(), sending: VecDeque::new() })
+        Ok(Self {
+            stage,
+            groups: links,
+            incoming: HashMap::new(),
+            sending: VecDeque::new(),
+            coding,
+            now: CompressKind::None,
+            sent: (0, 0),
+        })
     }
 
-    /// Begins a step of `schedule`.
-    pub(crate) fn begin(&mut self, schedule: &Schedule) {
+    /// Begins a step of `schedule`: of training, where a number is given. In evaluation numbers go as they are.
+    pub(crate) fn begin(&mut self, schedule: &Schedule, step: Option<u64>) {
+        self.now = step.map_or(CompressKind::None, |_| self.coding);
+        self.sent = (step.unwrap_or(0), 0);
         self.incoming.clear();
         for &(from, to, direction) in self.groups.keys().filter(|(_, to, _)| *to == self.stage) {
             let expected = schedule.messages(from, to, direction).into();
@@ -75,8 +95,9 @@ impl Links {
         while incoming.receiving.len() < RECEIVE_AHEAD
             && let Some((chunk, micro_batch)) = incoming.expected.pop_front()
         {
-            let buffer = group.buffer(len(chunk, micro_batch))?;
-            incoming.receiving.push_back(((chunk, micro_batch), group.recv_async(buffer, 0)));
+            let len = len(chunk, micro_batch);
+            let pass = Pass::receive(group, 0, self.now, len)?;
+            incoming.receiving.push_back(((chunk, micro_batch), pass, len));
         }
         Ok(())
     }
@@ -89,7 +110,7 @@ impl Links {
         direction: Direction,
         (chunk, micro_batch): (usize, usize),
         len: impl Fn(usize, usize) -> usize,
-    ) -> Result<Buffer<f32>> {
+    ) -> Result<Numbers> {
         loop {
             self.receive_ahead(from, direction, &len)?;
             let missing = || {
@@ -98,32 +119,35 @@ impl Links {
                 ))
             };
             let incoming = self.incoming.get_mut(&(from, direction)).ok_or_else(missing)?;
-            if let Some(buffer) = incoming.received.remove(&(chunk, micro_batch)) {
-                return Ok(buffer);
+            if let Some(numbers) = incoming.received.remove(&(chunk, micro_batch)) {
+                return Ok(numbers);
             }
-            let (key, pending) = incoming.receiving.pop_front().ok_or_else(missing)?;
-            incoming.received.insert(key, pending.wait()?);
+            let (key, pass, len) = incoming.receiving.pop_front().ok_or_else(missing)?;
+            incoming.received.insert(key, pass.received(self.now, len)?);
         }
     }
 
     /// Starts to send `data` to stage `to`.
     pub(crate) fn send(&mut self, to: usize, direction: Direction, data: Vec<f32>) -> Result<()> {
         if let Some(group) = self.groups.get(&(self.stage, to, direction)) {
-            self.sending.push_back(group.send_async(data.into(), 1));
+            // Ranks along tensor send the same, and must round alike: their place is not in the seed.
+            let (step, count) = self.sent;
+            let seed = Stream::new(SEED).at(step).at(self.stage as u64).at(count).bits(0);
+            self.sent.1 += 1;
+            self.sending.push_back(Pass::send(group, 1, self.now, data, seed)?);
         }
         // Frees the memory of messages that have been sent.
-        while self.sending.front().is_some_and(Pending::is_done)
+        while self.sending.front().is_some_and(Pass::is_done)
             && let Some(sent) = self.sending.pop_front()
         {
-            sent.wait()?;
+            sent.sent()?;
         }
         Ok(())
     }
 
     /// Waits until all messages are sent.
     pub(crate) fn finish(&mut self) -> Result<()> {
-        self.sending.drain(..).try_for_each(|pending| pending.wait().map(drop))?;
-        Ok(())
+        self.sending.drain(..).try_for_each(Pass::sent)
     }
 
     /// The groups of the links, to count their traffic.

@@ -9,6 +9,7 @@ mod groups;
 mod links;
 mod rank_plan;
 mod timeline;
+mod wire;
 
 pub use carried::{Carried, Purpose};
 pub use engine::{Engine, MicroBatch};

@@ -1,5 +1,6 @@
 //! `summary.json`: the results of a run, written when it ends.
 
+use super::link::LinkUse;
 use super::profile::Profile;
 use super::statistics::median;
 use crate::autograd::{DeviceChoice, Precision};
@@ -81,6 +82,9 @@ pub struct Summary {
     /// not reach that step.
     #[serde(default)]
     pub communication: Vec<Vec<Communication>>,
+    /// What a rank sends to other workers, and which encodings would be faster over slow links; none if there is one worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<LinkUse>,
     /// Median time in milliseconds that saving a checkpoint blocked training.
     #[serde(with = "crate::json::float")]
     pub checkpoint_blocked_ms: f64,

@@ -237,6 +237,7 @@ impl Trainer {
                 rank: plan.compress.rank,
                 momentum: f64::from(plan.compress.momentum) / 1e6,
                 warmup: plan.compress.warm_up as usize,
+                pipeline: plan.compress.pipeline,
             },
             local: LocalConfig {
                 every: plan.local.every as usize,

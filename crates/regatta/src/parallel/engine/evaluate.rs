@@ -22,7 +22,7 @@ impl Engine {
         judge: impl FnOnce(&dyn Model, Activation) -> R,
     ) -> Result<Option<R>> {
         let schedule = self.evaluation.clone();
-        self.links.begin(&schedule);
+        self.links.begin(&schedule, None);
         self.uses = uses(&schedule, self.stage, &self.chunks, Recompute::None).into();
         let (mut result, mut judge) = (None, Some(judge));
         for &task in &schedule.tasks[self.stage] {

@@ -84,7 +84,7 @@ impl Engine {
         let evaluation = Schedule::forward_only(schedule.stages, schedule.chunks, 1);
         Ok(Self {
             gradients: Gradients::new(units.clone(), &groups, &ties, flushes)?,
-            links: Links::new(&groups, &[&schedule, &evaluation])?,
+            links: Links::new(&groups, &[&schedule, &evaluation], plan.compress.pipeline)?,
             exchange: exchange::connect(plan, &store, &groups)?,
             plan: plan.clone(),
             groups,

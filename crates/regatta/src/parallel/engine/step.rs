@@ -23,7 +23,7 @@ impl Engine {
         let schedule = self.schedule.clone();
         let mut result = StepResult::default();
         self.gradients.begin(step, schedule.micro_batches, &mut *self.exchange);
-        self.links.begin(&schedule);
+        self.links.begin(&schedule, Some(step));
         self.timeline.begin();
         self.uses = uses(&schedule, self.stage, &self.chunks, self.plan.recompute).into();
         for &task in &schedule.tasks[self.stage] {

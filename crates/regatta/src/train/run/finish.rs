@@ -6,10 +6,11 @@ use crate::autograd::Backend;
 use crate::checkpoint::Which;
 use crate::error::{Error, Result};
 use crate::train::callback::Callback;
+use crate::train::link::LinkUse;
 use crate::train::statistics::median;
 use crate::train::summary::{Communication, Memory, Pipeline, Summary, hosts, peak_rss_bytes};
 use regatta_comm::ReduceOp;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// First steps that are left out of medians, because caches and allocators warm up, if a run has more than twice as
 /// many.
@@ -138,6 +139,7 @@ impl Run<'_> {
             memory: vec![],
             pipeline: None,
             communication: vec![],
+            link: None,
             checkpoint_blocked_ms: self.saving.blocked_ms(),
             skipped_steps: self.skipped_steps(),
             loss_scale: self.loss_scale.as_ref().map(|scaling| scaling.scale),
@@ -152,6 +154,17 @@ impl Run<'_> {
             sample: None,
             profile: vec![],
         })
+    }
+
+    /// What goes between workers, and what would be faster: on rank 0, if there are several workers.
+    fn link_use(&self, summary: &Summary) -> Result<Option<LinkUse>> {
+        let job = self.job;
+        if job.group.rank() > 0 || job.plan.mesh.workers() == 1 {
+            return Ok(None);
+        }
+        let waited = summary.comm_exposed_ms.unwrap_or(0.0);
+        let compute = summary.step_ms.map(|ms| Duration::from_secs_f64((ms - waited).max(0.0) / 1e3));
+        Ok(Some(LinkUse::of(&job.config, &job.plan, self.data.vocab, compute)?))
     }
 
     /// Number of elements of all parameters, without running statistics.
@@ -184,6 +197,7 @@ impl Run<'_> {
         let tasks: Vec<(f64, f64)> = tasks.collect();
         summary.pipeline = Pipeline::of_all(&self.engine, &tasks)?;
         summary.communication = Communication::of_all(self.carried, &job.group)?;
+        summary.link = self.link_use(summary)?;
         summary.checkpoint_blocked_ms = self.saving.blocked_ms();
         summary.hosts = hosts(&job.group)?;
         Ok(())

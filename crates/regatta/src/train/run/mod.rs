@@ -8,6 +8,7 @@ use super::callback::Callback;
 use super::evaluate::{Score, evaluate};
 use super::folder::RunFolder;
 use super::job::Job;
+use super::link::LinkUse;
 use super::losses::Losses;
 use super::metrics::Metrics;
 use super::profile::Profiler;
@@ -112,10 +113,14 @@ impl<'a> Run<'a> {
         let warnings = std::mem::take(&mut folder.warnings);
         let offload = job.plan.offload.then(|| job.out.join("offload").join(format!("rank-{rank:05}")));
         let (units, shard) = (engine.units().clone(), engine.shard());
+        let mut optimizer = FlatOptimizer::new(&job.config.optimizer, units, shard, offload.as_deref())?;
+        if let Some(updates) = job.plan.learns_scale_for() {
+            optimizer.learn_scale_for(updates);
+        }
         let mut run = Self {
             job,
             data,
-            optimizer: FlatOptimizer::new(&job.config.optimizer, units, shard, offload.as_deref())?,
+            optimizer,
             engine,
             saving,
             folder,
@@ -172,6 +177,10 @@ impl<'a> Run<'a> {
         let (mut metrics, mut losses) = if lead { self.logs(callback) } else { (None, None) };
         let parameters = self.trainable()?;
         callback.started(job, self.done, parameters);
+        if lead && job.plan.mesh.workers() > 1 {
+            let link = LinkUse::of(&job.config, &job.plan, self.data.vocab, None)?;
+            callback.announced(&link.to_string());
+        }
         self.folder.begin();
         self.saved = Instant::now();
         let mut interrupted = false;

@@ -363,7 +363,7 @@ impl<'a> Outline<'a> {
             let what = if direction == Direction::Activation { "activations" } else { "their gradients" };
             let way = if sends { "sent to" } else { "received from" };
             let of = if chunks.len() > 1 { format!(" of chunk {chunk}") } else { String::new() };
-            let bytes = numbers * F32;
+            let bytes = self.plan.compress.message(numbers);
             Collective {
                 purpose: Purpose::Pipeline,
                 over: "pipe".into(),

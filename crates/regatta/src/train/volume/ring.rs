@@ -12,10 +12,8 @@ pub(super) fn sent(kind: Kind, numbers: usize, ranks: usize, place: usize) -> us
     match kind {
         // All segments twice, without the last one of each round.
         Kind::AllReduce => 2 * numbers - segment(1) - segment(2),
-        // All segments except its own, which ends here.
-        Kind::ReduceScatter => numbers - segment(0),
-        // All blocks except its own.
-        Kind::AllToAll => numbers - segment(0),
+        // All segments or blocks except its own, which ends here.
+        Kind::ReduceScatter | Kind::AllToAll => numbers - segment(0),
         // All segments except the right neighbour's, which began there.
         Kind::AllGather => numbers - segment(1),
         _ => 0,

@@ -4,7 +4,7 @@ use super::codes::Codes;
 use super::sparse::Sparse;
 use crate::error::Result;
 use crate::params::UnitShapes;
-use regatta_comm::{Group, ReduceOp, bf16, f16};
+use regatta_comm::{Element, Group, ReduceOp, bf16, f16};
 use regatta_kernel::bias::accumulate;
 use regatta_kernel::compress::half;
 use regatta_kernel::random::Stream;
@@ -69,6 +69,9 @@ impl Coder {
     ) -> Result<()> {
         let shapes = self.shapes[unit].clone();
         let turn = Turn { unit, step };
+        if self.compress.kind == CompressKind::Onebit && step < self.compress.warm_up {
+            return self.as_they_are(std::slice::from_ref(&(0..gradients.len())), gradients);
+        }
         if self.compress.kind == CompressKind::Powersgd {
             return self.factored(turn, &shapes, gradients, kept);
         }
@@ -107,19 +110,9 @@ impl Coder {
         let workers = &self.workers;
         match self.compress.kind {
             CompressKind::Bf16 => {
-                let mut narrow = vec![0; packed.len()];
-                half::to_bf16(packed, &mut narrow);
-                workers.all_reduce::<bf16>(bytemuck::cast_slice_mut(&mut narrow), ReduceOp::Mean)?;
-                half::from_bf16(&narrow, packed);
-                return Ok(());
+                return in_16_bits::<bf16>(workers, packed, half::to_bf16, half::from_bf16);
             }
-            CompressKind::F16 => {
-                let mut narrow = vec![0; packed.len()];
-                half::to_f16(packed, &mut narrow);
-                workers.all_reduce::<f16>(bytemuck::cast_slice_mut(&mut narrow), ReduceOp::Mean)?;
-                half::from_f16(&narrow, packed);
-                return Ok(());
-            }
+            CompressKind::F16 => return in_16_bits::<f16>(workers, packed, half::to_f16, half::from_f16),
             _ => {}
         }
         // What is kept, packed like the gradients.
@@ -165,6 +158,20 @@ impl Coder {
         }
         outcome
     }
+}
+
+/// Replaces `packed` by its mean over the workers, which travels as `T`.
+fn in_16_bits<T: Element>(
+    workers: &Group,
+    packed: &mut [f32],
+    narrow: impl Fn(&[f32], &mut [u16]),
+    widen: impl Fn(&[u16], &mut [f32]),
+) -> Result<()> {
+    let mut bits = vec![0; packed.len()];
+    narrow(packed, &mut bits);
+    workers.all_reduce::<T>(bytemuck::cast_slice_mut(&mut bits), ReduceOp::Mean)?;
+    widen(&bits, packed);
+    Ok(())
 }
 
 /// The part that `dgc` sends at `step`, in millionths: a quarter, then a quarter of that and so on, until it is `part` after

@@ -30,7 +30,7 @@ fn in_one_unit(params: Vec<PlacedParam>) -> Units {
 }
 
 fn compress(kind: CompressKind) -> Compress {
-    Compress { kind, millionths: 50_000, rank: 2, momentum: 0, warm_up: 0 }
+    Compress { kind, millionths: 50_000, rank: 2, momentum: 0, warm_up: 0, ..Compress::default() }
 }
 
 /// What `worker` has as the gradient at `step`.
