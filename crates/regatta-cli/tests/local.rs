@@ -72,6 +72,10 @@ fn every_way_learns_ends_as_one_and_resumes_bit_for_bit() {
             let again = place.summary(&half);
             assert_eq!(again["parameter_hash"], summary["parameter_hash"], "{way:?} from {step}");
         }
+        // A run that has ended goes on from where all came together.
+        let longer = ["--workers", "3", "--steps", "50", "--resume"];
+        let output = said(&succeed(&mut train(&place, &half, &saving, &longer)));
+        assert!(output.contains("after which islands came together"), "{output}");
     }
 }
 

@@ -94,3 +94,28 @@ fn a_vocabulary_that_is_known_needs_no_data() {
     let text = said(&succeed(&mut show(&place, &missing)));
     assert!(text.contains("[256, 32]"), "{text}");
 }
+
+#[test]
+fn what_goes_between_workers_and_over_which_links_an_encoding_is_faster() {
+    let place = Place::new();
+    let shown = |more: &[&str]| said(&succeed(&mut show(&place, more)));
+    let line = |text: &str| -> String {
+        text.lines().find(|line| line.starts_with("a rank sends")).unwrap_or_default().to_string()
+    };
+    let plain = line(&shown(&["--mesh", "data=2"]));
+    assert!(plain.ends_with("bytes a step to other workers"), "{plain}");
+    let told = line(&shown(&["--mesh", "data=2", "--step-ms", "5"]));
+    assert!(told.starts_with(&plain) && told.contains("would be faster"), "{told}");
+    assert!(told.contains("over links of less than") && told.contains("compress.kind = \""), "{told}");
+    // Islands send their part of that in each of many steps.
+    let bytes = |line: &str| line.split_whitespace().nth(3).unwrap().parse::<f64>().unwrap();
+    let rare = ["--mesh", "replica=2", "--set", "local.every=20", "--step-ms", "5"];
+    let told = line(&shown(&rare));
+    assert!((bytes(&told) * 20.0 - bytes(&plain)).abs() <= 20.0, "{told} {plain}");
+    assert!(!told.contains("faster"), "{told}");
+    assert_eq!(line(&shown(&["--mesh", "pipe=2"])), "");
+    for wrong in ["0", "-3", "nan", "1e300"] {
+        let error = fail(&mut show(&place, &["--mesh", "data=2", &format!("--step-ms={wrong}")]));
+        assert!(error.contains("--step-ms"), "{error}");
+    }
+}

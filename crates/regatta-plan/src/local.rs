@@ -192,7 +192,8 @@ impl ExchangePlan for Islands {
     fn kept(&self, numbers: usize) -> Kept {
         let inner = self.inner.kept(numbers);
         // Besides, what is on its way.
-        let buffers = if self.local.outer == Outer::Gossip { 0 } else { 1 };
+        let waiting = usize::from(self.local.overlap > 0);
+        let buffers = if self.local.outer == Outer::Gossip { 0 } else { 1 + waiting };
         let of_codes = self.outer.kept(inner.updated).gradients.saturating_sub(inner.updated);
         let outer = inner.updated * (self.kept_of_outer() + buffers) + of_codes;
         Kept { gradients: inner.gradients.saturating_add(outer), ..inner }

@@ -144,6 +144,11 @@ fn differences(state: &State, job: &Job) -> Vec<String> {
             "train.steps {} instead of {}, which the learning rate follows",
             now.train.steps, before.train.steps
         ));
+    } else if now.local.every > 0 && before.train.steps != now.train.steps {
+        found.push(format!(
+            "train.steps {} instead of {}, after which islands came together",
+            now.train.steps, before.train.steps
+        ));
     }
     let (before, now) = (state.plan.to_string(), job.plan.to_string());
     if before != now {

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What an island does not know yet where the islands have parted.
+/// Where the islands have parted, before they have; and a mean that has not arrived. Checkpoints have it, too.
 const UNKNOWN: f32 = f32::NAN;
 
 /// See the [module](self).
@@ -38,6 +38,18 @@ struct Between {
     /// Means that have arrived before their time.
     arrived: Vec<Vec<f32>>,
     under_way: Option<UnderWay>,
+}
+
+impl Between {
+    /// Whether the means of these units are there.
+    fn has_arrived(&self, units: &Range<usize>) -> bool {
+        self.arrived[units.clone()].iter().all(|mean| !is_unknown(mean))
+    }
+}
+
+/// Whether numbers are [`UNKNOWN`].
+fn is_unknown(numbers: &[f32]) -> bool {
+    numbers.first().is_some_and(|number| number.is_nan())
 }
 
 /// A part of the model on its way.
@@ -68,7 +80,7 @@ impl IslandsExchange {
         let between = Between {
             anchors: filled(local.outer != Outer::Gossip, UNKNOWN),
             momenta: filled(local.outer == Outer::Diloco, 0.0),
-            arrived: filled(local.overlap > 0, 0.0),
+            arrived: filled(local.overlap > 0, UNKNOWN),
             under_way: None,
             mean: match compress.kind {
                 CompressKind::None => Box::new(MeanExchange::new(islands.clone(), lens.clone())),
@@ -130,8 +142,9 @@ impl IslandsExchange {
         let Some(part) = self.between.under_way.take() else { return Ok(()) };
         let kept = self.local.mixing as f32 / 1e6;
         for unit in part.units {
-            let mean = std::mem::take(&mut self.between.arrived[unit]);
+            let mut mean = std::mem::take(&mut self.between.arrived[unit]);
             self.apply(unit, &mean, kept, store);
+            mean.fill(UNKNOWN);
             self.between.arrived[unit] = mean;
         }
         Ok(())
@@ -258,11 +271,13 @@ impl GradientExchange for IslandsExchange {
             // A run that was resumed has what had arrived in its checkpoint.
             let begun = (step.saturating_sub(local.overlap - 1)..=step).rev();
             let part = begun.into_iter().find_map(|done| local.due(done).map(|part| (done, part)));
-            self.between.under_way = part.map(|(done, part)| UnderWay {
+            let part = part.map(|(done, part)| UnderWay {
                 units: self.units_of(part),
                 applied: done + local.overlap,
                 has_arrived: true,
             });
+            // Where a run has ended, all came together instead.
+            self.between.under_way = part.filter(|part| self.between.has_arrived(&part.units));
         }
     }
 
@@ -307,7 +322,7 @@ impl GradientExchange for IslandsExchange {
         }
         for (unit, anchor) in self.between.anchors.iter_mut().enumerate() {
             // Here they part, unless a checkpoint says where they have.
-            if anchor.first().is_some_and(|number| number.is_nan()) {
+            if is_unknown(anchor) {
                 anchor.copy_from_slice(store.own(unit));
             }
         }
