@@ -109,7 +109,9 @@ def run(rank, args, port, results):
     rows = batch if each else batch // args.world
     torch.manual_seed(1)
     model = Gpt(len(index), layers, heads, width, context)
-    wrapped = hooked(nn.parallel.DistributedDataParallel(model), args.hook) if args.world > 1 else model
+    # With several buckets, PowerSGD's reductions of one rank are in another order than those of the other.
+    bucket = {"bucket_cap_mb": 100} if args.hook == "powersgd" else {}
+    wrapped = hooked(nn.parallel.DistributedDataParallel(model, **bucket), args.hook) if args.world > 1 else model
     groups = [
         {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
