@@ -43,7 +43,10 @@ for way in "${ways[@]}"; do
   IFS=, read -r -a parts <<<"${way/#plain/}"
   for set in "${parts[@]}"; do sets+=(--set "$set"); done
   name=${way//[^a-z0-9]/-}
-  on_link "$name" "${sets[@]}"
+  speed=()
+  # Over the link without a warm-up, in which gradients travel as they are.
+  case $way in *onebit* | *dgc*) speed=(--set compress.warmup=0) ;; esac
+  on_link "$name" "${sets[@]}" "${speed[@]}"
   target/release/regatta train "${common[@]}" --workers 2 --steps "$steps" --out "$out/$name-loss" "${sets[@]}" \
     >"$out/$name.log" 2>&1 || { cat "$out/$name.log"; exit 1; }
   target/release/regatta plan show "${common[@]}" --workers 2 --set "train.steps=$steps" "${sets[@]}" >"$out/$name.plan"
