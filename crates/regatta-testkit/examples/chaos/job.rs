@@ -3,6 +3,7 @@
 use crate::{Fault, Trial};
 use regatta_comm::rendezvous::{Secret, Security, StoreServer};
 use regatta_testkit::{Hosts, Link};
+use rustix::process::{Pid, Signal, kill_process};
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -64,9 +65,9 @@ pub struct Outcome {
 struct Process(Child);
 
 impl Process {
-    fn signal(&self, signal: &str) {
+    fn signal(&self, signal: Signal) {
         // This fails if the process has already ended.
-        let _ = Command::new("kill").args([signal, &self.0.id().to_string()]).stderr(Stdio::null()).status();
+        let _ = kill_process(Pid::from_child(&self.0), signal);
     }
 }
 
@@ -261,7 +262,7 @@ fn observe(
             std::thread::yield_now();
         }
         if Some(rank) == stopped {
-            process.signal("-KILL");
+            process.signal(Signal::KILL);
         }
     }
     printed.extend(lines.try_iter());
@@ -285,8 +286,8 @@ fn observe(
 /// Injects the fault.
 fn inject(trial: &Trial, hosts: Option<&Hosts>, processes: &mut [Process]) {
     match trial.fault {
-        Fault::Kill => processes[trial.victim].signal("-KILL"),
-        Fault::Stop => processes[trial.victim].signal("-STOP"),
+        Fault::Kill => processes[trial.victim].signal(Signal::KILL),
+        Fault::Stop => processes[trial.victim].signal(Signal::STOP),
         Fault::Cut => hosts.into_iter().for_each(|hosts| hosts.cut(trial.victim)),
         // The victim waits for a line before its mismatched call. If it has ended, that is recorded elsewhere.
         Fault::Mismatch => {
