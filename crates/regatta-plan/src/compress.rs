@@ -1,10 +1,9 @@
 //! How gradients are encoded between workers, and how many bytes that takes.
 
 use crate::exchange::{Content, ExchangePlan, Kept, Operation, UnitOperation, UnitUse};
-use crate::{AxisSet, Load, Plan, PlanError};
+use crate::{AxisSet, Load, Plan};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::str::FromStr;
 
 /// Bytes of an f32.
 const F32: usize = size_of::<f32>();
@@ -92,17 +91,6 @@ impl CompressKind {
 impl fmt::Display for CompressKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-impl FromStr for CompressKind {
-    type Err = PlanError;
-
-    fn from_str(text: &str) -> Result<Self, PlanError> {
-        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
-            PlanError::Compress(format!("there is no encoding '{text}'; use one of {known}"))
-        })
     }
 }
 
@@ -285,15 +273,6 @@ mod tests {
         assert_eq!(bytes(CompressKind::Randomk, 1000), 4 * 1049 + vectors);
         // The small matrix goes as it is.
         assert_eq!(bytes(CompressKind::Powersgd, 0), 2 * 4 * 4 * 1024 + vectors + 24);
-    }
-
-    #[test]
-    fn names_are_read_as_they_are_written() {
-        for kind in CompressKind::ALL {
-            assert_eq!(kind.name().parse(), Ok(kind));
-        }
-        let error = "gzip".parse::<CompressKind>().unwrap_err().to_string();
-        assert!(error.contains("'gzip'") && error.contains("powersgd"), "{error}");
     }
 
     #[test]
