@@ -4,7 +4,7 @@ use super::path_as_text;
 use crate::autograd::{DeviceChoice, Precision};
 use crate::data::sampler::LastBatch;
 use crate::models::ModelConfig;
-use regatta_plan::{CompressKind, Outer, Recompute, ScheduleKind};
+use regatta_plan::{Compress, CompressKind, Local, Outer, Recompute, ScheduleKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -371,10 +371,22 @@ pub struct CompressConfig {
     pub pipeline: CompressKind,
 }
 
+impl From<Compress> for CompressConfig {
+    fn from(compress: Compress) -> Self {
+        Self {
+            kind: compress.kind,
+            ratio: f64::from(compress.millionths) / 1e6,
+            rank: compress.rank,
+            momentum: f64::from(compress.momentum) / 1e6,
+            warmup: compress.warm_up as usize,
+            pipeline: compress.pipeline,
+        }
+    }
+}
+
 impl Default for CompressConfig {
     fn default() -> Self {
-        let (kind, pipeline) = (CompressKind::None, CompressKind::None);
-        Self { kind, ratio: 0.01, rank: 4, momentum: 0.9, warmup: 100, pipeline }
+        Compress::default().into()
     }
 }
 
@@ -400,11 +412,24 @@ pub struct LocalConfig {
     pub mixing: f64,
 }
 
+impl From<Local> for LocalConfig {
+    fn from(local: Local) -> Self {
+        Self {
+            every: local.every as usize,
+            outer: local.outer,
+            start: local.start as usize,
+            lr: f64::from(local.lr) / 1e6,
+            momentum: f64::from(local.momentum) / 1e6,
+            fragments: local.fragments as usize,
+            overlap: local.overlap as usize,
+            mixing: f64::from(local.mixing) / 1e6,
+        }
+    }
+}
+
 impl Default for LocalConfig {
     fn default() -> Self {
-        let outer = Outer::Average;
-        let (lr, momentum, mixing) = (0.7, 0.9, 0.5);
-        Self { every: 0, outer, start: 0, lr, momentum, fragments: 1, overlap: 0, mixing }
+        Local::default().into()
     }
 }
 

@@ -7,8 +7,7 @@ use super::requests::Requests;
 use super::run::train_on;
 use super::summary::Summary;
 use crate::config::{
-    CompressConfig, Config, DataConfig, DataKind, LocalConfig, OptimizerConfig, ParallelConfig, SampleConfig,
-    TrainConfig,
+    Config, DataConfig, DataKind, OptimizerConfig, ParallelConfig, SampleConfig, TrainConfig,
 };
 use crate::datasets::{Dataset, Datasets};
 use crate::error::{Error, Result};
@@ -231,24 +230,8 @@ impl Trainer {
                 bucket_mib: plan.bucket_bytes as f64 / f64::from(1 << 20),
                 ..ParallelConfig::default()
             },
-            compress: CompressConfig {
-                kind: plan.compress.kind,
-                ratio: f64::from(plan.compress.millionths) / 1e6,
-                rank: plan.compress.rank,
-                momentum: f64::from(plan.compress.momentum) / 1e6,
-                warmup: plan.compress.warm_up as usize,
-                pipeline: plan.compress.pipeline,
-            },
-            local: LocalConfig {
-                every: plan.local.every as usize,
-                outer: plan.local.outer,
-                start: plan.local.start as usize,
-                lr: f64::from(plan.local.lr) / 1e6,
-                momentum: f64::from(plan.local.momentum) / 1e6,
-                fragments: plan.local.fragments as usize,
-                overlap: plan.local.overlap as usize,
-                mixing: f64::from(plan.local.mixing) / 1e6,
-            },
+            compress: plan.compress.into(),
+            local: plan.local.into(),
             sample: SampleConfig::default(),
         }
     }

@@ -1,7 +1,9 @@
 //! Islands - the indices along the axis `replica` - that train on their own and come together from time to time: local SGD,
 //! DiLoCo, streaming DiLoCo and gossip. Inside an island its own exchange combines gradients. See [`Outer`] for the papers.
 
-use super::{CommTime, CompressedExchange, GradientExchange, MeanExchange, NamedState, StateOf, Whose};
+use super::{
+    CommTime, CompressedExchange, GradientExchange, MeanExchange, NamedState, StateOf, Whose, mean_over,
+};
 use crate::error::Result;
 use crate::params::{ParamStore, Units};
 use regatta_comm::{Buffer, Group, ReduceOp};
@@ -155,8 +157,9 @@ impl IslandsExchange {
         self.send(units.clone(), done, store)?;
         self.between.mean.finish()?;
         for unit in units {
-            let mean = self.between.mean.combined(unit).map(|mean| mean.to_vec());
-            self.apply(unit, &mean.unwrap_or_default(), 0.0, store);
+            if let Some(mean) = self.between.mean.combined(unit).map(|mean| mean.to_vec()) {
+                self.apply(unit, &mean, 0.0, store);
+            }
         }
         Ok(())
     }
@@ -299,11 +302,7 @@ impl GradientExchange for IslandsExchange {
             return Ok(());
         }
         let begun = Instant::now();
-        for unit in 0..self.units.units.len() {
-            if let Some(own) = self.inner.combined(unit) {
-                self.islands.all_reduce(own, ReduceOp::Mean)?;
-            }
-        }
+        mean_over(&mut *self.inner, self.units.units.len(), &self.islands)?;
         self.time.add_exposed(begun.elapsed());
         Ok(())
     }

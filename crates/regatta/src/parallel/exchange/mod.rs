@@ -19,7 +19,7 @@ pub use sharded::ShardedExchange;
 use super::groups::{Groups, Role};
 use crate::error::Result;
 use crate::params::ParamStore;
-use regatta_comm::Buffer;
+use regatta_comm::{Buffer, Group, ReduceOp};
 use regatta_plan::{Axis, AxisSet, Plan};
 use std::time::Duration;
 
@@ -190,6 +190,16 @@ pub trait GradientExchange: Send {
 
     /// Bytes of gradients that are kept from step to step, and the peak bytes of temporary buffers.
     fn bytes(&self) -> (usize, usize);
+}
+
+/// Replaces the combined gradients of all units by their mean over `group`, whose ranks update the same parts.
+fn mean_over(exchange: &mut dyn GradientExchange, units: usize, group: &Group) -> Result<()> {
+    for unit in 0..units {
+        if let Some(own) = exchange.combined(unit) {
+            group.all_reduce(own, ReduceOp::Mean)?;
+        }
+    }
+    Ok(())
 }
 
 /// Connects the exchange of `plan` for the units of `store`.

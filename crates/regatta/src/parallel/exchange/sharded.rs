@@ -3,7 +3,7 @@
 
 use super::gather::Gather;
 use super::pool::Pool;
-use super::{CommTime, GradientExchange};
+use super::{CommTime, GradientExchange, mean_over};
 use crate::autograd::waiting;
 use crate::error::Result;
 use crate::params::{ParamStore, Units};
@@ -113,11 +113,8 @@ impl GradientExchange for ShardedExchange {
         }
         let Some(replica) = self.replica.clone() else { return Ok(()) };
         let begun = Instant::now();
-        for unit in 0..self.units.units.len() {
-            if let Some(own) = self.combined(unit) {
-                replica.all_reduce(own, ReduceOp::Mean)?;
-            }
-        }
+        let units = self.units.units.len();
+        mean_over(self, units, &replica)?;
         self.time.add_exposed(begun.elapsed());
         Ok(())
     }

@@ -70,7 +70,7 @@ impl Coder {
         let shapes = self.shapes[unit].clone();
         let turn = Turn { unit, step };
         if self.compress.kind == CompressKind::Onebit && step < self.compress.warm_up {
-            return self.as_they_are(std::slice::from_ref(&(0..gradients.len())), gradients);
+            return Ok(self.workers.all_reduce(gradients, ReduceOp::Mean)?);
         }
         if self.compress.kind == CompressKind::Powersgd {
             return self.factored(turn, &shapes, gradients, kept);
