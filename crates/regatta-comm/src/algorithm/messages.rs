@@ -58,14 +58,14 @@ impl Default for Incoming {
 
 /// All messages of one rank in one group.
 pub(crate) struct Messages {
-    transport: Box<dyn Transport>,
+    transport: Box<dyn Transport + Send>,
     incoming: Vec<Incoming>,
     arrived: VecDeque<Arrived>,
 }
 
 impl Messages {
     /// Over `transport`, which carries nothing else.
-    pub(crate) fn new(transport: Box<dyn Transport>, size: usize) -> Self {
+    pub(crate) fn new(transport: Box<dyn Transport + Send>, size: usize) -> Self {
         let incoming = (0..size).map(|_| Incoming::default()).collect();
         Self { transport, incoming, arrived: VecDeque::new() }
     }

@@ -14,6 +14,7 @@ use crate::member::notes::Notes;
 use crate::member::recorder::Recorder;
 use crate::numbers::element::{self, DType, Element, ReduceOp};
 use crate::transport::simulated::{Garbled, Network};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,7 +84,7 @@ impl Bytes<'_> {
             (false, DType::Bool) => ReduceOp::Or,
             (false, _) => ReduceOp::Sum,
         };
-        let (len, flags) = (self.next(), self.next());
+        let (len, flags) = (self.next() % 40, self.next());
         let (uneven, rough) = (flags & 1 != 0 && algorithm != Algorithm::Bruck, flags & 2 != 0);
         Operation { kind, algorithm, dtype, op, len, root: (flags >> 2) % size, uneven, rough }
     }
@@ -270,8 +271,9 @@ pub(crate) fn context(rank: usize, size: usize) -> Context {
 pub(crate) fn simulate(bytes: &[u8]) {
     let mut bytes = Bytes(bytes);
     let size = 2 + bytes.next() % 4;
-    // Up to four KiB on their way: where a queue holds little, ranks take turns a thousand times.
-    let (chunk, capacity) = (1 + bytes.next(), 1 + bytes.next().pow(2) / 16);
+    // What may be on its way is little enough to make every send wait, and most where the byte is missing: ranks take
+    // turns a thousand times otherwise.
+    let (chunk, capacity) = (256 - bytes.next(), 16 + (255 - bytes.next()).pow(2) / 16);
     let mode = bytes.next();
     let mut calls: Vec<Vec<Operation>> = vec![vec![]; size];
     for _ in 0..1 + mode % 3 {
@@ -288,34 +290,22 @@ pub(crate) fn simulate(bytes: &[u8]) {
         at: bytes.next(),
         mask: bytes.next() as u8,
     });
-    let network = Arc::new(Network::new(size, capacity, bytes.0, garbled));
-    let outcomes: Vec<Result<Vec<Outcome>>> = std::thread::scope(|scope| {
-        let rank = |rank: usize| {
-            let (network, calls) = (&network, &calls[rank]);
-            scope.spawn(move || {
-                let context = context(rank, size);
-                let (mut transport, mut pool) = (network.endpoint(rank), vec![]);
-                let call = |(number, operation): (usize, &Operation)| {
-                    // Where all parts are alike, their length is agreed on; else all counts.
-                    let call = Call::new(operation.kind, operation.dtype, operation.len)
-                        .op(operation.op)
-                        .root(operation.root)
-                        .detail(operation.uneven.then_some(1));
-                    let call = Call { sequence: number as u32 + 1, ..call };
-                    let (transport, pool, sent) = (&mut transport, &mut pool, &mut 0);
-                    let context = &context;
-                    let mut session = Session { transport, context, call, pool, sent, chunk };
-                    call.dtype.with(Typed(operation, &mut session))
-                };
-                calls.iter().enumerate().map(call).collect()
-            })
+    let network = Rc::new(Network::new(size, capacity, bytes.0, garbled));
+    let each = calls.clone();
+    let outcomes: Vec<Result<Vec<Outcome>>> = network.clone().run(move |transport| {
+        let (context, mut pool) = (context(transport.rank, size), vec![]);
+        let call = |(number, operation): (usize, &Operation)| {
+            // Where all parts are alike, their length is agreed on; else all counts.
+            let call = Call::new(operation.kind, operation.dtype, operation.len)
+                .op(operation.op)
+                .root(operation.root)
+                .detail(operation.uneven.then_some(1));
+            let call = Call { sequence: number as u32 + 1, ..call };
+            let (context, pool, sent) = (&context, &mut pool, &mut 0);
+            let mut session = Session { transport, context, call, pool, sent, chunk };
+            call.dtype.with(Typed(operation, &mut session))
         };
-        let ranks: Vec<_> = (0..size).map(rank).collect();
-        let join = |rank: std::thread::ScopedJoinHandle<'_, _>| match rank.join() {
-            Ok(outcome) => outcome,
-            Err(panic) => std::panic::resume_unwind(panic),
-        };
-        ranks.into_iter().map(join).collect()
+        each[context.rank].iter().enumerate().map(call).collect()
     });
     if odd.is_some() {
         return;

@@ -41,7 +41,7 @@ pub(crate) struct Core {
 }
 
 struct Engine {
-    transport: Box<dyn Transport>,
+    transport: Box<dyn Transport + Send>,
     failed: Option<Error>,
     /// Collective operations so far.
     sequence: u32,
@@ -59,7 +59,7 @@ impl Core {
         id: u64,
         context: Context,
         options: Options,
-        transport: Box<dyn Transport>,
+        transport: Box<dyn Transport + Send>,
         memory: Option<Arc<Registry>>,
     ) -> Self {
         let kind = transport.kind();

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 /// What a group communicates with.
 pub(crate) struct Link {
-    pub(crate) transport: Box<dyn Transport>,
+    pub(crate) transport: Box<dyn Transport + Send>,
     /// Registered memory that buffers come from.
     pub(crate) memory: Option<Arc<Registry>>,
 }

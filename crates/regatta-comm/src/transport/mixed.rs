@@ -97,7 +97,7 @@ impl Transport for MixedTransport {
         Some(&mut self.local)
     }
 
-    fn split(&mut self) -> Option<(&mut Shared, &mut dyn Transport)> {
+    fn split(&mut self) -> Option<(&mut Shared, &mut (dyn Transport + Send))> {
         Some((&mut self.local, &mut self.across))
     }
 }

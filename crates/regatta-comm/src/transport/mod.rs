@@ -103,7 +103,7 @@ impl registered::Registered for Registry {
 }
 
 /// The endpoint of one rank in one group. Ranks are numbered within the group.
-pub(crate) trait Transport: Send {
+pub(crate) trait Transport {
     fn kind(&self) -> TransportKind;
 
     /// Sends as many bytes of `parts`, one after the other, to rank `to` as go without waiting.
@@ -140,7 +140,7 @@ pub(crate) trait Transport: Send {
     }
 
     /// The same memory, and what connects this rank with other hosts: for two threads at once.
-    fn split(&mut self) -> Option<(&mut Shared, &mut dyn Transport)> {
+    fn split(&mut self) -> Option<(&mut Shared, &mut (dyn Transport + Send))> {
         None
     }
 
@@ -153,7 +153,7 @@ pub(crate) trait Transport: Send {
 
 /// Some ranks of a transport, numbered anew.
 pub(crate) struct Among<'a> {
-    pub transport: &'a mut dyn Transport,
+    pub transport: &'a mut (dyn Transport + Send),
     /// The transport's rank of each.
     pub ranks: &'a [usize],
 }

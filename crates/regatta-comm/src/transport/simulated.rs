@@ -1,10 +1,14 @@
-//! A network in memory for tests: ranks are threads that take turns, and a script of bytes says how much of what they
-//! send and receive goes through at a time, so that the same script is the same run.
+//! A network in memory for tests: ranks take turns on one thread, each on a stack of its own, and a script of bytes says
+//! how much of what they send and receive goes through at a time, so that the same script is the same run. A switch
+//! between threads would take fifty times as long as one between stacks.
 
 use super::{Transport, TransportKind};
 use crate::error::{Error, Result};
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, CoroutineResult, Yielder};
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Waits of each rank in a row, in which no byte moves, that are a deadlock.
@@ -20,26 +24,19 @@ pub(crate) struct Garbled {
     pub mask: u8,
 }
 
-struct State {
-    script: VecDeque<u8>,
-    /// Bytes on their way, by sender and receiver.
-    queues: Vec<VecDeque<u8>>,
-    sent: Vec<usize>,
-    garbled: Option<Garbled>,
-    turn: usize,
-    ended: Vec<bool>,
-    /// Waits in a row in which no byte has moved.
-    idle: usize,
-    stuck: bool,
-}
-
 /// What connects the ranks.
 pub(crate) struct Network {
     size: usize,
     /// Bytes that one queue holds.
     capacity: usize,
-    state: Mutex<State>,
-    turns: Vec<Condvar>,
+    script: RefCell<VecDeque<u8>>,
+    /// Bytes on their way, by sender and receiver.
+    queues: Vec<RefCell<VecDeque<u8>>>,
+    sent: Vec<Cell<usize>>,
+    garbled: Cell<Option<Garbled>>,
+    /// Waits in a row in which no byte has moved.
+    idle: Cell<usize>,
+    stuck: Cell<bool>,
 }
 
 impl Network {
@@ -49,138 +46,143 @@ impl Network {
         script: impl Into<Vec<u8>>,
         garbled: Option<Garbled>,
     ) -> Self {
-        let state = State {
-            script: script.into().into(),
-            queues: vec![VecDeque::new(); size * size],
-            sent: vec![0; size * size],
-            garbled,
-            turn: 0,
-            ended: vec![false; size],
-            idle: 0,
-            stuck: false,
-        };
-        let turns = (0..size).map(|_| Condvar::new()).collect();
-        Self { size, capacity: capacity.max(1), state: Mutex::new(state), turns }
+        Self {
+            size,
+            capacity: capacity.max(1),
+            script: RefCell::new(script.into().into()),
+            queues: vec![RefCell::default(); size * size],
+            sent: vec![Cell::default(); size * size],
+            garbled: Cell::new(garbled),
+            idle: Cell::new(0),
+            stuck: Cell::new(false),
+        }
     }
 
-    /// The endpoint of `rank`, on the rank's own thread: comes back when it is the rank's turn.
-    pub(crate) fn endpoint(self: &Arc<Self>, rank: usize) -> Simulated {
-        drop(self.turn(self.lock(), rank));
-        Simulated { network: self.clone(), rank }
+    /// What `body` comes to on every rank. Ranks go on in turn, whenever one waits or has no more to do.
+    pub(crate) fn run<T: 'static>(
+        self: Rc<Self>,
+        body: impl Fn(&mut Simulated<'_>) -> T + Clone + 'static,
+    ) -> Vec<T> {
+        let start = |rank: usize| {
+            let (network, body) = (self.clone(), body.clone());
+            Some(Coroutine::with_stack(stack(), move |turns: &Yielder<(), ()>, ()| {
+                body(&mut Simulated { network: &network, rank, turns })
+            }))
+        };
+        let mut ranks: Vec<_> = (0..self.size).map(start).collect();
+        let mut outcomes: Vec<Option<T>> = (0..self.size).map(|_| None).collect();
+        while ranks.iter().any(Option::is_some) {
+            for (rank, outcome) in ranks.iter_mut().zip(&mut outcomes) {
+                if let Some(CoroutineResult::Return(value)) = rank.as_mut().map(|rank| rank.resume(())) {
+                    *outcome = Some(value);
+                    STACKS.with_borrow_mut(|stacks| stacks.extend(rank.take().map(Coroutine::into_stack)));
+                    self.idle.set(0);
+                }
+            }
+        }
+        outcomes.into_iter().flatten().collect()
     }
 
     /// Whether no rank could go on.
     pub(crate) fn is_stuck(&self) -> bool {
-        self.lock().stuck
+        self.stuck.get()
     }
 
     /// Whether the byte that is to be garbled has been.
     pub(crate) fn is_garbled(&self) -> bool {
-        self.lock().garbled.is_none()
+        self.garbled.get().is_none()
     }
 
     /// Bytes that nobody has received.
     pub(crate) fn left(&self) -> usize {
-        self.lock().queues.iter().map(VecDeque::len).sum()
+        self.queues.iter().map(|queue| queue.borrow().len()).sum()
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+thread_local! {
+    /// Stacks that no rank uses: to make one takes longer than many a run.
+    static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(vec![]) };
+}
 
-    /// Waits for `rank`'s turn.
-    fn turn<'a>(&self, state: MutexGuard<'a, State>, rank: usize) -> MutexGuard<'a, State> {
-        let waited = self.turns[rank].wait_while(state, |state| state.turn != rank);
-        waited.unwrap_or_else(PoisonError::into_inner)
-    }
+fn stack() -> DefaultStack {
+    let kept = STACKS.with_borrow_mut(Vec::pop);
+    kept.unwrap_or_else(|| DefaultStack::new(1 << 20).expect("memory for a stack"))
+}
 
-    /// Gives the turn to the next rank that has not ended.
-    fn pass(&self, mut state: MutexGuard<'_, State>) {
-        let next = (1..=self.size).map(|step| (state.turn + step) % self.size);
-        if let Some(next) = next.into_iter().find(|&rank| !state.ended[rank]) {
-            state.turn = next;
-            // Whoever is woken need not wait for the lock.
-            drop(state);
-            self.turns[next].notify_one();
-        }
-    }
+/// One rank's endpoint.
+pub(crate) struct Simulated<'a> {
+    network: &'a Network,
+    pub rank: usize,
+    turns: &'a Yielder<(), ()>,
+}
 
+impl Simulated<'_> {
     /// How many of `wanted` bytes go through now; perhaps others come first.
-    fn limit(&self, rank: usize, wanted: usize) -> (usize, MutexGuard<'_, State>) {
-        let mut state = self.lock();
-        let Some(word) = state.script.pop_front() else { return (wanted, state) };
-        state.idle = 0;
+    fn limit(&self, wanted: usize) -> usize {
+        let word = self.network.script.borrow_mut().pop_front();
+        let Some(word) = word else { return wanted };
+        self.network.idle.set(0);
         if word & 0x80 != 0 {
-            self.pass(state);
-            state = self.turn(self.lock(), rank);
+            self.turns.suspend(());
         }
-        (wanted.min((word & 0x7f).into()), state)
+        wanted.min((word & 0x7f).into())
     }
 }
 
-/// One rank's endpoint. Dropping it lets the others go on without the rank.
-pub(crate) struct Simulated {
-    network: Arc<Network>,
-    rank: usize,
-}
-
-impl Drop for Simulated {
-    fn drop(&mut self) {
-        let mut state = self.network.lock();
-        state.ended[self.rank] = true;
-        state.idle = 0;
-        self.network.pass(state);
-    }
-}
-
-impl Transport for Simulated {
+impl Transport for Simulated<'_> {
     fn kind(&self) -> TransportKind {
         TransportKind::Tcp
     }
 
     fn try_send(&mut self, to: usize, parts: [&[u8]; 2]) -> Result<usize> {
-        let network = &self.network;
-        let (limit, mut state) = network.limit(self.rank, parts[0].len() + parts[1].len());
+        let limit = self.limit(parts[0].len() + parts[1].len());
+        let network = self.network;
         let index = self.rank * network.size + to;
-        let count = limit.min(network.capacity - state.queues[index].len());
-        for &byte in parts.into_iter().flatten().take(count) {
-            let place = state.sent[index];
-            let here = |garbled: &mut Garbled| {
-                (garbled.from, garbled.to, garbled.at) == (self.rank, to, place) && garbled.mask != 0
-            };
-            let mask = state.garbled.take_if(here).map_or(0, |garbled| garbled.mask);
-            state.queues[index].push_back(byte ^ mask);
-            state.sent[index] += 1;
+        let mut queue = network.queues[index].borrow_mut();
+        let count = limit.min(network.capacity - queue.len());
+        let sent = network.sent[index].get();
+        network.sent[index].set(sent + count);
+        let first = count.min(parts[0].len());
+        queue.extend(&parts[0][..first]);
+        queue.extend(&parts[1][..count - first]);
+        if let Some(garbled) = network.garbled.get()
+            && (garbled.from, garbled.to) == (self.rank, to)
+            && garbled.mask != 0
+            && (sent..sent + count).contains(&garbled.at)
+        {
+            let place = queue.len() - (sent + count - garbled.at);
+            queue[place] ^= garbled.mask;
+            network.garbled.set(None);
         }
         if count > 0 {
-            state.idle = 0;
+            network.idle.set(0);
         }
         Ok(count)
     }
 
     fn try_recv(&mut self, from: usize, parts: [&mut [u8]; 2]) -> Result<usize> {
-        let network = &self.network;
-        let (limit, mut state) = network.limit(self.rank, parts[0].len() + parts[1].len());
-        let queue = &mut state.queues[from * network.size + self.rank];
+        let limit = self.limit(parts[0].len() + parts[1].len());
+        let mut queue = self.network.queues[from * self.network.size + self.rank].borrow_mut();
         let count = limit.min(queue.len());
         for (into, byte) in parts.into_iter().flatten().zip(queue.drain(..count)) {
             *into = byte;
         }
         if count > 0 {
-            state.idle = 0;
+            self.network.idle.set(0);
         }
         Ok(count)
     }
 
     fn wait(&mut self, _: &[usize], _: &[usize], _: Duration) -> Result<()> {
-        let mut state = self.network.lock();
-        state.idle += 1;
-        state.stuck |= state.idle > PATIENCE * self.network.size;
-        if !state.stuck {
-            self.network.pass(state);
-            state = self.network.turn(self.network.lock(), self.rank);
+        let network = self.network;
+        network.idle.set(network.idle.get() + 1);
+        if network.idle.get() > PATIENCE * network.size {
+            network.stuck.set(true);
         }
-        match state.stuck {
+        if !network.stuck.get() {
+            self.turns.suspend(());
+        }
+        match network.stuck.get() {
             true => Err(Error::Internal("no rank can go on".into())),
             false => Ok(()),
         }

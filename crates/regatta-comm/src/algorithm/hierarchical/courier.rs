@@ -10,7 +10,7 @@ use crate::transport::shared::Shared;
 
 /// This rank, among those of other hosts that do the same part of the work.
 pub(super) struct Courier<'a> {
-    transport: &'a mut dyn Transport,
+    transport: &'a mut (dyn Transport + Send),
     context: &'a Context,
     /// One of each host; empty where this rank stays at home.
     ranks: Vec<usize>,
