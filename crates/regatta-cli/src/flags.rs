@@ -28,6 +28,9 @@ pub struct PlanFlags {
     /// Micro-batches of each worker per step, instead of train.accumulate.
     #[arg(long)]
     micro_batches: Option<usize>,
+    /// Parameter servers besides the workers; they keep the parameters, as sync.mode says.
+    #[arg(long)]
+    servers: Option<usize>,
     /// Change a key of the configuration; a key's own flag overrides this.
     #[arg(long = "set", value_name = "key.path=value")]
     sets: Vec<String>,
@@ -47,6 +50,7 @@ impl PlanFlags {
             changes.extend(value.map(|value| Override::flag(name, format!("{key}={value}"))));
         };
         flag("--workers", "parallel.workers", self.workers.map(|workers| workers.to_string()));
+        flag("--servers", "sync.servers", self.servers.map(|servers| servers.to_string()));
         flag("--mesh", "parallel.mesh", self.mesh.as_ref().map(Mesh::to_string));
         flag("--zero", "parallel.zero", self.zero.map(|zero| zero.to_string()));
         flag("--schedule", "parallel.schedule", self.schedule.map(|schedule| schedule.to_string()));
@@ -60,7 +64,7 @@ impl PlanFlags {
     }
 }
 
-/// How many ranks to start: as many as the configuration asks for, as its mesh has, or as are fastest on this machine.
+/// How many workers to start: as many as the configuration asks for, as its mesh has, or as are fastest on this machine.
 pub fn workers(config: &Config) -> Result<usize> {
     let batch = config.train.batch.map(|batch| batch / config.train.accumulate.max(1));
     let mesh = config.parallel.mesh.as_deref().map(str::parse::<Mesh>).transpose()?;
@@ -68,7 +72,19 @@ pub fn workers(config: &Config) -> Result<usize> {
     Ok(workers.unwrap_or_else(|| default_workers(cores::available(), batch)))
 }
 
-/// The plan of a job of `workers` ranks.
+/// The workers of a job of `ranks` ranks; the others, its last, are its parameter servers.
+pub fn workers_of(config: &Config, ranks: usize) -> Result<usize> {
+    let servers = config.sync.servers;
+    Plan::workers_of(ranks, servers).ok_or_else(|| {
+        format!(
+            "sync: a job of {ranks} rank(s) with {servers} parameter server(s) has no worker: start more ranks, or give \
+             fewer --servers"
+        )
+        .into()
+    })
+}
+
+/// The plan of a job of `workers` workers.
 pub fn plan(config: &Config, workers: usize) -> Result<Plan> {
     config.plan(workers).map_err(|error| match error {
         PlanError::BatchDoesNotDivide { .. } => format!("train.batch: {error}").into(),

@@ -44,8 +44,8 @@ impl Callback for Progress {
         say!(
             "{:.2} M parameters, {} worker(s) over {} with {threads} each, {}",
             parameters as f64 / 1e6,
-            job.group.size(),
-            job.group.transport(),
+            job.plan.world(),
+            job.world().transport(),
             job.plan
         );
         if done > 0 {

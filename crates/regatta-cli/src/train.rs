@@ -2,7 +2,7 @@
 
 use crate::cores;
 use crate::error::{Exit, Result};
-use crate::flags::{Here, PlanFlags, check, check_machine, plan, workers};
+use crate::flags::{Here, PlanFlags, check, check_machine, plan, workers, workers_of};
 use crate::launcher;
 use crate::out::{say, show};
 use crate::preparing::Preparing;
@@ -15,7 +15,10 @@ use regatta::config::{Config, Loaded, Override};
 use regatta::datasets::Datasets;
 use regatta::keep_freed_memory;
 use regatta::plan::{Plan, threads_per_worker};
-use regatta::train::{Callback, Job, Requests, Resume, Silent, Summary, claim_folder, holds_run, train};
+use regatta::servers::Role;
+use regatta::train::{
+    Callback, Job, Requests, Resume, Silent, Summary, claim_folder, holds_run, serve, train,
+};
 use regatta_comm::Arrival;
 use regatta_comm::rendezvous::World;
 use regatta_comm::{Algorithm, Group, Options, TransportKind};
@@ -177,7 +180,7 @@ fn worker(
     // Before anything that may take long or fail: the other ranks then wait for this one, or learn why it ends.
     let mut arrival = Arrival::announce(world, &Options::from_env()?)?;
     let (plan, data, resume, folder, mut options) = arrival.prepare(|| -> Result<_> {
-        let plan = plan(&config, world.size)?;
+        let plan = plan(&config, workers_of(&config, world.size)?)?;
         // Our own launcher has shown warnings and progress already.
         let first = world.rank == 0 && std::env::var_os(OUT).is_none();
         let mut preparing = first.then(Preparing::new);
@@ -192,8 +195,8 @@ fn worker(
         data.check_sample(&config)?;
         if first && verbose {
             report_settings(&loaded, &plan);
-            if let Some(workers) = config.parallel.workers.filter(|workers| *workers != world.size) {
-                let ranks = world.size;
+            if let Some(workers) = config.parallel.workers.filter(|workers| *workers != plan.world()) {
+                let ranks = plan.world();
                 say!("warning: parallel.workers = {workers} has no effect: the job was started with {ranks} ranks");
             }
         }
@@ -220,13 +223,15 @@ fn worker(
     let threads = config.parallel.threads.unwrap_or_else(|| cores::threads(world.local_size));
     let requests = Arc::<Requests>::default();
     signals::send_to_run(requests.clone(), config.train.on_user_signal);
-    let job = Job { config, plan, group, out, resume, requests, started: launch_time(started), threads };
-    exit_code(on_rank(&job, verbose)?)
+    let started = launch_time(started);
+    let job = Job { config, plan, group, servers: None, out, resume, requests, started, threads };
+    exit_code(as_planned(job, verbose)?)
 }
 
 fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, verbose: bool) -> Result<ExitCode> {
     let config = &loaded.config;
     let workers = workers(config)?;
+    let ranks = workers + config.sync.servers;
     if workers > cores::available() {
         say!("warning: {workers} workers on {} core(s): they will take turns", cores::available());
     }
@@ -240,7 +245,7 @@ fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, verbose: bool) -
     }
     check(config, &plan, data.vocab)?;
     let transport = config.parallel.transport.as_deref().map(str::parse::<TransportKind>).transpose()?;
-    let threaded = workers == 1 || transport == Some(TransportKind::Thread);
+    let threaded = ranks == 1 || transport == Some(TransportKind::Thread);
     let here = if threaded { Here::Threads } else { Here::Processes };
     let warning = check_machine(config, &plan, data.vocab, here)?;
     data.check_sample(config)?;
@@ -259,14 +264,15 @@ fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, verbose: bool) -
     if threaded {
         let requests = Arc::<Requests>::default();
         signals::send_to_run(requests.clone(), config.train.on_user_signal);
-        let groups = match workers {
+        let groups = match ranks {
             1 => vec![Group::solo()],
-            _ => Group::threads_with(workers, &options(config, &out)?)?,
+            _ => Group::threads_with(ranks, &options(config, &out)?)?,
         };
         let job = |group| Job {
             config: config.clone(),
             plan: plan.clone(),
             group,
+            servers: None,
             out: out.clone(),
             resume,
             requests: requests.clone(),
@@ -281,7 +287,7 @@ fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, verbose: bool) -
     launcher::launch(&launcher::Job {
         program: std::env::current_exe()?,
         arguments: std::env::args_os().skip(1).collect(),
-        workers,
+        workers: ranks,
         threads,
         transport,
         environment: vec![(STARTED.into(), epoch.to_string().into()), (OUT.into(), out.into())],
@@ -300,23 +306,49 @@ fn exit_code(stopped_by: Option<u32>) -> Result<ExitCode> {
 
 /// Ranks as threads of this process.
 fn in_threads(jobs: Vec<Job>, verbose: bool) -> Result<ExitCode> {
-    let mut outcome = Ok(None);
+    let (mut outcome, alone) = (Ok(None), jobs.len() == 1);
     std::thread::scope(|scope| {
         let ranks: Vec<_> = jobs
-            .iter()
-            .map(|job| scope.spawn(move || on_rank(job, verbose).map_err(|error| error.to_string())))
+            .into_iter()
+            .map(|job| scope.spawn(move || as_planned(job, verbose).map_err(|error| error.to_string())))
             .collect();
         for (rank, thread) in ranks.into_iter().enumerate() {
             match thread.join().unwrap_or_else(|_| Err("panicked".into())) {
                 Ok(stopped_by) if outcome.is_ok() => outcome = Ok(stopped_by),
                 Err(error) if outcome.is_ok() => {
-                    outcome = Err(if jobs.len() == 1 { error } else { format!("rank {rank}: {error}") });
+                    outcome = Err(if alone { error } else { format!("rank {rank}: {error}") });
                 }
                 _ => {}
             }
         }
     });
     exit_code(outcome?)
+}
+
+/// Trains on this rank, or keeps parameters for those that do; returns the signal that stopped the run, if one did. The job's
+/// group has all ranks.
+fn as_planned(mut job: Job, verbose: bool) -> Result<Option<u32>> {
+    if job.plan.servers.count == 0 {
+        return on_rank(&job, verbose);
+    }
+    let world = job.group.clone();
+    let end = match Role::take(&world, &job.plan)? {
+        Role::Worker(group, link) => {
+            job.group = group;
+            job.servers = Some(link);
+            return on_rank(&job, verbose);
+        }
+        Role::Server(end) => end,
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).use_current_thread().build()?;
+    match pool.install(|| serve(&job, end)) {
+        // The workers say whether a signal has stopped the run; this rank must not look as if it had failed.
+        Ok(_) => Ok(None),
+        Err(error) => {
+            world.abort(&error.to_string());
+            Err(error.into())
+        }
+    }
 }
 
 /// Trains on this rank; returns the signal that stopped the run, if one did.
@@ -326,7 +358,7 @@ fn on_rank(job: &Job, verbose: bool) -> Result<Option<u32>> {
     // The rank's thread is part of its own pool, so that small operations need no other thread.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).use_current_thread().build()?;
     let outcome = pool.install(|| {
-        if job.group.rank() != 0 || !verbose {
+        if !job.leads() || !verbose {
             return train(job, &mut Silent);
         }
         let unit = if job.config.model.samples().image().is_none() { "tokens" } else { "samples" };
@@ -337,7 +369,7 @@ fn on_rank(job: &Job, verbose: bool) -> Result<Option<u32>> {
     });
     match outcome {
         Ok(summary) => {
-            if job.group.rank() == 0 && verbose {
+            if job.leads() && verbose {
                 report(&summary, &job.out);
             }
             if summary.stopped_by.is_some() {
@@ -348,7 +380,7 @@ fn on_rank(job: &Job, verbose: bool) -> Result<Option<u32>> {
             Ok(summary.stopped_by)
         }
         Err(error) => {
-            job.group.abort(&error.to_string());
+            job.abort(&error.to_string());
             Err(error.into())
         }
     }

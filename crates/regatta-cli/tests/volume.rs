@@ -92,6 +92,18 @@ fn data_parallelism_sends_what_a_ring_must() {
 }
 
 #[test]
+fn servers_take_and_give_each_parameter_once() {
+    let place = Place::new();
+    for (servers, transport) in [("1", "shm"), ("3", "tcp")] {
+        let servers = format!("sync.servers={servers}");
+        let run = Run::new(&place, transport, "data=2", &[&servers, "parallel.bucket_mib=0.02"]);
+        let (pushes, pushed, sent) = run.of(1, Purpose::Gradients, Some(Kind::Send));
+        assert!(pushes > 1 && sent == pushed, "{pushes} {pushed} {sent}");
+        assert_eq!(run.of(1, Purpose::Parameters, Some(Kind::Send)), (pushes, pushed, 0));
+    }
+}
+
+#[test]
 fn encoded_gradients_take_the_bytes_that_the_plan_tells() {
     let place = Place::new();
     let plain = Run::new(&place, "tcp", "data=4", &[]).of(0, Purpose::Gradients, None).2;

@@ -24,6 +24,10 @@ pub enum Operation {
     AllToAll,
     /// Each rank sends the same to the ranks before and after it, in a ring.
     Neighbours,
+    /// Each rank sends to the parameter servers.
+    ToServers,
+    /// Each rank gets from the parameter servers.
+    FromServers,
 }
 
 /// What an operation transfers.

@@ -21,6 +21,7 @@ mod local;
 mod memory;
 mod mesh;
 mod schedule;
+mod servers;
 mod simulate;
 mod slices;
 mod workers;
@@ -37,6 +38,7 @@ pub use local::{Islands, Local, Outer};
 pub use memory::{BlockLoad, Footprint, Load, mebibytes};
 pub use mesh::{MAX_RANKS, Mesh};
 pub use schedule::{Direction, Schedule, ScheduleKind, Task};
+pub use servers::{Served, Servers, SyncMode};
 pub use simulate::{Costs, Timeline, simulate};
 pub use slices::{Piece, Run, copy as copy_pieces};
 pub use workers::{default_workers, threads_per_worker};
@@ -127,6 +129,9 @@ pub enum PlanError {
     /// Islands cannot train like this.
     #[error("local: {0}")]
     Local(String),
+    /// Parameter servers do not go with the plan.
+    #[error("sync: {0}")]
+    Servers(String),
     /// A size is too large to count or to hold in memory.
     #[error("{0}")]
     TooLarge(String),
@@ -205,6 +210,9 @@ pub struct Plan {
     /// When islands, the indices along the axis `replica`, come together.
     #[serde(default)]
     pub local: Local,
+    /// Which ranks keep the parameters for the workers, if workers do not do it themselves.
+    #[serde(default)]
+    pub servers: Servers,
 }
 
 impl Plan {
@@ -254,10 +262,11 @@ impl Plan {
             recompute: Recompute::None,
             compress: Compress::default(),
             local: Local::default(),
+            servers: Servers::default(),
         })
     }
 
-    /// Ranks in the job.
+    /// Ranks of the mesh.
     pub fn world(&self) -> usize {
         self.mesh.size()
     }
@@ -338,6 +347,9 @@ impl fmt::Display for Plan {
         }
         if let Some(local) = self.local() {
             write!(f, ", {local}")?;
+        }
+        if self.servers.count > 0 {
+            write!(f, ", {}", self.servers)?;
         }
         if self.compress.kind != CompressKind::None {
             let what = if self.local().is_some() { "differences" } else { "gradients" };

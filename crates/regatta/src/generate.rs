@@ -76,7 +76,7 @@ impl Generator {
         check_model(&checkpoint, &state.config.model, state.vocab)?;
         mesh.check_world(group.size())?;
         let plan = plan(mesh)?;
-        let mut engine = setup::engine(&on_host(&state.config), &plan, group, state.vocab, 0)?;
+        let mut engine = setup::engine(&on_host(&state.config), &plan, (group, None), state.vocab, 0)?;
         load(&checkpoint, &mut engine, None)?;
         Ok(Self { engine, tokenizer, context, warnings })
     }
@@ -296,7 +296,7 @@ mod tests {
                     [train]\nbatch = 1\n";
         let config = Config::parse(text, "test", &[]).unwrap();
         let plan = plan(mesh.parse().unwrap()).unwrap();
-        let mut engine = setup::engine(&config, &plan, group, vocab, 7).unwrap();
+        let mut engine = setup::engine(&config, &plan, (group, None), vocab, 7).unwrap();
         for unit in 0..engine.units().units.len() {
             engine.own_mut(unit).iter_mut().for_each(|weight| *weight *= 8.0);
         }

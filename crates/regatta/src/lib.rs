@@ -28,6 +28,7 @@ pub mod models;
 mod optim;
 mod parallel;
 mod params;
+pub mod servers;
 mod setup;
 pub mod train;
 

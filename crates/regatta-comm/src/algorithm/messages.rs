@@ -91,11 +91,26 @@ impl Messages {
             let from = self.others(context);
             self.transport.wait(&[to], &from, SLICE)?;
         }
-        while let Some(peer) = self.transport.unsent()? {
-            wait.check(peer, call)?;
-            self.transport.wait(&[peer], &[], SLICE)?;
+        self.flush(context, &mut wait, call)
+    }
+
+    /// Waits until what was sent has left. A peer that has left the job meanwhile has taken what it wanted.
+    fn flush(&mut self, context: &Context, wait: &mut Wait<'_>, call: Call) -> Result<()> {
+        loop {
+            match self.transport.unsent() {
+                Ok(None) => return Ok(()),
+                Ok(Some(peer)) if context.health.has_left(context.names[peer]) => return Ok(()),
+                Ok(Some(peer)) => {
+                    wait.check(peer, call)?;
+                    self.transport.wait(&[peer], &[], SLICE)?;
+                }
+                Err(Error::PeerDied { rank, .. }) => match context.health.closed(rank, &call) {
+                    Error::Left { .. } => return Ok(()),
+                    error => return Err(error),
+                },
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
     }
 
     /// The first message that `wanted` suits: of each peer and tag they come in the order in which they were sent. None

@@ -6,7 +6,7 @@ use super::schema::{Config, DataKind, TokenizerKind};
 use crate::autograd::Precision;
 use crate::data::{cifar10, mnist};
 use crate::error::Result;
-use regatta_plan::{CompressKind, Mesh, Outer};
+use regatta_plan::{CompressKind, Mesh, Outer, SyncMode};
 
 /// Tokens of the smallest vocabulary that is trained: the 256 bytes and one merge.
 const SMALLEST_BPE: usize = 257;
@@ -71,6 +71,7 @@ pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
     reader.within("parallel.deadline_s", parallel.deadline_s, 0.1, 1e6, true)?;
     check_compress(config, reader)?;
     check_local(config, reader)?;
+    check_sync(config, reader)?;
     reader.within("parallel.zero", f64::from(parallel.zero), 0.0, 3.0, true)?;
     reader.within("parallel.memory_mib", parallel.memory_mib.unwrap_or(1.0), 1.0, 1e9, true)?;
     reader.at_least_one("parallel", &[("chunks", parallel.chunks.unwrap_or(1))])?;
@@ -163,6 +164,37 @@ fn check_local(config: &Config, reader: &Reader<'_>) -> Result<()> {
         let problem = "islands may not skip a step each for itself, as they would with a loss whose scale changes: use \
                        train.precision = \"bf16\" or \"f32\" without train.loss_scale";
         return Err(reader.error("local.every", problem));
+    }
+    Ok(())
+}
+
+/// Checks that what is set goes with parameter servers.
+fn check_sync(config: &Config, reader: &Reader<'_>) -> Result<()> {
+    let Config { sync, compress, local, parallel, .. } = config;
+    if sync.servers == 0 {
+        if sync.mode != SyncMode::Sync {
+            let problem = format!(
+                "\"{}\" needs parameter servers, which know how far each worker is: give their number with --servers or \
+                 sync.servers",
+                sync.mode
+            );
+            return Err(reader.error("sync.mode", problem));
+        }
+        return Ok(());
+    }
+    for (key, set, why) in [
+        ("local.every", local.every > 0, "islands come together among themselves"),
+        ("compress.kind", compress.kind != CompressKind::None, "servers take gradients as they are"),
+        ("parallel.zero", parallel.zero > 0, "the servers' shards are what zero would shard"),
+    ] {
+        if set {
+            let problem = format!("does not go with sync.servers = {}: {why}", sync.servers);
+            return Err(reader.error(key, problem));
+        }
+    }
+    if parallel.transport.as_deref() == Some("mpi") {
+        let problem = "parameter servers do not go over MPI yet: use shm or tcp, which run under mpirun too";
+        return Err(reader.error("parallel.transport", problem));
     }
     Ok(())
 }

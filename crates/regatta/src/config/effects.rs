@@ -3,11 +3,11 @@
 
 use super::schema::{
     CompressConfig, Config, DataConfig, DataKind, LocalConfig, OptimizerConfig, OptimizerKind,
-    ParallelConfig, SampleConfig, TokenizerKind, TrainConfig,
+    ParallelConfig, SampleConfig, SyncConfig, TokenizerKind, TrainConfig,
 };
 use super::sources::{Origin, Sources};
 use crate::error::{Error, Result};
-use regatta_plan::{Axis, CompressKind, Outer, Plan, ScheduleKind};
+use regatta_plan::{Axis, CompressKind, Outer, Plan, ScheduleKind, SyncMode};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use toml::Value;
@@ -48,8 +48,8 @@ pub(super) fn given<'a>(config: &Config, sources: &'a Sources, key: &str) -> Opt
 
 /// The keys of all sections but the model's, with their values.
 pub(super) fn values(config: &Config) -> BTreeMap<String, Value> {
-    let Config { data, train, optimizer, parallel, compress, local, sample, .. } = config;
-    flat(data, train, optimizer, (parallel, compress, local), sample)
+    let Config { data, train, optimizer, parallel, compress, local, sync, sample, .. } = config;
+    flat(data, train, optimizer, (parallel, compress, local, sync), sample)
 }
 
 /// The same keys with their defaults.
@@ -58,7 +58,12 @@ pub(super) fn defaults() -> BTreeMap<String, Value> {
         &DataConfig::default(),
         &TrainConfig::default(),
         &OptimizerConfig::default(),
-        (&ParallelConfig::default(), &CompressConfig::default(), &LocalConfig::default()),
+        (
+            &ParallelConfig::default(),
+            &CompressConfig::default(),
+            &LocalConfig::default(),
+            &SyncConfig::default(),
+        ),
         &SampleConfig::default(),
     )
 }
@@ -67,7 +72,7 @@ fn flat(
     data: &DataConfig,
     train: &TrainConfig,
     optimizer: &OptimizerConfig,
-    (parallel, compress, local): (&ParallelConfig, &CompressConfig, &LocalConfig),
+    (parallel, compress, local, sync): (&ParallelConfig, &CompressConfig, &LocalConfig, &SyncConfig),
     sample: &SampleConfig,
 ) -> BTreeMap<String, Value> {
     fn section(name: &str, section: &impl Serialize) -> Vec<(String, Value)> {
@@ -81,6 +86,7 @@ fn flat(
         section("parallel", parallel),
         section("compress", compress),
         section("local", local),
+        section("sync", sync),
         section("sample", sample),
     ];
     sections.into_iter().flatten().collect()
@@ -92,6 +98,7 @@ fn without_effect(config: &Config) -> Vec<Unused> {
     all.extend(of_optimizer(config));
     all.extend(of_compress(config));
     all.extend(of_local(config));
+    all.extend(of_sync(config));
     all.extend(of_sample(config));
     all
 }
@@ -227,6 +234,19 @@ fn of_local(config: &Config) -> Vec<Unused> {
         all.push(unused("local.mixing", &["local.overlap"], why));
     }
     all
+}
+
+fn of_sync(config: &Config) -> Vec<Unused> {
+    let sync = &config.sync;
+    if sync.servers == 0 {
+        let why = "workers exchange gradients with each other where there are no parameter servers; set sync.servers too";
+        return ["sync.mode", "sync.staleness"].map(|key| unused(key, &["sync.servers"], why)).into();
+    }
+    if sync.mode != SyncMode::Ssp {
+        let why = format!("sync.mode = \"{}\" has no bound; it is for \"ssp\"", sync.mode);
+        return vec![unused("sync.staleness", &["sync.mode"], why)];
+    }
+    vec![]
 }
 
 fn of_sample(config: &Config) -> Vec<Unused> {

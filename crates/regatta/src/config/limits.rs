@@ -35,7 +35,7 @@ const ACTIVATIONS: f64 = (1u64 << 50) as f64;
 
 /// Checks all numbers against their upper bounds.
 pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
-    let Config { data, train, optimizer, parallel, compress, local, sample, .. } = config;
+    let Config { data, train, optimizer, parallel, compress, local, sync, sample, .. } = config;
     reader.at_most("model", &config.model.limits())?;
     reader.at_most(
         "data",
@@ -78,6 +78,7 @@ pub(super) fn check(config: &Config, reader: &Reader<'_>) -> Result<()> {
             ("overlap", local.overlap, STEPS),
         ],
     )?;
+    reader.at_most("sync", &[("servers", sync.servers, MAX_RANKS), ("staleness", sync.staleness, STEPS)])?;
     reader.at_most("sample", &[("tokens", sample.tokens, STEPS)])?;
     if let (DataKind::Synthetic, Some([height, width, channels])) =
         (data.kind, config.model.samples().image())

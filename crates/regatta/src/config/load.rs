@@ -10,8 +10,8 @@ use regatta_plan::Plan;
 use std::path::{Path, PathBuf};
 use toml::Table;
 
-const SECTIONS: [&str; 8] =
-    ["model", "data", "train", "optimizer", "parallel", "compress", "local", "sample"];
+const SECTIONS: [&str; 9] =
+    ["model", "data", "train", "optimizer", "parallel", "compress", "local", "sync", "sample"];
 
 impl Config {
     /// Reads `path` and applies `sets`, each `key.path=value` with a TOML value or a bare string.
@@ -66,6 +66,7 @@ impl Config {
             parallel: reader.section(&table, "parallel")?,
             compress: reader.section(&table, "compress")?,
             local: reader.section(&table, "local")?,
+            sync: reader.section(&table, "sync")?,
             sample: reader.section(&table, "sample")?,
         };
         check(&config, &reader)?;

@@ -16,6 +16,6 @@ pub use crate::models::ModelConfig;
 pub use load::Loaded;
 pub use schema::{
     CompressConfig, Config, DataConfig, DataKind, LocalConfig, OnUserSignal, OptimizerConfig, OptimizerKind,
-    ParallelConfig, SampleConfig, TokenizerKind, TrainConfig,
+    ParallelConfig, SampleConfig, SyncConfig, TokenizerKind, TrainConfig,
 };
 pub use sources::{Origin, Override, Sources, VARIABLES};

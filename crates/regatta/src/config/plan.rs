@@ -5,7 +5,12 @@ use super::schema::Config;
 use crate::autograd::{Backend, Precision};
 use crate::models::ModelConfig;
 use crate::params::Placement;
-use regatta_plan::{Axis, Compress, CompressKind, Layout, Local, Mesh, Plan, PlanError, ScheduleKind};
+use regatta_plan::{
+    Axis, Compress, CompressKind, Layout, Local, Mesh, Plan, PlanError, ScheduleKind, Servers, SyncMode,
+};
+
+/// Elements of the smallest part of a parameter that a server keeps.
+const SERVED: usize = 16;
 
 /// A number of the configuration as plans have it, which are compared.
 fn millionths(number: f64) -> u32 {
@@ -22,7 +27,7 @@ impl Config {
         }
     }
 
-    /// The plan for a job of `world` ranks.
+    /// The plan for a job of `world` ranks, besides its parameter servers.
     ///
     /// # Errors
     /// The mesh has another size, the batch does not divide, or the schedule or the layout is invalid.
@@ -49,6 +54,7 @@ impl Config {
             recompute: parallel.recompute,
             compress: self.compress(),
             local: self.local(),
+            servers: self.servers(),
             ..Plan::new(mesh, self.batch(), bytes)?
         };
         plan.pipeline()?;
@@ -85,6 +91,17 @@ impl Config {
         }
     }
 
+    /// The parameter servers.
+    fn servers(&self) -> Servers {
+        let sync = &self.sync;
+        match (sync.mode, sync.staleness as u64) {
+            // Whoever may not be ahead waits for all.
+            (SyncMode::Ssp, 0) => Servers { count: sync.servers, ..Servers::default() },
+            (SyncMode::Ssp, staleness) => Servers { count: sync.servers, mode: SyncMode::Ssp, staleness },
+            (mode, _) => Servers { count: sync.servers, mode, staleness: 0 },
+        }
+    }
+
     /// Checks that the model supports `plan`; `vocab` is the number of tokens or classes. Nothing is run.
     ///
     /// # Errors
@@ -110,6 +127,16 @@ impl Config {
                 plan.zero
             )));
         }
+        if plan.servers.count > 0
+            && let Some(axis) =
+                Axis::ALL.iter().find(|axis| **axis != Axis::Data && plan.mesh.axis(**axis) > 1)
+        {
+            return Err(PlanError::Servers(format!(
+                "every worker pushes the gradients of the whole model to the parameter servers, and the mesh {} splits it \
+                 or its workers along {axis}: use only data, or sync.servers = 0",
+                plan.mesh
+            )));
+        }
         let tensor = plan.mesh.axis(Axis::Tensor);
         let placement =
             Placement { mesh: plan.mesh.clone(), layout: plan.layout.clone(), ..Placement::whole() };
@@ -133,6 +160,13 @@ impl Config {
                 "{why}: a model of kind {} does not support train.device = \"{}\"",
                 self.model.kind(),
                 train.device
+            )));
+        }
+        let most = params.iter().map(|param| param.len().div_ceil(SERVED)).max().unwrap_or(0);
+        if plan.servers.count > most {
+            return Err(PlanError::Servers(format!(
+                "{} parameter servers are more than the parts that the model has for them: use at most {most}",
+                plan.servers.count
             )));
         }
         for param in &params {

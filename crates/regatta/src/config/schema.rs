@@ -4,7 +4,7 @@ use super::path_as_text;
 use crate::autograd::{DeviceChoice, Precision};
 use crate::data::sampler::LastBatch;
 use crate::models::ModelConfig;
-use regatta_plan::{Compress, CompressKind, Local, Outer, Recompute, ScheduleKind};
+use regatta_plan::{Compress, CompressKind, Local, Outer, Recompute, ScheduleKind, SyncMode};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,6 +28,9 @@ pub struct Config {
     /// When islands come together.
     #[serde(default)]
     pub local: LocalConfig,
+    /// Whom workers wait for, and the parameter servers.
+    #[serde(default)]
+    pub sync: SyncConfig,
     /// Text generated at the end of a language model's run.
     pub sample: SampleConfig,
 }
@@ -291,6 +294,16 @@ impl Default for OptimizerConfig {
     }
 }
 
+impl OptimizerConfig {
+    /// Numbers that it keeps for each parameter.
+    pub(crate) fn moments(&self) -> usize {
+        match self.kind {
+            OptimizerKind::AdamW => 2,
+            OptimizerKind::Sgd => usize::from(self.momentum > 0.0),
+        }
+    }
+}
+
 /// The section `[parallel]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -431,6 +444,18 @@ impl Default for LocalConfig {
     fn default() -> Self {
         Local::default().into()
     }
+}
+
+/// The section `[sync]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SyncConfig {
+    /// Parameter servers: ranks besides the workers that keep the parameters and the optimizer; 0: none.
+    pub servers: usize,
+    /// `sync`, `async` or `ssp`: whom a worker waits for.
+    pub mode: SyncMode,
+    /// Steps that a worker may be ahead of the slowest, with `ssp`; 0: as `sync`.
+    pub staleness: usize,
 }
 
 /// The section `[sample]`.

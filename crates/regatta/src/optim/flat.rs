@@ -111,6 +111,20 @@ impl FlatOptimizer {
         Ok(Self { config: config.clone(), first, second, updates: 0, learns_scale_for, units, shard })
     }
 
+    /// An optimizer whose state other ranks have: it only counts updates.
+    pub fn elsewhere(config: &OptimizerConfig, units: Arc<Units>) -> Self {
+        let (first, second) = (vec![], vec![]);
+        Self {
+            config: config.clone(),
+            first,
+            second,
+            updates: 0,
+            learns_scale_for: u64::MAX,
+            units,
+            shard: 0,
+        }
+    }
+
     /// After so many updates the second moment of AdamW stays as it is: gradients of which only signs arrive say nothing of
     /// their size (Tang et al. 2021, "1-bit Adam", algorithm 1).
     pub fn learn_scale_for(&mut self, updates: u64) {

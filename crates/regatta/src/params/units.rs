@@ -2,6 +2,7 @@
 //! rank owns.
 
 use super::placed::PlacedParam;
+use regatta_kernel::optimizer::sum_of_squares;
 use regatta_plan::{AxisSet, Piece, Plan};
 use std::ops::Range;
 
@@ -144,6 +145,36 @@ impl Units {
         each * shard..each * (shard + 1)
     }
 
+    /// The same units, sharded over another number of ranks.
+    #[must_use]
+    pub fn sharded_over(&self, shards: usize) -> Self {
+        let mut units = self.clone();
+        units.shards = shards;
+        for (index, unit) in units.units.iter_mut().enumerate() {
+            unit.len = self.end(index).next_multiple_of(ALIGN * shards);
+        }
+        units
+    }
+
+    /// The end of a unit's last parameter, padded as where nothing is sharded.
+    fn end(&self, unit: usize) -> usize {
+        let ends = self.units[unit].params.iter().map(|&(param, start)| start + self.params[param].len());
+        ends.max().unwrap_or(0).next_multiple_of(ALIGN)
+    }
+
+    /// The elements of a unit that the `shard`-th rank owns, without the padding that makes all shards equally long.
+    pub fn within(&self, unit: usize, shard: usize) -> Range<usize> {
+        let (owned, end) = (self.shard(unit, shard), self.end(unit));
+        owned.start.min(end)..owned.end.min(end)
+    }
+
+    /// The sum of the squares of the gradients in `range` of a unit, without running statistics.
+    pub fn squares(&self, unit: usize, range: Range<usize>, gradients: &[f32]) -> f64 {
+        let segments = self.segments(unit, range);
+        let trained = segments.filter(|segment| !self.params[segment.param].statistic);
+        trained.map(|segment| sum_of_squares(&gradients[segment.within])).sum()
+    }
+
     /// The parts of a unit's parameters that are within `range` of the unit.
     pub fn segments(&self, unit: usize, range: Range<usize>) -> impl Iterator<Item = Segment> + '_ {
         self.units[unit].params.iter().filter_map(move |&(param, start)| {
@@ -237,7 +268,11 @@ mod tests {
                     }
                     assert!(end <= units.units[unit].len);
                     for shard in 0..shards {
-                        for segment in units.segments(unit, units.shard(unit, shard)) {
+                        assert_eq!(
+                            units.within(unit, shard),
+                            example(cap, 1).sharded_over(shards).within(unit, shard)
+                        );
+                        for segment in units.segments(unit, units.within(unit, shard)) {
                             assert_eq!(segment.within.len(), segment.of.len());
                             seen[segment.param] += segment.of.len();
                         }

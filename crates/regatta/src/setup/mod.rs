@@ -11,4 +11,4 @@ pub(crate) use agree::agree_on;
 pub use agreement::agree;
 pub(crate) use load::{ISLAND, check_model, load, owned, wanted};
 pub(crate) use open::{open_intact, open_to_read};
-pub(crate) use rank::engine;
+pub(crate) use rank::{engine, shard};

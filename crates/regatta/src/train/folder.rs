@@ -82,13 +82,12 @@ impl RunFolder {
     /// Another run uses the folder, a new run's folder has an earlier run, the folder cannot be written, or a rank
     /// does not share it.
     pub(super) fn enter(job: &Job, location: &Location) -> Result<Self> {
-        let mut folder = Self {
-            path: job.out.clone(),
-            lock: None,
-            lead: job.group.rank() == 0,
-            begun: false,
-            warnings: vec![],
-        };
+        let mut folder =
+            Self { path: job.out.clone(), lock: None, lead: job.leads(), begun: false, warnings: vec![] };
+        if job.is_free() && !folder.lead {
+            // The first worker writes there, and no other.
+            return Ok(folder);
+        }
         let token = agree_on(&job.group, || folder.create(job, location))?;
         let problem = folder.check_shared(job, location, &token).err().unwrap_or_default();
         let all = job.group.all_gather_vec(problem.as_bytes())?;

@@ -3,6 +3,7 @@
 use super::requests::Requests;
 use crate::checkpoint::Which;
 use crate::config::Config;
+use crate::servers::ServerLink;
 use regatta_comm::Group;
 use regatta_plan::Plan;
 use std::path::PathBuf;
@@ -15,8 +16,10 @@ pub struct Job {
     pub config: Config,
     /// How the work is distributed over ranks.
     pub plan: Plan,
-    /// The group of all ranks.
+    /// The group of all workers; where each trains at its own speed, a group of this rank alone.
     pub group: Group,
+    /// The way to the parameter servers, if the plan has some.
+    pub servers: Option<ServerLink>,
     /// The run's folder.
     pub out: PathBuf,
     /// How to resume from one of its checkpoints; none: begin, in a folder without an earlier run.
@@ -27,6 +30,28 @@ pub struct Job {
     pub started: Instant,
     /// Number of threads with which this rank computes.
     pub threads: usize,
+}
+
+impl Job {
+    /// Whether this rank writes checkpoints, metrics and messages.
+    pub fn leads(&self) -> bool {
+        self.group.rank() == 0 && self.servers.as_ref().is_none_or(|link| link.worker() == 0)
+    }
+
+    /// Whether workers train each at its own speed.
+    pub(crate) fn is_free(&self) -> bool {
+        self.plan.servers.is_free()
+    }
+
+    /// The group of all ranks, servers included.
+    pub fn world(&self) -> &Group {
+        self.servers.as_ref().map_or(&self.group, ServerLink::world)
+    }
+
+    /// Ends the job on all ranks because of `reason`.
+    pub fn abort(&self, reason: &str) {
+        self.world().abort(reason);
+    }
 }
 
 /// How a run resumes from a checkpoint.

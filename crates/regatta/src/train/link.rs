@@ -1,6 +1,6 @@
 //! What a plan sends between workers, and at which rate of their links another encoding would be faster.
 
-use super::volume::Outline;
+use super::volume::{Outline, SERVERS};
 use crate::config::Config;
 use crate::parallel::Purpose;
 use regatta_kernel::compress::{blocks, half, low_rank};
@@ -22,6 +22,9 @@ const FINER: f64 = 0.97;
 /// What a rank sends to other workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LinkUse {
+    /// Parameter servers that it sends them to; 0: to other workers.
+    #[serde(default)]
+    pub servers: usize,
     /// Bytes that it sends in a step, in the mean over steps.
     pub bytes_a_step: f64,
     /// Encodings that would be faster over slow links, from the fastest link to the slowest.
@@ -52,8 +55,10 @@ impl LinkUse {
         let bytes_a_step = bytes(config, plan, vocab)?;
         let mut faster = vec![];
         // Where islands come together rarely, or a shard has one owner, there is no other encoding.
-        let plain =
-            plan.compress.kind == CompressKind::None && plan.sharded().is_none() && plan.local().is_none();
+        let plain = plan.compress.kind == CompressKind::None
+            && plan.sharded().is_none()
+            && plan.local().is_none()
+            && plan.servers.count == 0;
         if let (Some(compute), true) = (compute, plain && bytes_a_step > 0.0) {
             let numbers = bytes_a_step / 4.0 / sent_each(plan.mesh.workers());
             let mut ways = vec![Way { kind: CompressKind::None, bytes: bytes_a_step, coding: 0.0 }];
@@ -65,13 +70,20 @@ impl LinkUse {
             }
             faster = changes(&ways, compute.as_secs_f64());
         }
-        Ok(Self { bytes_a_step, faster })
+        Ok(Self { servers: plan.servers.count, bytes_a_step, faster })
     }
 }
 
 impl fmt::Display for LinkUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a rank sends {:.0} bytes a step to other workers", self.bytes_a_step)?;
+        let bytes = self.bytes_a_step;
+        match self.servers {
+            0 => write!(f, "a rank sends {bytes:.0} bytes a step to other workers")?,
+            servers => write!(
+                f,
+                "a worker sends {bytes:.0} bytes a step to {servers} server(s), and gets as many back"
+            )?,
+        }
         for (index, Faster { below_mbit, kind }) in self.faster.iter().enumerate() {
             let be = if index == 0 { " would be faster" } else { "" };
             let joint = if index == 0 { ";" } else { "," };
@@ -120,8 +132,8 @@ fn changes(ways: &[Way], compute: f64) -> Vec<Faster> {
 /// Bytes that rank 0 sends to other workers in a step.
 fn bytes(config: &Config, plan: &Plan, vocab: usize) -> Result<f64, PlanError> {
     let outline = Outline::new(config, plan, vocab, 0)?;
-    let workers = [Axis::Data.name(), Axis::Replica.name()];
-    let between = |over: &str| over.split(',').any(|axis| workers.contains(&axis));
+    let others = [Axis::Data.name(), Axis::Replica.name(), SERVERS];
+    let between = |over: &str| over.split(',').any(|axis| others.contains(&axis));
     let all = outline.collectives();
     let sent = all.iter().filter(|one| one.purpose != Purpose::Control && between(&one.over));
     Ok(sent.map(|one| one.volume().sent as f64 / one.every as f64).sum())

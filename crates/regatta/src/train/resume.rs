@@ -125,6 +125,7 @@ fn differences(state: &State, job: &Job) -> Vec<String> {
         ("optimizer", None),
         ("compress", None),
         ("local", None),
+        ("sync", None),
         ("train", Some(&TRAIN[..])),
         ("data", Some(&DATA[..])),
     ] {

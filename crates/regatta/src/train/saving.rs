@@ -112,7 +112,7 @@ impl Saving {
             }
         }
         self.copied = self.copied.max(parts.iter().map(|part: &Part<'_>| size_of_val(part.values)).sum());
-        let state = State { updates: optimizer.updates(), ..state };
+        let state = State { updates: engine.updates().unwrap_or(optimizer.updates()), ..state };
         let outcome = self.writer.begin(&folder, parts).err().map(Err);
         self.pending = Some(Pending { folder, state, best, outcome });
         self.blocked.push(begun.elapsed());

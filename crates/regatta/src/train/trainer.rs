@@ -7,7 +7,7 @@ use super::requests::Requests;
 use super::run::train_on;
 use super::summary::Summary;
 use crate::config::{
-    Config, DataConfig, DataKind, OptimizerConfig, ParallelConfig, SampleConfig, TrainConfig,
+    Config, DataConfig, DataKind, OptimizerConfig, ParallelConfig, SampleConfig, SyncConfig, TrainConfig,
 };
 use crate::datasets::{Dataset, Datasets};
 use crate::error::{Error, Result};
@@ -194,6 +194,7 @@ impl Trainer {
             config,
             plan: self.plan,
             group,
+            servers: None,
             out,
             resume: self.resume,
             requests: self.requests,
@@ -232,6 +233,11 @@ impl Trainer {
             },
             compress: plan.compress.into(),
             local: plan.local.into(),
+            sync: SyncConfig {
+                servers: plan.servers.count,
+                mode: plan.servers.mode,
+                staleness: plan.servers.staleness as usize,
+            },
             sample: SampleConfig::default(),
         }
     }

@@ -6,7 +6,7 @@ use crate::checkpoint::Checkpoint;
 use crate::checkpoint::{Location, Part, ShardWriter, State, Which, commit, fresh_folder};
 use crate::config::{
     CompressConfig, Config, DataConfig, LocalConfig, ModelConfig, OptimizerConfig, ParallelConfig,
-    SampleConfig, TokenizerKind, TrainConfig,
+    SampleConfig, SyncConfig, TokenizerKind, TrainConfig,
 };
 use crate::data::decode;
 use crate::data::tokenizer::Tokenizer;
@@ -355,6 +355,7 @@ fn state(gpt: &GptConfig, vocab: usize, tokenizer: Option<&Path>) -> Result<Stat
         parallel: ParallelConfig::default(),
         compress: CompressConfig::default(),
         local: LocalConfig::default(),
+        sync: SyncConfig::default(),
         sample: SampleConfig::default(),
     };
     let plan = Plan::new(Mesh::data(1), Batch::global(1, 1), 25 << 20)

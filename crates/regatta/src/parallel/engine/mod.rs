@@ -24,6 +24,7 @@ use crate::error::Result;
 use crate::models::{Activation, BuiltModel, Model};
 use crate::optim::FlatOptimizer;
 use crate::params::{Leaves, ParamStore, Units};
+use crate::servers::ServerLink;
 use kept::{Kept, MicroChunk};
 use regatta_plan::{Plan, Schedule};
 use std::collections::{HashMap, VecDeque};
@@ -75,7 +76,7 @@ impl Engine {
         model: BuiltModel,
         rank: RankPlan,
         plan: &Plan,
-        groups: Groups,
+        (groups, servers): (Groups, Option<(ServerLink, usize)>),
         compute: Compute,
     ) -> Result<Self> {
         let RankPlan { stage, schedule, chunks, ties, flushes, .. } = rank;
@@ -85,7 +86,7 @@ impl Engine {
         Ok(Self {
             gradients: Gradients::new(units.clone(), &groups, &ties, flushes)?,
             links: Links::new(&groups, &[&schedule, &evaluation], plan.compress.pipeline)?,
-            exchange: exchange::connect(plan, &store, &groups)?,
+            exchange: exchange::connect(plan, &store, &groups, servers)?,
             plan: plan.clone(),
             groups,
             compute,
@@ -166,7 +167,7 @@ impl Engine {
     /// # Errors
     /// Communication fails.
     pub(crate) fn before_save(&mut self) -> Result<()> {
-        self.exchange.before_save()
+        self.exchange.before_save(&mut self.store)
     }
 
     /// Broadcasts the parameters of rank 0 to all ranks, which hold the same parameters.
@@ -203,6 +204,7 @@ impl Engine {
     /// Memory runs out, or communication fails.
     pub fn update(&mut self, optimizer: &mut FlatOptimizer, lr: f64, scale: f64) -> Result<()> {
         optimizer.begin();
+        self.exchange.update_elsewhere(true, lr, scale)?;
         self.exchange.before_update(&self.store);
         for unit in 0..self.units.units.len() {
             if let Some(gradients) = self.exchange.combined(unit) {
@@ -219,6 +221,45 @@ impl Engine {
         first.into_iter().try_for_each(|unit| self.exchange.prefetch(unit, &self.store))
     }
 
+    /// The first worker whose gradients of this step are not finite, if another rank has found one.
+    pub fn not_finite(&self) -> Option<usize> {
+        self.exchange.not_finite()
+    }
+
+    /// Forgets the gradients of this step.
+    ///
+    /// # Errors
+    /// Communication fails.
+    pub fn skip_update(&mut self) -> Result<()> {
+        self.exchange.update_elsewhere(false, 0.0, 0.0)
+    }
+
+    /// Where workers train each at its own speed: steps of all workers that are done, and whether this worker shall end.
+    pub fn progress(&self) -> Option<(u64, bool)> {
+        self.exchange.progress()
+    }
+
+    /// Called before the first step, after a checkpoint was read; `updates` were made before.
+    ///
+    /// # Errors
+    /// Communication fails.
+    pub fn ready(&mut self, updates: u64) -> Result<()> {
+        self.exchange.ready(&mut self.store, updates)
+    }
+
+    /// Called after the last step. `ends` says whether workers that train at their own speed shall end, too.
+    ///
+    /// # Errors
+    /// Communication fails.
+    pub fn leave(&mut self, ends: bool) -> Result<()> {
+        self.exchange.leave(ends)
+    }
+
+    /// The number of updates in the checkpoint that is being written, if other ranks make them.
+    pub fn updates(&self) -> Option<u64> {
+        self.exchange.updates()
+    }
+
     /// Bytes of parameters and of gradients that are kept from step to step, and the peak bytes of temporary buffers.
     pub fn bytes(&self) -> (usize, usize, usize) {
         let (gradients, buffers) = self.exchange.bytes();
@@ -232,7 +273,7 @@ impl Engine {
     /// Communication fails.
     pub fn carried(&mut self) -> Result<Carried> {
         self.exchange.wait_all(&mut self.store)?;
-        let mut carried = Carried::default();
+        let mut carried = self.exchange.carried();
         self.groups.count(&mut carried);
         for group in self.gradients.ties() {
             carried.group(&group.traffic(), |_| Purpose::Gradients);

@@ -364,8 +364,8 @@ impl GradientExchange for IslandsExchange {
         self.inner.wait_all(store)
     }
 
-    fn before_save(&mut self) -> Result<()> {
-        self.inner.before_save()?;
+    fn before_save(&mut self, store: &mut ParamStore) -> Result<()> {
+        self.inner.before_save(store)?;
         self.arrive()
     }
 

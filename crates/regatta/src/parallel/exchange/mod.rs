@@ -9,16 +9,20 @@ mod gather;
 mod islands;
 mod mean;
 mod pool;
+mod served;
 mod sharded;
 
 pub use compressed::CompressedExchange;
 pub use islands::IslandsExchange;
 pub use mean::MeanExchange;
+pub use served::ServedExchange;
 pub use sharded::ShardedExchange;
 
+use super::carried::Carried;
 use super::groups::{Groups, Role};
 use crate::error::Result;
 use crate::params::ParamStore;
+use crate::servers::ServerLink;
 use regatta_comm::{Buffer, Group, ReduceOp};
 use regatta_plan::{Axis, AxisSet, Plan};
 use std::time::Duration;
@@ -124,6 +128,55 @@ pub trait GradientExchange: Send {
     /// Called after this rank has updated its part of `unit`.
     fn updated(&mut self, _unit: usize) {}
 
+    /// The sum of squares of the combined gradients, if other ranks have them.
+    fn squares(&self) -> Option<f64> {
+        None
+    }
+
+    /// The first worker whose gradients of this step are not finite, if another rank has found one.
+    fn not_finite(&self) -> Option<usize> {
+        None
+    }
+
+    /// Makes other ranks update the parameters, if they do that; or, if this step's gradients do not apply, forget them.
+    ///
+    /// # Errors
+    /// Communication fails.
+    fn update_elsewhere(&mut self, _applies: bool, _lr: f64, _scale: f64) -> Result<()> {
+        Ok(())
+    }
+
+    /// Where workers train each at its own speed: steps of all workers that are done, and whether this worker shall end.
+    fn progress(&self) -> Option<(u64, bool)> {
+        None
+    }
+
+    /// Called before the first step, after a checkpoint was read; `updates` were made before.
+    ///
+    /// # Errors
+    /// Communication fails.
+    fn ready(&mut self, _store: &mut ParamStore, _updates: u64) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called after the last step. `ends` says whether the other workers shall end, too.
+    ///
+    /// # Errors
+    /// Communication fails.
+    fn leave(&mut self, _ends: bool) -> Result<()> {
+        Ok(())
+    }
+
+    /// The number of updates at the time of [`before_save`](Self::before_save), if other ranks make them.
+    fn updates(&self) -> Option<u64> {
+        None
+    }
+
+    /// What was sent and received besides the operations of groups.
+    fn carried(&self) -> Carried {
+        Carried::default()
+    }
+
     /// Called before this rank updates its parts of all units.
     fn before_update(&mut self, _store: &ParamStore) {}
 
@@ -176,7 +229,7 @@ pub trait GradientExchange: Send {
     ///
     /// # Errors
     /// Communication fails.
-    fn before_save(&mut self) -> Result<()> {
+    fn before_save(&mut self, _store: &mut ParamStore) -> Result<()> {
         Ok(())
     }
 
@@ -202,12 +255,23 @@ fn mean_over(exchange: &mut dyn GradientExchange, units: usize, group: &Group) -
     Ok(())
 }
 
-/// Connects the exchange of `plan` for the units of `store`.
+/// Connects the exchange of `plan` for the units of `store`: to the parameter servers, whose optimizer has so many moments, or
+/// to the other workers.
 ///
 /// # Errors
 /// Communication fails.
-pub(crate) fn connect(plan: &Plan, store: &ParamStore, groups: &Groups) -> Result<Box<dyn GradientExchange>> {
+pub(crate) fn connect(
+    plan: &Plan,
+    store: &ParamStore,
+    groups: &Groups,
+    servers: Option<(ServerLink, usize)>,
+) -> Result<Box<dyn GradientExchange>> {
     let units = store.units();
+    match servers {
+        Some((link, moments)) => return Ok(Box::new(ServedExchange::new(link, units.clone(), moments)?)),
+        None if plan.servers.count > 0 => return Err(served::no_servers()),
+        None => {}
+    }
     let local = plan.local();
     let workers = if local.is_some() { Axis::Data.into() } else { AxisSet::WORKERS };
     let compressed = plan.compressed().filter(|_| local.is_none());

@@ -25,7 +25,7 @@ impl Run<'_> {
         // If the run had ended before, this process did no step, and the existing summary has the values of its steps.
         let ended = |existing: Summary| existing.steps == self.done && !existing.interrupted;
         let keep = self.done == self.before && Summary::read(&job.out).is_some_and(ended);
-        let writes = job.group.rank() == 0 && !keep;
+        let writes = job.leads() && !keep;
         // It is written again below when more is known. The error of the last attempt is returned at the end.
         let write = |summary: &Summary| if writes { summary.write(&job.out) } else { Ok(()) };
         let _ = write(&summary);
@@ -39,11 +39,12 @@ impl Run<'_> {
             summary.profile = profile.of_all(&job.group)?;
         }
         let mut written = write(&summary);
-        let sample = self.sample(interrupted);
+        let sample = if job.is_free() && !job.leads() { Ok(None) } else { self.sample(interrupted) };
         if let Some(sample) = optional(sample, "no sample", callback)?.flatten() {
             summary.sample = Some(sample);
             written = write(&summary);
         }
+        self.engine.leave(interrupted && job.leads())?;
         // Last, so that no rank waits for rank 0 to write the file.
         if let Some(path) = &config.trace {
             optional(self.trace.write(path, &job.group), "no trace", callback)?;
@@ -128,7 +129,7 @@ impl Run<'_> {
             best_val_loss: self.best.map(|(loss, _)| loss),
             val_accuracy: self.score.as_ref().and_then(|score| score.accuracy),
             val_metrics: self.score.iter().flat_map(|score| score.metrics.iter().cloned()).collect(),
-            tokens_per_s: step_ms.filter(|ms| *ms > 0.0).map(|ms| tokens as f64 / ms * 1e3),
+            tokens_per_s: self.rate(step_ms).map(|steps| tokens as f64 * steps),
             step_ms,
             model_flops: flops,
             mfu: None,
@@ -145,9 +146,9 @@ impl Run<'_> {
             loss_scale: self.loss_scale.as_ref().map(|scaling| scaling.scale),
             device: job.config.train.device,
             precision: job.config.train.precision,
-            world: job.group.size(),
+            world: job.plan.ranks(),
             plan: job.plan.clone(),
-            transport: job.group.transport().to_string(),
+            transport: job.world().transport().to_string(),
             threads: job.threads,
             parameters: self.trainable()?,
             parameter_hash: String::new(),
@@ -156,10 +157,19 @@ impl Run<'_> {
         })
     }
 
+    /// Steps a second: of the median of this rank's steps, or where workers train each at its own speed, of all.
+    fn rate(&self, step_ms: Option<f64>) -> Option<f64> {
+        let step_s = match self.job.is_free() {
+            true => self.begun.elapsed().as_secs_f64() / (self.done - self.before) as f64,
+            false => step_ms? / 1e3,
+        };
+        (step_s > 0.0 && step_s.is_finite()).then(|| 1.0 / step_s)
+    }
+
     /// What goes between workers, and what would be faster: on rank 0, if there are several workers.
     fn link_use(&self, summary: &Summary) -> Result<Option<LinkUse>> {
         let job = self.job;
-        if job.group.rank() > 0 || job.plan.mesh.workers() == 1 {
+        if !job.leads() || job.plan.mesh.workers() == 1 {
             return Ok(None);
         }
         let waited = summary.comm_exposed_ms.unwrap_or(0.0);
@@ -180,7 +190,8 @@ impl Run<'_> {
         summary.peak_rss_bytes = rss.into_iter().map(|bytes| bytes as u64).collect();
         let mut peaks = vec![0.0f64; job.group.size()];
         job.group.all_gather(&[self.peak_flops_per_s], &mut peaks)?;
-        let on_cores = job.config.train.device.backend == Backend::Cpu;
+        // Where workers train each at its own speed, this one's steps say nothing of the others' cores.
+        let on_cores = job.config.train.device.backend == Backend::Cpu && !job.is_free();
         let peak = peaks.iter().sum::<f64>();
         summary.mfu =
             summary.step_ms.filter(|_| on_cores).map(|ms| summary.model_flops / (ms * 1e-3 * peak).max(1.0));

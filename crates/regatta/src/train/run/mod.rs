@@ -48,7 +48,17 @@ pub fn train(job: &Job, callback: &mut dyn Callback) -> Result<Summary> {
 }
 
 /// As [`train`], with data that is already open.
-pub(super) fn train_on(job: &Job, mut data: Datasets, callback: &mut dyn Callback) -> Result<Summary> {
+pub(super) fn train_on(job: &Job, data: Datasets, callback: &mut dyn Callback) -> Result<Summary> {
+    let data = for_model(job, data)?.checked(job.config.model.samples());
+    data.check_sample(&job.config)?;
+    agree(&job.group, &job.config, &[], &data)?;
+    let ranks = (&job.group, job.servers.as_ref());
+    let engine = engine(&job.config, &job.plan, ranks, data.vocab, job.config.train.seed)?;
+    Run::new(job, &data, engine)?.train(callback)
+}
+
+/// The data of a job, with the tokens or classes of the model that the job goes on with.
+pub(super) fn for_model(job: &Job, mut data: Datasets) -> Result<Datasets> {
     // Problems of the checkpoint are reported when it is read.
     if let Some(checkpoint) = checkpoint_before(job) {
         data = data.for_model_over(checkpoint.state().vocab);
@@ -58,11 +68,7 @@ pub(super) fn train_on(job: &Job, mut data: Datasets, callback: &mut dyn Callbac
             "the data has no classes: give the number of tokens or classes, at least 1".into(),
         ));
     }
-    data = data.checked(job.config.model.samples());
-    data.check_sample(&job.config)?;
-    agree(&job.group, &job.config, &[], &data)?;
-    let engine = engine(&job.config, &job.plan, &job.group, data.vocab, job.config.train.seed)?;
-    Run::new(job, &data, engine)?.train(callback)
+    Ok(data)
 }
 
 struct Run<'a> {
@@ -85,6 +91,8 @@ struct Run<'a> {
     from: Option<PathBuf>,
     /// When the last save was begun, or else the run.
     saved: Instant,
+    /// When the first step of this process was begun.
+    begun: Instant,
     /// The last finite training loss.
     loss: Option<f64>,
     best: Option<(f64, usize)>,
@@ -113,7 +121,10 @@ impl<'a> Run<'a> {
         let warnings = std::mem::take(&mut folder.warnings);
         let offload = job.plan.offload.then(|| job.out.join("offload").join(format!("rank-{rank:05}")));
         let (units, shard) = (engine.units().clone(), engine.shard());
-        let mut optimizer = FlatOptimizer::new(&job.config.optimizer, units, shard, offload.as_deref())?;
+        let mut optimizer = match job.servers {
+            Some(_) => FlatOptimizer::elsewhere(&job.config.optimizer, units),
+            None => FlatOptimizer::new(&job.config.optimizer, units, shard, offload.as_deref())?,
+        };
         if let Some(updates) = job.plan.learns_scale_for() {
             optimizer.learn_scale_for(updates);
         }
@@ -131,6 +142,7 @@ impl<'a> Run<'a> {
             before: 0,
             from: None,
             saved: Instant::now(),
+            begun: Instant::now(),
             loss: None,
             best: None,
             val_loss: None,
@@ -169,7 +181,7 @@ impl<'a> Run<'a> {
 
     fn train(mut self, callback: &mut dyn Callback) -> Result<Summary> {
         let (job, config) = (self.job, &self.job.config.train);
-        let lead = job.group.rank() == 0;
+        let lead = job.leads();
         let mut batches = self.batches()?;
         if lead {
             self.prepare(callback)?;
@@ -181,22 +193,28 @@ impl<'a> Run<'a> {
             let link = LinkUse::of(&job.config, &job.plan, self.data.vocab, None)?;
             callback.announced(&link.to_string());
         }
+        self.engine.ready(self.optimizer.updates())?;
         self.folder.begin();
         self.saved = Instant::now();
+        self.begun = Instant::now();
         let mut interrupted = false;
         while self.done < config.steps && !interrupted {
             let (report, requested);
+            let before_step = self.done;
             let last = self.done + 1 == config.steps;
             let before = if last { Some(self.engine.carried()?) } else { None };
             (report, requested) = self.step(&mut batches, callback)?;
             interrupted = requested == Requested::Stop;
+            let advanced = report.step > before_step;
             if let Some(before) = before {
                 self.carried = Some(self.engine.carried()?.since(&before));
             }
-            self.apply(callback.step(&report));
-            let logged =
-                self.done.is_multiple_of(config.log_every) || self.done == config.steps || self.done == 1;
-            if let (Some(metrics), Some(losses)) = (&mut metrics, &mut losses) {
+            if advanced {
+                self.apply(callback.step(&report));
+            }
+            let passed = |every: usize| advanced && passed(before_step, self.done, every);
+            let logged = passed(config.log_every) || self.done == config.steps || self.done == 1;
+            if let (Some(metrics), Some(losses), true) = (&mut metrics, &mut losses, advanced) {
                 metrics.add(&report);
                 warn(losses.add(self.done, report.loss), callback);
                 if logged {
@@ -204,18 +222,23 @@ impl<'a> Run<'a> {
                     warn(losses.flush(), callback);
                 }
             }
-            if due(self.done, config.check_every) {
+            if passed(config.check_every) {
                 self.engine.check_identical()?;
             }
+            // Where workers train each at its own speed, the first one does the rest alone.
+            if job.is_free() && !lead {
+                continue;
+            }
             let mut best = false;
-            if !interrupted && (due(self.done, config.eval_every) || self.done == config.steps) {
+            let (evaluates, saves) = (passed(config.eval_every), passed(config.checkpoint_every));
+            if !interrupted && (evaluates || self.done == config.steps) {
                 best = self.evaluate(callback)?;
                 if let (Some(metrics), Some(score)) = (&mut metrics, self.score.clone()) {
                     metrics.log_score(self.done, self.position, self.skipped_steps(), &score, callback);
                 }
             }
             let last = interrupted || self.done == config.steps;
-            if best || last || requested == Requested::Save || due(self.done, config.checkpoint_every) {
+            if best || last || requested == Requested::Save || saves {
                 if let Some(losses) = &mut losses {
                     // So that a run that resumes from this checkpoint finds the losses.
                     warn(losses.flush(), callback);
@@ -288,7 +311,7 @@ impl<'a> Run<'a> {
         let (job, config) = (self.job, &self.job.config.train);
         let train = self.data.train.clone();
         let rows = job.plan.batch_per_worker;
-        let (worker, workers) = (self.engine.groups().worker(), job.plan.mesh.workers());
+        let (worker, workers) = (self.worker(), job.plan.mesh.workers());
         let mut sampler =
             Sampler::new(train.len(), workers, worker, config.seed, true, config.last_batch, rows)?;
         sampler.seek(self.position);
@@ -298,9 +321,17 @@ impl<'a> Run<'a> {
         }))
     }
 
+    /// The worker that this rank belongs to.
+    fn worker(&self) -> usize {
+        match &self.job.servers {
+            Some(link) => link.worker(),
+            None => self.engine.groups().worker(),
+        }
+    }
+
     /// On rank 0, warns that a checkpoint could not be written.
     fn warn_unsaved(&self, failed: Option<String>, callback: &mut dyn Callback) {
-        if let (Some(reason), 0) = (failed, self.job.group.rank()) {
+        if let (Some(reason), true) = (failed, self.job.leads()) {
             callback.warning(&format!(
                 "no checkpoint: {reason}; training continues, and the last checkpoint is kept"
             ));
@@ -316,7 +347,7 @@ impl<'a> Run<'a> {
         let Some(score) = self.score.clone() else { return Ok(false) };
         self.apply(callback.evaluated(self.done, &score));
         self.val_loss = Some(score.loss);
-        if !score.loss.is_finite() && job.group.rank() == 0 {
+        if !score.loss.is_finite() && job.leads() {
             callback.warning(&format!(
                 "the validation loss after step {} is {}: no best checkpoint is written, and no older one is removed until \
                  the loss is finite; --resume --from step-N returns to an older one",
@@ -351,8 +382,9 @@ impl<'a> Run<'a> {
     }
 }
 
-fn due(step: usize, every: usize) -> bool {
-    every > 0 && step.is_multiple_of(every)
+/// Whether a multiple of `every` was reached by the steps after `before` up to `now`.
+fn passed(before: usize, now: usize, every: usize) -> bool {
+    every > 0 && now / every > before / every
 }
 
 /// Reports a problem, if there is one.

@@ -57,7 +57,11 @@ impl Run<'_> {
         let wait = Cost::default();
         let (host, position) = measured("wait for data", Phase::Update, wait, || batches.next())?;
         let together = plan.local().is_none_or(|local| local.agrees(self.done as u64 + 1));
-        let workers = if together { plan.mesh.workers() } else { plan.mesh.axis(Axis::Data) };
+        let workers = match (job.is_free(), together) {
+            (true, _) => 1,
+            (false, true) => plan.mesh.workers(),
+            (false, false) => plan.mesh.axis(Axis::Data),
+        };
         let tokens = host.tokens() * plan.mesh.workers();
         let targets = host.targets();
         let counted = host.counted();
@@ -97,8 +101,11 @@ impl Run<'_> {
             _ => finite,
         };
         if !continues {
+            let culprit = self.engine.not_finite();
+            let culprit =
+                culprit.map_or(String::new(), |rank| format!("rank {rank}'s gradients are not finite; "));
             return Err(Error::Numeric(format!(
-                "the loss is {loss} and the gradient's norm {norm} at step {}: lower optimizer.lr or set \
+                "{culprit}the loss is {loss} and the gradient's norm {norm} at step {}: lower optimizer.lr or set \
                  optimizer.clip; {} has the last checkpoint for --resume, and --from step-N returns to an older one",
                 self.done + 1,
                 job.out.display()
@@ -112,9 +119,10 @@ impl Run<'_> {
                 self.engine.update(&mut self.optimizer, lr, scale * unscale * reweight)
             })?;
         } else {
+            self.engine.skip_update()?;
             self.warn_skipped(callback);
         }
-        self.done += 1;
+        let requested = self.advance(requested);
         self.position = position;
         self.loss = if loss.is_finite() { Some(loss) } else { self.loss };
         let took = begun.elapsed();
@@ -147,6 +155,17 @@ impl Run<'_> {
         Ok((report, requested))
     }
 
+    /// Counts the step. Where workers train each at its own speed, so many steps are done as have been pushed by all of them.
+    fn advance(&mut self, requested: Requested) -> Requested {
+        let Some((pushed, ends)) = self.engine.progress() else {
+            self.done += 1;
+            return requested;
+        };
+        let steps = self.before + pushed as usize / self.job.plan.mesh.workers();
+        self.done = steps.min(self.job.config.train.steps).max(self.done);
+        if ends { Requested::Stop } else { requested }
+    }
+
     /// Applies a callback's decision.
     pub(super) fn apply(&mut self, flow: Flow) {
         self.stop |= flow == Flow::Stop;
@@ -159,7 +178,7 @@ impl Run<'_> {
 
     /// On rank 0, warns that this step's update is skipped.
     fn warn_skipped(&self, callback: &mut dyn Callback) {
-        if let (Some(scaling), 0) = (&self.loss_scale, self.job.group.rank()) {
+        if let (Some(scaling), true) = (&self.loss_scale, self.job.leads()) {
             callback.warning(&format!(
                 "step {} is skipped: its gradients are not finite ({} skipped so far); the loss is scaled by {} from now on",
                 self.done + 1,
@@ -172,7 +191,7 @@ impl Run<'_> {
     /// Splits a worker's samples into micro-batches on the device.
     fn micro_batches(&self, host: HostBatch) -> Vec<MicroBatch> {
         let (job, plan) = (self.job, &self.job.plan);
-        let (worker, workers) = (self.engine.groups().worker(), plan.mesh.workers());
+        let (worker, workers) = (self.worker(), plan.mesh.workers());
         let noise = Stream::new(job.config.train.seed).named("dropout").at(self.done as u64);
         // Worker w of W has every W-th sample of the global batch from the w-th on.
         let dealt = SampleRows { first: worker, stride: workers };
@@ -205,8 +224,7 @@ impl Run<'_> {
         let written = self.saving.written();
         // Rank 0's clock decides when a checkpoint is due.
         let minutes = job.config.train.checkpoint_minutes;
-        let due =
-            job.group.rank() == 0 && minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= 60.0 * minutes;
+        let due = job.leads() && minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= 60.0 * minutes;
         let mut values = [loss, flag(stop), flag(written), flag(save || due), counted];
         if job.group.size() > 1 {
             let begun = Instant::now();

@@ -28,6 +28,9 @@ const F64: usize = size_of::<f64>();
 /// Values in the all-reduce at the end of a step: loss, stop, written, save, and targets that count.
 const VALUES_AT_END: usize = 5;
 
+/// Who takes part in what goes between a worker and the parameter servers.
+pub(super) const SERVERS: &str = "servers";
+
 /// Equal operations of one rank in one step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Collective {
@@ -247,12 +250,21 @@ impl<'a> Outline<'a> {
                     Content::Parameters => (Purpose::Parameters, &mut parameters),
                 };
                 let place = format!("{name}: {}", one.what);
-                if one.operation == Operation::Neighbours {
-                    all.extend(self.to_neighbours(&one, &place));
-                    continue;
+                match one.operation {
+                    Operation::Neighbours => all.extend(self.to_neighbours(&one, &place)),
+                    Operation::ToServers | Operation::FromServers => {
+                        all.push(self.with_servers(purpose, &one, place));
+                    }
+                    _ => {
+                        let kind = (kind_of(one.operation), one.count, one.every);
+                        all.extend(self.collective(
+                            (purpose, one.over),
+                            kind,
+                            (one.numbers, one.width),
+                            place,
+                        ));
+                    }
                 }
-                let kind = (kind_of(one.operation), one.count, one.every);
-                all.extend(self.collective((purpose, one.over), kind, (one.numbers, one.width), place));
             }
             gradients.extend(self.tie(index, unit.len / rank.units.shards));
         }
@@ -273,6 +285,22 @@ impl<'a> Outline<'a> {
             sent,
             place: format!("{place}{way}"),
         })
+    }
+
+    /// What goes between this worker and the parameter servers, all of them together.
+    fn with_servers(&self, purpose: Purpose, one: &UnitOperation, place: String) -> Collective {
+        let bytes = one.numbers * one.width;
+        Collective {
+            purpose,
+            over: SERVERS.into(),
+            ranks: 1 + self.plan.servers.count,
+            kind: Kind::Send,
+            count: one.count,
+            every: one.every,
+            bytes,
+            sent: if one.operation == Operation::ToServers { bytes } else { 0 },
+            place,
+        }
     }
 
     /// The sum of a unit's gradients over the stages that share it.
@@ -383,6 +411,9 @@ impl<'a> Outline<'a> {
     fn agreement(&self) -> Vec<Collective> {
         let model = model_axes(self.plan);
         let once = (Kind::AllReduce, 1, 1);
+        if self.plan.servers.is_free() {
+            return vec![];
+        }
         let norm = self.collective((Purpose::Control, model), once, (1, F64), "norm of the gradient".into());
         let values = (VALUES_AT_END, F64);
         let distance = self.plan.local().map_or(1, Local::agreement);
