@@ -291,6 +291,7 @@ fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, verbose: bool) -
         threads,
         transport,
         environment: vec![(STARTED.into(), epoch.to_string().into()), (OUT.into(), out.into())],
+        spared: if plan.servers.is_free() { 1..workers } else { 0..0 },
         own: true,
     })?;
     Ok(ExitCode::SUCCESS)

@@ -209,6 +209,47 @@ fn a_server_that_dies_ends_the_job_by_its_name() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn others_go_on_without_workers_that_die() {
+    use std::process::Stdio;
+    let place = Place::new();
+    for (index, (mode, transport)) in [
+        (&["sync.mode=async"][..], "shm"),
+        (&["sync.mode=ssp", "sync.staleness=2"], "tcp"),
+        (&["sync.mode=async"], "tcp"),
+        (&["sync.mode=ssp", "sync.staleness=1"], "shm"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = format!("run-{index}");
+        let ranks = ["--workers", "4", "--servers", "2", "--steps", "1500", "--transport", transport];
+        let sets = [mode, &["train.batch=12", "train.checkpoint_every=100"]].concat();
+        let mut command = train(&place, &out, &sets, &ranks);
+        let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = || {
+            std::fs::read_to_string(place.path(&out).join("metrics.jsonl"))
+                .map_or(0, |text| text.lines().count())
+        };
+        // One after the other, and then nobody but the first is left.
+        for (dies, after) in [(2, 20), (1, 60), (3, 100)] {
+            until("metrics", || lines() > after);
+            signal("-KILL", common::pid_of(&run, dies));
+        }
+        let output = run.wait_with_output().unwrap();
+        let text = said(&output);
+        assert!(output.status.success(), "{mode:?} {transport}: {text}");
+        for dies in [1, 2, 3] {
+            assert!(text.contains(&format!("rank {dies} was killed (signal 9)")), "{text}");
+        }
+        let summary = place.summary(&out);
+        assert_eq!((summary["steps"].as_u64(), summary["interrupted"].as_bool()), (Some(1500), Some(false)));
+        let own = losses(&summary);
+        assert!(own[own.len() - 1] < 0.5 * own[0], "{own:?}");
+    }
+}
+
 #[test]
 fn what_cannot_be_is_refused_with_its_reason() {
     let place = Place::new();

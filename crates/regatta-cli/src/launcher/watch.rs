@@ -155,6 +155,11 @@ impl<'a> Watch<'a> {
             self.store.abort(Some(rank), &format!("rank {rank} {end} before it could save"));
             return;
         }
+        if self.failed.is_none() && self.job.spared.contains(&rank) {
+            // The store tells the others, who may have noticed before.
+            out::note_in_background(format!("warning: rank {rank} {end}; the others go on without it"));
+            return;
+        }
         let first = self.store.first_failure().and_then(|(rank, _)| rank);
         if self.failed.is_some() {
             if first == Some(rank) {

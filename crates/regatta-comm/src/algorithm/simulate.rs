@@ -249,13 +249,16 @@ fn adasum(mut vectors: Vec<Vec<f64>>) -> Vec<f64> {
 
 /// A context for what `rank` does alone.
 pub(crate) fn context(rank: usize, size: usize) -> Context {
+    let health = Arc::<Health>::default();
+    // Nobody has news for it, so that it waits for none.
+    health.silent();
     Context {
         rank,
         size,
         generation: 0,
         names: (0..size).collect(),
         hosts: Arc::new([]),
-        health: Arc::<Health>::default(),
+        health,
         notes: Arc::new(Notes::new(None, 0, size, rank)),
         recorder: Arc::new(Recorder::default()),
         joining: Arc::new(Joining::new(0)),

@@ -107,7 +107,8 @@ impl Health {
     /// The first failure of the job, if its news comes soon; else `own`.
     pub(crate) fn verdict(&self, own: Error) -> Error {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(state, GRACE, |state| state.end.is_none());
+        let waits = |state: &mut State| state.end.is_none() && !state.silent;
+        let waited = self.changed.wait_timeout_while(state, GRACE, waits);
         waited.unwrap_or_else(PoisonError::into_inner).0.end.clone().unwrap_or(own)
     }
 

@@ -1,7 +1,7 @@
 //! A worker's mail: one thread sends, so that the backward pass goes on, the most urgent first; another one receives, so
 //! that no server waits for a worker that computes.
 
-use super::link::ServerLink;
+use super::link::{ServerLink, Wire};
 use super::message::Kind;
 use crate::error::{Error, Result};
 use regatta_comm::{Buffer, Message};
@@ -22,6 +22,7 @@ pub(crate) struct Courier {
 
 struct Shared {
     link: ServerLink,
+    wire: Wire,
     /// By unit and server: the elements that the server keeps.
     parts: Vec<Vec<Range<usize>>>,
     state: Mutex<State>,
@@ -56,7 +57,13 @@ impl Courier {
     /// # Errors
     /// No thread can be started.
     pub(crate) fn start(link: ServerLink, parts: Vec<Vec<Range<usize>>>) -> Result<Self> {
-        let shared = Arc::new(Shared { link, parts, state: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            wire: link.wire(),
+            link,
+            parts,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
         let thread = |name: &str, work: fn(&Shared) -> Result<()>| {
             let shared = shared.clone();
             let run = move || {
@@ -187,13 +194,13 @@ impl Shared {
 
     /// Sends a parcel, and returns its buffer.
     fn send(&self, parcel: Parcel) -> Result<Option<(usize, Buffer<f32>)>> {
-        let mailbox = &self.link.requests;
+        let mailbox = self.wire.requests();
         match parcel {
             Parcel::Gradients(unit, gradients) => {
                 for (server, part) in self.parts[unit].iter().enumerate() {
                     mailbox.send(
                         &gradients[part.clone()],
-                        self.link.rank_of(server),
+                        self.wire.place(self.link.rank_of(server))?,
                         Kind::Push.tag(unit),
                     )?;
                 }
@@ -201,7 +208,7 @@ impl Shared {
             }
             Parcel::Numbers(kind, numbers) => {
                 for server in 0..self.link.servers.count {
-                    mailbox.send(&numbers, self.link.rank_of(server), kind.tag(0))?;
+                    mailbox.send(&numbers, self.wire.place(self.link.rank_of(server))?, kind.tag(0))?;
                 }
                 Ok(None)
             }
@@ -210,10 +217,10 @@ impl Shared {
 
     fn receive_all(&self) -> Result<()> {
         loop {
-            let message = self.link.answers.recv_timeout(None, None, LOOK)?;
+            let message = self.wire.answers().recv_timeout(None, None, LOOK)?;
             let mut state = self.lock();
             if let Some(message) = message {
-                let server = message.from() - self.link.workers;
+                let server = self.wire.sender(&message) - self.link.workers;
                 if let Some((Kind::Refused, _)) = Kind::of(message.tag()) {
                     let reason = String::from_utf8_lossy(message.numbers::<u8>()?).into_owned();
                     return Err(Error::Numeric(reason));

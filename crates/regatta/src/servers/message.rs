@@ -28,10 +28,12 @@ pub(crate) enum Kind {
     Progress = 11,
     /// Server to worker: why it does not apply what was pushed.
     Refused = 12,
+    /// Worker to server, after another worker has died: send all parameters, and forget what this one has pushed.
+    Pull = 13,
 }
 
 impl Kind {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Push,
         Self::Commit,
         Self::Discard,
@@ -44,6 +46,7 @@ impl Kind {
         Self::Squares,
         Self::Progress,
         Self::Refused,
+        Self::Pull,
     ];
 
     /// The tag of a message about `unit`, or about none in particular: then it is 0.

@@ -27,8 +27,7 @@ impl Round {
     ///
     /// # Errors
     /// It is not a part of a unit, or comes a second time.
-    pub(crate) fn keep(&mut self, shard: &Shard, unit: usize, message: Message) -> Result<()> {
-        let worker = message.from();
+    pub(crate) fn keep(&mut self, shard: &Shard, worker: usize, unit: usize, message: Message) -> Result<()> {
         let wrong = |what: String| Error::Usage(format!("worker {worker} pushed {what}"));
         let len = message.numbers::<f32>()?.len();
         if unit >= shard.units() || len != shard.part(unit) {

@@ -6,7 +6,7 @@ use super::message::{Commit, Kind};
 use super::round::{Round, is_finite};
 use super::shard::Shard;
 use crate::error::{Error, Result};
-use regatta_comm::Message;
+use regatta_comm::{Element, Message};
 use regatta_plan::SyncMode;
 use std::time::Duration;
 
@@ -49,8 +49,8 @@ pub(crate) fn serve(end: ServerEnd, shard: Shard) -> Result<Served> {
         end,
     };
     while !server.clocks.is_over() {
-        if let Some(message) = server.end.requests.recv_timeout(None, None, LOOK)? {
-            server.handle(message)?;
+        if let Err(error) = server.hear() {
+            server.go_on_after(error)?;
         }
     }
     Ok(Served { updates: server.shard.updates() })
@@ -61,8 +61,32 @@ impl Server {
         self.end.servers.is_free()
     }
 
+    /// Waits for a request for a while, and does what it says.
+    fn hear(&mut self) -> Result<()> {
+        match self.end.wire.requests().recv_timeout(None, None, LOOK)? {
+            Some(message) => self.handle(message),
+            None => Ok(()),
+        }
+    }
+
+    /// Goes on without a worker that has died. The others begin a step anew, with the parameters as they are now.
+    fn go_on_after(&mut self, error: Error) -> Result<()> {
+        for worker in self.end.go_on_after(error)? {
+            self.clocks.leave(worker);
+        }
+        (0..self.end.workers).for_each(|worker| self.round.discard(worker));
+        self.held.clear();
+        Ok(())
+    }
+
+    /// Sends numbers to a worker.
+    fn answer<T: Element>(&self, worker: usize, numbers: &[T], tag: u32) -> Result<()> {
+        let wire = &self.end.wire;
+        Ok(wire.answers().send(numbers, wire.place(worker)?, tag)?)
+    }
+
     fn handle(&mut self, message: Message) -> Result<()> {
-        let worker = message.from();
+        let worker = self.end.wire.sender(&message);
         let Some((kind, unit)) = Kind::of(message.tag()) else {
             let tag = message.tag();
             return Err(Error::Usage(format!(
@@ -71,7 +95,7 @@ impl Server {
         };
         match kind {
             Kind::Push => {
-                self.round.keep(&self.shard, unit, message)?;
+                self.round.keep(&self.shard, worker, unit, message)?;
                 if !self.is_free()
                     && let Some((squares, not_finite)) = self.round.combine(&self.shard, unit)?
                 {
@@ -103,6 +127,11 @@ impl Server {
                 }
             }
             Kind::Save => self.save(worker)?,
+            Kind::Pull => {
+                self.round.discard(worker);
+                self.held.push(worker);
+                self.release()?;
+            }
             Kind::Leave => {
                 self.stopping |= message.numbers::<f64>()?.first() == Some(&1.0);
                 self.clocks.leave(worker);
@@ -153,7 +182,7 @@ impl Server {
         if self.end.index() == 0 {
             // Before the update, which takes longer.
             let progress = [self.applied as f64, f64::from(u8::from(self.stopping))];
-            self.end.answers.send(&progress, worker, Kind::Progress.tag(0))?;
+            self.answer(worker, &progress, Kind::Progress.tag(0))?;
         }
         self.shard.begin();
         for (unit, message) in pushed.iter().enumerate() {
@@ -179,18 +208,15 @@ impl Server {
             "rank {worker} pushed gradients that are not finite; the servers keep the parameters as they were: lower \
              optimizer.lr or set optimizer.clip"
         );
-        self.clocks
-            .present()
-            .try_for_each(|to| Ok(self.end.answers.send(reason.as_bytes(), to, Kind::Refused.tag(0))?))
+        self.clocks.present().try_for_each(|to| self.answer(to, reason.as_bytes(), Kind::Refused.tag(0)))
     }
 
     fn tell_all(&self, kind: Kind, numbers: &[f64]) -> Result<()> {
-        self.clocks.present().try_for_each(|to| Ok(self.end.answers.send(numbers, to, kind.tag(0))?))
+        self.clocks.present().try_for_each(|to| self.answer(to, numbers, kind.tag(0)))
     }
 
     fn send_unit(&self, worker: usize, unit: usize) -> Result<()> {
-        let parameters = self.shard.parameters(unit);
-        Ok(self.end.answers.send(parameters, worker, Kind::Parameters.tag(unit))?)
+        self.answer(worker, self.shard.parameters(unit), Kind::Parameters.tag(unit))
     }
 
     /// Sends all parameters, in the order in which a forward pass uses them.
@@ -204,11 +230,11 @@ impl Server {
         for kind in [Kind::First, Kind::Second] {
             for unit in 0..self.shard.units() {
                 if let Some(numbers) = self.shard.moments(moments(kind), unit) {
-                    self.end.answers.send(numbers, worker, kind.tag(unit))?;
+                    self.answer(worker, numbers, kind.tag(unit))?;
                 }
             }
         }
-        Ok(self.end.answers.send(&[self.shard.updates() as f64], worker, Kind::Save.tag(0))?)
+        self.answer(worker, &[self.shard.updates() as f64], Kind::Save.tag(0))
     }
 }
 

@@ -44,8 +44,8 @@ impl Job {
     }
 
     /// The group of all ranks, servers included.
-    pub fn world(&self) -> &Group {
-        self.servers.as_ref().map_or(&self.group, ServerLink::world)
+    pub fn world(&self) -> Group {
+        self.servers.as_ref().map_or_else(|| self.group.clone(), ServerLink::world)
     }
 
     /// Ends the job on all ranks because of `reason`.

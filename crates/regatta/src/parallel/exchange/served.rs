@@ -81,21 +81,47 @@ impl ServedExchange {
 
     /// Sends a server its part of a unit, before the first step.
     fn hand_over(&self, kind: Kind, unit: usize, numbers: &[f32]) -> Result<()> {
+        let wire = self.link.wire();
         for (server, part) in self.parts[unit].iter().enumerate() {
-            let to = self.link.rank_of(server);
-            self.link.requests.send(&numbers[part.clone()], to, kind.tag(unit))?;
+            let to = wire.place(self.link.rank_of(server))?;
+            wire.requests().send(&numbers[part.clone()], to, kind.tag(unit))?;
         }
+        Ok(())
+    }
+
+    /// Does `work`, and again after the death of a worker that the others can do without.
+    fn surviving<R>(&mut self, mut work: impl FnMut(&mut Self) -> Result<R>) -> Result<R> {
+        loop {
+            match work(self) {
+                Err(error) if self.is_free => self.go_on_after(error)?,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Goes on without a worker that has died: what this one has pushed and the servers have not applied is lost, and the
+    /// parameters are fetched anew.
+    fn go_on_after(&mut self, error: Error) -> Result<()> {
+        self.link.go_on_after(error)?;
+        self.courier = Courier::start(self.link.clone(), self.parts.clone())?;
+        (self.steps_done, self.saves) = (0, 0);
+        self.asked.fill((1, 0));
+        // If another one dies meanwhile, the next wait shows it.
+        let _ = self.courier.tell(self.step, Kind::Pull, &[]);
         Ok(())
     }
 
     /// Waits for the newest parameters of a unit.
     fn fetch(&mut self, unit: usize, store: &mut ParamStore) -> Result<()> {
-        let (asked, fetched) = &mut self.asked[unit];
+        self.surviving(|exchange| exchange.fetch_once(unit, store))
+    }
+
+    fn fetch_once(&mut self, unit: usize, store: &mut ParamStore) -> Result<()> {
+        let (asked, fetched) = self.asked[unit];
         if asked == fetched {
             return Ok(());
         }
-        *fetched = *asked;
-        let (asked, begun) = (*asked, Instant::now());
+        let begun = Instant::now();
         let (courier, parts) = (&self.courier, &self.parts[unit]);
         waiting("wait for the servers", || -> Result<()> {
             for (server, part) in parts.iter().enumerate() {
@@ -105,7 +131,60 @@ impl ServedExchange {
             }
             Ok(())
         })?;
+        self.asked[unit].1 = asked;
         self.time.add_exposed(begun.elapsed());
+        Ok(())
+    }
+
+    /// Makes the servers apply what was pushed, or forget it.
+    fn commit(&mut self, applies: bool, lr: f64, scale: f64) -> Result<()> {
+        if !applies {
+            return self.courier.tell(self.step, Kind::Discard, &[]);
+        }
+        self.courier.tell(self.step, Kind::Commit, &Commit { lr, scale }.to_numbers())?;
+        for unit in 0..self.asked.len() {
+            self.asked[unit].0 += 1;
+            self.count(Purpose::Parameters, unit);
+        }
+        if !self.is_free {
+            return Ok(());
+        }
+        self.steps_done += 1;
+        let begun = Instant::now();
+        let message = self.courier.wait(Kind::Progress, 0, 0, self.steps_done)?;
+        if let Some([applied, ends]) = message.as_ref().map(|message| message.numbers::<f64>()).transpose()? {
+            self.progress = Some((*applied as u64, *ends > 0.0));
+        }
+        self.time.add_exposed(begun.elapsed());
+        Ok(())
+    }
+
+    /// Gets all of the servers' numbers, as they are at one moment.
+    fn ask_for_all(&mut self, store: &mut ParamStore) -> Result<()> {
+        (0..self.asked.len()).try_for_each(|unit| self.fetch_once(unit, store))?;
+        if self.link.worker() > 0 {
+            return Ok(());
+        }
+        self.courier.tell(self.step, Kind::Save, &[])?;
+        self.saves += 1;
+        self.asked.iter_mut().for_each(|(asked, _)| *asked += 1);
+        (0..self.asked.len()).try_for_each(|unit| self.fetch_once(unit, store))?;
+        let mut moments = [vec![], vec![]];
+        for server in 0..self.servers() {
+            let Some(message) = self.courier.wait(Kind::Save, 0, server, self.saves)? else { continue };
+            self.updates = message.numbers::<f64>()?.first().map(|updates| *updates as u64);
+            // The moments came before it.
+            for (kind, numbers) in [Kind::First, Kind::Second].into_iter().zip(&mut moments) {
+                for (unit, parts) in self.parts.iter().enumerate() {
+                    let Some(message) = self.courier.wait(kind, unit, server, 0)? else { continue };
+                    if numbers.is_empty() {
+                        *numbers = self.units.units.iter().map(|unit| vec![0.0; unit.len]).collect();
+                    }
+                    numbers[unit][parts[server].clone()].copy_from_slice(message.numbers()?);
+                }
+            }
+        }
+        self.moments = Some(moments);
         Ok(())
     }
 
@@ -136,7 +215,11 @@ impl GradientExchange for ServedExchange {
             self.squares += self.units.squares(unit, 0..gradients.len(), &gradients);
         }
         self.count(Purpose::Gradients, unit);
-        self.courier.push(self.step, unit, gradients)
+        match self.courier.push(self.step, unit, gradients) {
+            // The end of the step shows whether the others can do without whoever has died.
+            Err(_) if self.is_free => Ok(()),
+            outcome => outcome,
+        }
     }
 
     fn finish(&mut self) -> Result<()> {
@@ -172,25 +255,11 @@ impl GradientExchange for ServedExchange {
     }
 
     fn update_elsewhere(&mut self, applies: bool, lr: f64, scale: f64) -> Result<()> {
-        if !applies {
-            return self.courier.tell(self.step, Kind::Discard, &[]);
+        match self.commit(applies, lr, scale) {
+            // What this worker has pushed in the step may be lost, and the next one is begun.
+            Err(error) if self.is_free => self.go_on_after(error),
+            outcome => outcome,
         }
-        self.courier.tell(self.step, Kind::Commit, &Commit { lr, scale }.to_numbers())?;
-        for unit in 0..self.asked.len() {
-            self.asked[unit].0 += 1;
-            self.count(Purpose::Parameters, unit);
-        }
-        if !self.is_free {
-            return Ok(());
-        }
-        self.steps_done += 1;
-        let begun = Instant::now();
-        let message = self.courier.wait(Kind::Progress, 0, 0, self.steps_done)?;
-        if let Some([applied, ends]) = message.as_ref().map(|message| message.numbers::<f64>()).transpose()? {
-            self.progress = Some((*applied as u64, *ends > 0.0));
-        }
-        self.time.add_exposed(begun.elapsed());
-        Ok(())
     }
 
     fn progress(&self) -> Option<(u64, bool)> {
@@ -227,31 +296,7 @@ impl GradientExchange for ServedExchange {
     }
 
     fn before_save(&mut self, store: &mut ParamStore) -> Result<()> {
-        self.wait_all(store)?;
-        if self.link.worker() > 0 {
-            return Ok(());
-        }
-        self.courier.tell(self.step, Kind::Save, &[])?;
-        self.saves += 1;
-        self.asked.iter_mut().for_each(|(asked, _)| *asked += 1);
-        self.wait_all(store)?;
-        let mut moments = [vec![], vec![]];
-        for server in 0..self.servers() {
-            let Some(message) = self.courier.wait(Kind::Save, 0, server, self.saves)? else { continue };
-            self.updates = message.numbers::<f64>()?.first().map(|updates| *updates as u64);
-            // The moments came before it.
-            for (kind, numbers) in [Kind::First, Kind::Second].into_iter().zip(&mut moments) {
-                for (unit, parts) in self.parts.iter().enumerate() {
-                    let Some(message) = self.courier.wait(kind, unit, server, 0)? else { continue };
-                    if numbers.is_empty() {
-                        *numbers = self.units.units.iter().map(|unit| vec![0.0; unit.len]).collect();
-                    }
-                    numbers[unit][parts[server].clone()].copy_from_slice(message.numbers()?);
-                }
-            }
-        }
-        self.moments = Some(moments);
-        Ok(())
+        self.surviving(|exchange| exchange.ask_for_all(store))
     }
 
     fn updates(&self) -> Option<u64> {
@@ -270,8 +315,10 @@ impl GradientExchange for ServedExchange {
     }
 
     fn leave(&mut self, ends: bool) -> Result<()> {
-        self.courier.tell(u64::MAX, Kind::Leave, &[f64::from(u8::from(ends))])?;
-        self.courier.flush()
+        self.surviving(|exchange| {
+            exchange.courier.tell(u64::MAX, Kind::Leave, &[f64::from(u8::from(ends))])?;
+            exchange.courier.flush()
+        })
     }
 
     fn carried(&self) -> Carried {
