@@ -97,6 +97,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
                 threads: cores::threads_of_each(mesh.size()),
                 transport: None,
                 environment: vec![],
+                servers: 0,
                 spared: 0..0,
                 own: true,
             })?;

@@ -139,6 +139,7 @@ fn launch(args: LaunchArgs) -> error::Result<ExitCode> {
         threads: cores::threads_of_each(args.workers),
         transport: args.transport,
         environment,
+        servers: 0,
         spared: 0..0,
         own: false,
     };

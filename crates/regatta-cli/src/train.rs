@@ -291,6 +291,7 @@ fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, verbose: bool) -
         threads,
         transport,
         environment: vec![(STARTED.into(), epoch.to_string().into()), (OUT.into(), out.into())],
+        servers: plan.servers.count,
         spared: if plan.servers.is_free() { 1..workers } else { 0..0 },
         own: true,
     })?;
@@ -341,6 +342,8 @@ fn as_planned(mut job: Job, verbose: bool) -> Result<Option<u32>> {
         }
         Role::Server(end) => end,
     };
+    // Messages of the same sizes come again in every step.
+    keep_freed_memory();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).use_current_thread().build()?;
     match pool.install(|| serve(&job, end)) {
         // The workers say whether a signal has stopped the run; this rank must not look as if it had failed.

@@ -224,7 +224,7 @@ fn others_go_on_without_workers_that_die() {
     .enumerate()
     {
         let out = format!("run-{index}");
-        let ranks = ["--workers", "4", "--servers", "2", "--steps", "1500", "--transport", transport];
+        let ranks = ["--workers", "4", "--servers", "2", "--steps", "600", "--transport", transport];
         let sets = [mode, &["train.batch=12", "train.checkpoint_every=100"]].concat();
         let mut command = train(&place, &out, &sets, &ranks);
         let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -244,7 +244,7 @@ fn others_go_on_without_workers_that_die() {
             assert!(text.contains(&format!("rank {dies} was killed (signal 9)")), "{text}");
         }
         let summary = place.summary(&out);
-        assert_eq!((summary["steps"].as_u64(), summary["interrupted"].as_bool()), (Some(1500), Some(false)));
+        assert_eq!((summary["steps"].as_u64(), summary["interrupted"].as_bool()), (Some(600), Some(false)));
         let own = losses(&summary);
         assert!(own[own.len() - 1] < 0.5 * own[0], "{own:?}");
     }

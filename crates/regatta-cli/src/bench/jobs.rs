@@ -76,6 +76,7 @@ pub fn start(
         threads: 1,
         transport,
         environment,
+        servers: 0,
         spared: 0..0,
         own: true,
     })?;

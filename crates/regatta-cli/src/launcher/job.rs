@@ -18,6 +18,8 @@ pub struct Job {
     pub transport: Option<TransportKind>,
     /// Additional environment variables of the ranks.
     pub environment: Vec<(OsString, OsString)>,
+    /// The last of them that only serve the others, and need no cores of their own.
+    pub servers: usize,
     /// Ranks whose death the others survive.
     pub spared: std::ops::Range<usize>,
     /// Whether the ranks run this program: rank 0 then writes directly to the terminal, for its progress bar, and every

@@ -88,7 +88,10 @@ impl Rank {
         }
         let mut child = command.spawn()?;
         let pid = Pid::from_child(&child);
-        cores::bind(child.id(), rank, job.workers, job.threads, idle);
+        let computing = job.workers - job.servers;
+        if rank < computing {
+            cores::bind(child.id(), rank, computing, job.threads, idle);
+        }
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let mut readers = vec![];
         if let Some(out) = child.stdout.take() {

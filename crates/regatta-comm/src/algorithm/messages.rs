@@ -13,6 +13,7 @@ use crate::numbers::element::DType;
 use crate::numbers::sized::filled;
 use crate::transport::Transport;
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A message that has come.
@@ -24,6 +25,45 @@ pub(crate) struct Arrived {
     pub len: usize,
     /// Their bytes, and what fills the last word.
     pub words: Vec<i64>,
+    spare: Spare,
+}
+
+impl Drop for Arrived {
+    fn drop(&mut self) {
+        self.spare.put(std::mem::take(&mut self.words));
+    }
+}
+
+/// Memory of messages that were read, for the next ones: where they come in every step, clearing new memory would take as
+/// long as receiving.
+#[derive(Clone, Default)]
+struct Spare(Arc<Mutex<Vec<Vec<i64>>>>);
+
+impl Spare {
+    /// So many messages' memory is kept.
+    const MOST: usize = 64;
+
+    /// Memory for `len` words, whatever they are.
+    fn take(&self, len: usize, what: &str) -> Result<Vec<i64>> {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = spare.iter().position(|words| (len..=2 * len).contains(&words.len())) {
+            let mut words = spare.swap_remove(index);
+            words.truncate(len);
+            return Ok(words);
+        }
+        drop(spare);
+        filled(len, 0, what)
+    }
+
+    fn put(&self, words: Vec<i64>) {
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !words.is_empty() {
+            if spare.len() == Self::MOST {
+                spare.remove(0);
+            }
+            spare.push(words);
+        }
+    }
 }
 
 /// Which messages are wanted.
@@ -61,13 +101,14 @@ pub(crate) struct Messages {
     transport: Box<dyn Transport + Send>,
     incoming: Vec<Incoming>,
     arrived: VecDeque<Arrived>,
+    spare: Spare,
 }
 
 impl Messages {
     /// Over `transport`, which carries nothing else.
     pub(crate) fn new(transport: Box<dyn Transport + Send>, size: usize) -> Self {
         let incoming = (0..size).map(|_| Incoming::default()).collect();
-        Self { transport, incoming, arrived: VecDeque::new() }
+        Self { transport, incoming, arrived: VecDeque::new(), spare: Spare::default() }
     }
 
     /// Sends `bytes` as what `call` says: its length in elements, its root as the tag.
@@ -204,7 +245,7 @@ impl Messages {
                     self.transport.try_recv(peer, [&mut incoming.header[incoming.headed..], &mut []])?;
                 incoming.headed += count;
                 if incoming.headed == ENCODED {
-                    incoming.message = Some(announced(context, peer, &incoming.header)?);
+                    incoming.message = Some(announced(context, peer, &incoming.header, &self.spare)?);
                     incoming.got = 0;
                 }
                 count
@@ -227,7 +268,7 @@ impl Messages {
 }
 
 /// The message that `header` announces, with room for its bytes.
-fn announced(context: &Context, from: usize, header: &[u8; ENCODED]) -> Result<Arrived> {
+fn announced(context: &Context, from: usize, header: &[u8; ENCODED], spare: &Spare) -> Result<Arrived> {
     let call = Call::from_bytes(header);
     let name = context.names[from];
     let Some(Call { kind: Kind::Send, dtype, root: tag, len, .. }) = call else {
@@ -236,5 +277,5 @@ fn announced(context: &Context, from: usize, header: &[u8; ENCODED]) -> Result<A
     let what = format!("a message of rank {name} with tag {tag}");
     let len = usize::try_from(len).unwrap_or(usize::MAX);
     let bytes = len.saturating_mul(dtype.bytes());
-    Ok(Arrived { from, tag, dtype, len, words: filled(bytes.div_ceil(8), 0, &what)? })
+    Ok(Arrived { from, tag, dtype, len, words: spare.take(bytes.div_ceil(8), &what)?, spare: spare.clone() })
 }

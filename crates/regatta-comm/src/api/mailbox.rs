@@ -91,7 +91,7 @@ impl Message {
     /// # Errors
     /// Another type than the sender's.
     pub fn numbers<T: Element>(&self) -> Result<&[T]> {
-        let Arrived { from, tag, dtype, len, words } = &self.0;
+        let Arrived { from, tag, dtype, len, words, .. } = &self.0;
         if T::DTYPE != *dtype {
             return Err(Error::Usage(format!(
                 "the message of rank {from} with tag {tag} has numbers of the type {dtype}, not {}",

@@ -6,7 +6,6 @@ use regatta_plan::{Plan, Servers};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a rank of a job with parameter servers does.
-#[expect(clippy::large_enum_variant, reason = "there is one for each process")]
 pub enum Role {
     /// It trains, in the group of the workers that it waits for in every step.
     Worker(Group, ServerLink),

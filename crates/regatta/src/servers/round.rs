@@ -64,24 +64,17 @@ impl Round {
         if self.pushed.iter().any(|units| units[unit].is_none()) {
             return Ok(None);
         }
+        let pushed: Vec<Message> = self.pushed.iter_mut().filter_map(|units| units[unit].take()).collect();
+        let gradients = pushed.iter().map(|message| message.numbers::<f32>());
+        let gradients = gradients.collect::<Result<Vec<&[f32]>, _>>()?;
         let mean = &mut self.mean[unit];
-        let mut first = true;
-        for (worker, units) in self.pushed.iter_mut().enumerate() {
-            let Some(message) = units[unit].take() else { continue };
-            let gradients = message.numbers::<f32>()?;
-            if !is_finite(gradients) {
-                self.not_finite = Some(self.not_finite.map_or(worker, |other| other.min(worker)));
-            }
-            if std::mem::take(&mut first) {
-                mean.clear();
-                mean.extend_from_slice(gradients);
-            } else {
-                mean.iter_mut().zip(gradients).for_each(|(mean, gradient)| *mean += gradient);
-            }
+        mean_of(&gradients, mean);
+        let squares = shard.squares(unit, mean);
+        if !squares.is_finite() {
+            let culprit = gradients.iter().position(|gradients| !is_finite(gradients));
+            self.not_finite = [self.not_finite, culprit].into_iter().flatten().min();
         }
-        let part = 1.0 / self.pushed.len() as f32;
-        mean.iter_mut().for_each(|mean| *mean *= part);
-        self.squares += shard.squares(unit, mean);
+        self.squares += squares;
         self.whole += 1;
         Ok((self.whole == shard.units()).then_some((self.squares, self.not_finite)))
     }
@@ -97,6 +90,24 @@ impl Round {
     }
 }
 
+/// Writes the mean of `all` into `mean`, added in their order.
+fn mean_of(all: &[&[f32]], mean: &mut Vec<f32>) {
+    let part = 1.0 / all.len() as f32;
+    mean.clear();
+    match all {
+        [] => {}
+        [one] => mean.extend_from_slice(one),
+        [one, two] => mean.extend(one.iter().zip(*two).map(|(one, two)| (one + two) * part)),
+        [one, two, rest @ .., last] => {
+            mean.extend(one.iter().zip(*two).map(|(one, two)| one + two));
+            for more in rest {
+                mean.iter_mut().zip(*more).for_each(|(mean, more)| *mean += more);
+            }
+            mean.iter_mut().zip(*last).for_each(|(mean, last)| *mean = (*mean + last) * part);
+        }
+    }
+}
+
 /// Whether all numbers are finite.
 pub(crate) fn is_finite(numbers: &[f32]) -> bool {
     // Without a branch for each number, so that it is vectorised: what is not finite has all bits of the exponent.
@@ -108,7 +119,20 @@ pub(crate) fn is_finite(numbers: &[f32]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_finite;
+    use super::{is_finite, mean_of};
+
+    #[test]
+    fn the_mean_is_that_of_all() {
+        for count in 1..6 {
+            let all: Vec<Vec<f32>> =
+                (0..count).map(|of| (0..37).map(|i| (of * 7 + i) as f32).collect()).collect();
+            let all: Vec<&[f32]> = all.iter().map(Vec::as_slice).collect();
+            let mut mean = vec![9.0; 3];
+            mean_of(&all, &mut mean);
+            let right = |i: usize| all.iter().map(|of| of[i]).sum::<f32>() / count as f32;
+            assert!((0..37).all(|i| (mean[i] - right(i)).abs() <= 1e-5 * right(i)), "{mean:?}");
+        }
+    }
 
     #[test]
     fn one_number_that_is_not_finite_is_found() {
