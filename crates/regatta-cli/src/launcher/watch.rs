@@ -155,12 +155,14 @@ impl<'a> Watch<'a> {
             self.store.abort(Some(rank), &format!("rank {rank} {end} before it could save"));
             return;
         }
-        if self.failed.is_none() && self.job.spared.contains(&rank) {
+        let first = self.store.first_failure().and_then(|(rank, _)| rank);
+        let spared = |rank: usize| self.job.spared.contains(&rank);
+        // Unless it ends because of another one, which is not spared.
+        if self.failed.is_none() && spared(rank) && first.is_none_or(spared) {
             // The store tells the others, who may have noticed before.
             out::note_in_background(format!("warning: rank {rank} {end}; the others go on without it"));
             return;
         }
-        let first = self.store.first_failure().and_then(|(rank, _)| rank);
         if self.failed.is_some() {
             if first == Some(rank) {
                 // The end of another rank may be noticed before the end of the one that failed first.

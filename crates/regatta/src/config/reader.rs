@@ -115,6 +115,11 @@ impl Reader<'_> {
 /// Turns serde's message about one key into a sentence, with the nearest known key.
 fn explain(message: &str, key: &str) -> String {
     let first = message.lines().next().unwrap_or(message);
+    // The names of Rust's types say nothing to a user.
+    let first = ["usize", "u64", "u32", "u8"].iter().fold(first.to_string(), |text, name| {
+        text.replace(&format!("expected {name}"), "expected a whole number from 0 up")
+    });
+    let first = first.as_str();
     if !first.contains("unknown field") {
         let text = ["expected path string", "expected a string", "expected string"];
         let value = first.split('`').nth(1).filter(|_| text.iter().any(|text| first.contains(text)));
