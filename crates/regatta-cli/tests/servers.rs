@@ -211,6 +211,34 @@ fn a_server_that_dies_ends_the_job_by_its_name() {
 
 #[cfg(target_os = "linux")]
 #[test]
+fn a_rank_that_stands_still_is_named_at_the_deadline() {
+    use std::process::Stdio;
+    let place = Place::new();
+    for (mode, stopped) in [
+        (&["sync.mode=sync"][..], 1),
+        (&["sync.mode=sync"], 2),
+        (&["sync.mode=ssp", "sync.staleness=1"], 1),
+        (&["sync.mode=async"], 2),
+    ] {
+        let out = format!("{}-{stopped}", mode[0].replace(['.', '='], "-"));
+        let ranks = ["--workers", "2", "--servers", "1", "--steps", "1000000"];
+        let sets = [mode, &["train.batch=12", "parallel.deadline_s=4"]].concat();
+        let mut command = train(&place, &out, &sets, &ranks);
+        let run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        until("metrics", || {
+            std::fs::read_to_string(place.path(&out).join("metrics.jsonl"))
+                .is_ok_and(|text| text.lines().count() > 3)
+        });
+        signal("-STOP", common::pid_of(&run, stopped));
+        let output = run.wait_with_output().unwrap();
+        let text = said(&output);
+        assert!(!output.status.success());
+        assert!(text.contains(&format!("still waiting for rank {stopped}")), "{mode:?} {stopped}: {text}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
 fn others_go_on_without_workers_that_die() {
     use std::process::Stdio;
     let place = Place::new();

@@ -36,6 +36,12 @@ impl Clocks {
         }
     }
 
+    /// The worker that has done the fewest steps.
+    pub(crate) fn slowest(&self) -> Option<usize> {
+        let present = self.steps.iter().enumerate().filter_map(|(worker, steps)| Some(((*steps)?, worker)));
+        present.min().map(|(_, worker)| worker)
+    }
+
     /// Whether all workers have left.
     pub(crate) fn is_over(&self) -> bool {
         self.steps.iter().all(Option::is_none)

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// How often a thread that waits looks whether it is still needed.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Longest sleep of a wait for an answer.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
 /// See the [module](self).
 pub(crate) struct Courier {
     shared: Arc<Shared>,
@@ -39,6 +42,8 @@ struct State {
     returned: BTreeMap<usize, Buffer<f32>>,
     /// By kind, unit and server: the newest message, and how many came.
     arrived: BTreeMap<(u32, usize), (Option<Message>, u64)>,
+    /// The worker that a server has said it waits for.
+    awaited: Option<usize>,
     /// The time that the sender was at work.
     busy: Duration,
     failed: Option<Error>,
@@ -112,9 +117,10 @@ impl Courier {
     /// newest; none if it was returned before.
     ///
     /// # Errors
-    /// Communication fails, or the server refuses what was pushed.
+    /// Communication fails, the server refuses what was pushed, or it does not answer until the deadline.
     pub(crate) fn wait(&self, kind: Kind, unit: usize, server: usize, count: u64) -> Result<Option<Message>> {
         let key = (kind.tag(unit), server);
+        let (begun, deadline) = (Instant::now(), self.shared.wire.deadline());
         let mut state = self.shared.lock();
         loop {
             state.check()?;
@@ -122,7 +128,17 @@ impl Courier {
             if *came >= count {
                 return Ok(message.take());
             }
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let waited = begun.elapsed();
+            // The first worker evaluates alone, and that takes as long as it takes.
+            let evaluates = self.shared.link.servers.is_free() && state.awaited == Some(0);
+            let deadline = if evaluates { Duration::MAX } else { deadline };
+            let Some(left) = deadline.checked_sub(waited).filter(|left| !left.is_zero()) else {
+                let rank = state.awaited.unwrap_or(self.shared.link.rank_of(server));
+                let call = "an exchange with the parameter servers".into();
+                return Err(regatta_comm::Error::Deadline { rank, call, waited }.into());
+            };
+            let woken = self.shared.changed.wait_timeout(state, left.min(LONGEST_WAIT));
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -225,6 +241,11 @@ impl Shared {
                     let reason = String::from_utf8_lossy(message.numbers::<u8>()?).into_owned();
                     return Err(Error::Numeric(reason));
                 }
+                if let Some((Kind::Waits, _)) = Kind::of(message.tag()) {
+                    state.awaited = message.numbers::<f64>()?.first().map(|rank| *rank as usize);
+                    continue;
+                }
+                state.awaited = None;
                 let (newest, count) = state.arrived.entry((message.tag(), server)).or_default();
                 *newest = Some(message);
                 *count += 1;

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use regatta_comm::{Group, Mailbox, Message};
 use regatta_plan::{Plan, Servers};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// What a rank of a job with parameter servers does.
 pub enum Role {
@@ -73,6 +74,11 @@ impl Wire {
     fn over(world: Group) -> Result<Self> {
         let (requests, answers) = (world.mailbox()?, world.mailbox()?);
         Ok(Self { world, requests: Arc::new(requests), answers: Arc::new(answers) })
+    }
+
+    /// After how long a wait is an error.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.world.deadline()
     }
 
     /// Messages of workers to servers.

@@ -30,10 +30,12 @@ pub(crate) enum Kind {
     Refused = 12,
     /// Worker to server, after another worker has died: send all parameters, and forget what this one has pushed.
     Pull = 13,
+    /// Server to worker: the worker that it waits for.
+    Waits = 14,
 }
 
 impl Kind {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Push,
         Self::Commit,
         Self::Discard,
@@ -47,6 +49,7 @@ impl Kind {
         Self::Progress,
         Self::Refused,
         Self::Pull,
+        Self::Waits,
     ];
 
     /// The tag of a message about `unit`, or about none in particular: then it is 0.

@@ -79,6 +79,16 @@ impl Round {
         Ok((self.whole == shard.units()).then_some((self.squares, self.not_finite)))
     }
 
+    /// The first worker that has not pushed what another one has; or the first of all, which has not said what is to become of
+    /// the means.
+    pub(crate) fn awaited(&self) -> Option<usize> {
+        let lacks = |worker: &usize| {
+            let lacking = (0..self.mean.len()).filter(|&unit| self.pushed[*worker][unit].is_none());
+            lacking.into_iter().any(|unit| self.pushed.iter().any(|units| units[unit].is_some()))
+        };
+        (0..self.pushed.len()).find(lacks).or((self.whole == self.mean.len()).then_some(0))
+    }
+
     /// The mean of a unit.
     pub(crate) fn mean(&self, unit: usize) -> &[f32] {
         &self.mean[unit]

@@ -65,8 +65,17 @@ impl Server {
     fn hear(&mut self) -> Result<()> {
         match self.end.wire.requests().recv_timeout(None, None, LOOK)? {
             Some(message) => self.handle(message),
-            None => Ok(()),
+            None => self.tell_awaited(),
         }
+    }
+
+    /// Tells workers that wait which worker it is that they wait for, so that they can name it if it never comes.
+    fn tell_awaited(&self) -> Result<()> {
+        let awaited = if self.is_free() { self.clocks.slowest() } else { self.round.awaited() };
+        let Some(awaited) = awaited else { return Ok(()) };
+        let waits = |worker: &usize| *worker != awaited && (!self.is_free() || self.held.contains(worker));
+        let tell = |worker| self.answer(worker, &[awaited as f64], Kind::Waits.tag(0));
+        self.clocks.present().filter(waits).try_for_each(tell)
     }
 
     /// Goes on without a worker that has died. The others begin a step anew, with the parameters as they are now.
@@ -137,7 +146,7 @@ impl Server {
                 self.clocks.leave(worker);
                 self.release()?;
             }
-            Kind::Squares | Kind::Progress | Kind::Refused => {
+            Kind::Squares | Kind::Progress | Kind::Refused | Kind::Waits => {
                 return Err(Error::Usage(format!("worker {worker} sent {kind:?}, which only servers send")));
             }
         }

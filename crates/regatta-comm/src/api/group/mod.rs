@@ -31,6 +31,7 @@ use crate::transport::shared::Shared;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// A group of ranks. Cloning is cheap and gives the same group.
 ///
@@ -185,6 +186,11 @@ impl Group {
         let wanted = Wanted::plain(kind, self.transport());
         // Joining is not carried out by an algorithm.
         self.core().choose(&wanted, bytes).unwrap_or(Algorithm::Ring)
+    }
+
+    /// After how long a wait for a rank is an error.
+    pub fn deadline(&self) -> Duration {
+        self.core().options.deadline
     }
 
     /// The ranks of the job that are in the group, by rank of the group.
