@@ -21,6 +21,7 @@ mod progress;
 mod signals;
 mod trace;
 mod train;
+mod worker;
 
 pub use app::App;
 
