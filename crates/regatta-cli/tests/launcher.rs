@@ -247,11 +247,11 @@ fn a_terminal_that_stops_background_output_does_not_stop_the_run() {
     let marked = Marked::new("tostop");
     terminal.run("stty tostop");
     let train = "train small.toml --set data.path=text.txt --workers 2 --out run";
-    terminal.type_line(&format!("{} {} {train}", marked.0, env!("CARGO_BIN_EXE_regatta")));
+    terminal.type_line(&format!("{} {} {train}", marked.0, common::in_shell()));
     assert_eq!(terminal.exit_code(), 0, "{}", terminal.screen());
     assert!(terminal.screen().contains("12 steps: training loss"), "{}", terminal.screen());
     // The key that makes a core of other programs.
-    terminal.type_line(&format!("{} {} {train}-2 --steps 100000", marked.0, env!("CARGO_BIN_EXE_regatta")));
+    terminal.type_line(&format!("{} {} {train}-2 --steps 100000", marked.0, common::in_shell()));
     until("some steps", || lines(&place.path("run-2/metrics.jsonl")) > 5);
     terminal.press(CTRL_BACKSLASH);
     assert_eq!(terminal.exit_code(), 131, "{}", terminal.screen());

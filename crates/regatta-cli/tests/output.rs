@@ -86,7 +86,7 @@ fn what_was_done_counts_not_what_was_said_of_it() {
 fn pipelines_of_a_shell_end_quietly() {
     let place = Place::new();
     common::succeed(&mut place.train("run", &["--workers", "1"]));
-    let regatta = env!("CARGO_BIN_EXE_regatta");
+    let regatta = common::in_shell();
     let bench = "bench collective --workers 2 --sizes 4,1K";
     let data = "data text text.txt --tokenizer bytes";
     for (left, right) in [

@@ -65,7 +65,7 @@ impl Launcher {
 
     /// What starts two ranks of `train`; nothing where it is not installed.
     fn command(self, train: &str) -> Option<String> {
-        let program = env!("CARGO_BIN_EXE_regatta");
+        let program = common::in_shell();
         Some(match self {
             Train => format!("{program} {train} --workers 2"),
             Launch => format!("{program} launch -n 2 -- {program} {train}"),

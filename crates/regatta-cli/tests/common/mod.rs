@@ -96,6 +96,12 @@ fn heed_signals() {
     });
 }
 
+/// The program as a word of a shell: its path may have spaces.
+#[allow(dead_code)]
+pub fn in_shell() -> String {
+    format!("'{}'", env!("CARGO_BIN_EXE_regatta").replace('\'', r"'\''"))
+}
+
 /// Runs to a good end.
 #[allow(dead_code)]
 pub fn succeed(command: &mut Command) -> Output {
