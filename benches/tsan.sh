@@ -12,6 +12,8 @@ race:alloc::sync::Arc<*as core::ops::drop::Drop>::drop
 race:alloc::sync::Weak<*as core::ops::drop::Drop>::drop
 # the slow path of the Mutex around the set of ranks that have left,
 race:alloc::collections::btree::
+# the same of the Mutex around what ranks say they wait for, which they do on a busy machine,
+race:regatta_comm::member::waits::Waits
 # and the channel of the test harness.
 race:test::event::
 race:test::run_tests
