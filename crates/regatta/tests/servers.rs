@@ -49,8 +49,10 @@ impl Callback for Clock {
 
 fn run(place: &Path, workers: usize, servers: usize, staleness: usize, delays: &[u8]) -> Vec<String> {
     let text = format!("data.path={}", place.join("text.txt").display());
+    let cache = format!("data.cache={}", place.join("data").display());
     let sets = [
         text,
+        cache,
         format!("sync.servers={servers}"),
         format!("sync.staleness={staleness}"),
         format!("train.batch={workers}"),
