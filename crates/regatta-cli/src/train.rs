@@ -288,7 +288,7 @@ fn launcher(args: &TrainArgs, loaded: Loaded, started: Instant, verbose: bool) -
         transport,
         environment: vec![(STARTED.into(), epoch.to_string().into()), (OUT.into(), out.into())],
         servers: plan.servers.count,
-        spared: if plan.servers.is_free() { 1..workers } else { 0..0 },
+        spared: plan.servers.spared(workers),
         own: true,
     })?;
     Ok(ExitCode::SUCCESS)

@@ -4,6 +4,7 @@ use crate::exchange::{Content, ExchangePlan, Kept, Operation, UnitOperation, Uni
 use crate::{AxisSet, Load, Plan};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::Range;
 
 /// Bytes of an f32.
 const F32: usize = size_of::<f32>();
@@ -58,6 +59,11 @@ impl Servers {
     /// Whether workers train each at its own speed.
     pub fn is_free(self) -> bool {
         self.count > 0 && self.mode != SyncMode::Sync
+    }
+
+    /// Of so many workers, those that a job goes on without: nobody waits for them, and the first one leads.
+    pub fn spared(self, workers: usize) -> Range<usize> {
+        if self.is_free() { 1..workers } else { 0..0 }
     }
 }
 

@@ -1,7 +1,7 @@
 //! AdamW (Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization") and SGD for the shard of each unit that a rank
 //! owns. They work in place, in one pass over parameters, gradients and moments.
 
-use crate::config::{OptimizerConfig, OptimizerKind};
+use crate::config::OptimizerConfig;
 use crate::error::{Error, Result};
 use crate::params::Units;
 use memmap2::MmapMut;
@@ -105,8 +105,8 @@ impl FlatOptimizer {
             };
             (0..count).map(moments).collect()
         };
-        let adam = config.kind == OptimizerKind::AdamW;
-        let (first, second) = (zeros(adam || config.momentum > 0.0, "first")?, zeros(adam, "second")?);
+        let moments = config.moments();
+        let (first, second) = (zeros(moments > 0, "first")?, zeros(moments > 1, "second")?);
         let learns_scale_for = u64::MAX;
         Ok(Self { config: config.clone(), first, second, updates: 0, learns_scale_for, units, shard })
     }

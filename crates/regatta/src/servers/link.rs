@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use regatta_comm::{Group, Mailbox, Message};
 use regatta_plan::{Plan, Servers};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -105,13 +106,14 @@ impl Wire {
         self.world.members()[message.from()]
     }
 
-    /// The way between those that live after `error`, and who has died; the error if it names none of `mortal`.
-    fn without(&self, mut error: Error, mortal: impl Fn(usize) -> bool) -> Result<(Self, Vec<usize>)> {
+    /// The way between those that live after `error`, and who has died; the error if it names none of `spared`.
+    fn without(&self, mut error: Error, spared: &Range<usize>) -> Result<(Self, Vec<usize>)> {
         let mut living = self.world.members().to_vec();
         let (mut generation, mut dead) = (self.world.generation(), vec![]);
         loop {
             // All ranks hear of the same first failure of a generation.
-            let Some(died) = died(&error).filter(|&died| mortal(died) && living.contains(&died)) else {
+            let Some(died) = died(&error).filter(|died| spared.contains(died) && living.contains(died))
+            else {
                 return Err(error);
             };
             living.retain(|&rank| rank != died);
@@ -162,7 +164,7 @@ impl ServerLink {
     /// `error`, where it does not; a failure meanwhile.
     pub(crate) fn go_on_after(&self, error: Error) -> Result<()> {
         let wire = self.wire();
-        let (next, _) = wire.without(error, |rank| spares(self.servers, self.workers, rank))?;
+        let (next, _) = wire.without(error, &self.servers.spared(self.workers))?;
         *self.wire.lock().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(())
     }
@@ -179,13 +181,8 @@ impl ServerEnd {
     /// # Errors
     /// `error`, where it does not; a failure meanwhile.
     pub(crate) fn go_on_after(&mut self, error: Error) -> Result<Vec<usize>> {
-        let (next, dead) = self.wire.without(error, |rank| spares(self.servers, self.workers, rank))?;
+        let (next, dead) = self.wire.without(error, &self.servers.spared(self.workers))?;
         self.wire = next;
         Ok(dead)
     }
-}
-
-/// Whether a job of so many workers goes on without `rank`: a worker for which nobody waits, but not the first, which leads.
-fn spares(servers: Servers, workers: usize, rank: usize) -> bool {
-    servers.is_free() && (1..workers).contains(&rank)
 }

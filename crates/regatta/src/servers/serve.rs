@@ -27,7 +27,7 @@ struct Server {
     clocks: Clocks,
     /// Workers that have committed and wait until they may go on.
     held: Vec<usize>,
-    /// Pushes of all workers that were applied, in all and in `sync` mode by step.
+    /// Pushes of all workers that were applied, where each trains at its own speed.
     applied: u64,
     /// The other workers shall end.
     stopping: bool,
@@ -173,7 +173,6 @@ impl Server {
             }
         }
         self.round.clear();
-        self.applied += 1;
         Ok(())
     }
 
